@@ -1,0 +1,1 @@
+"""Values, formats and the reference model that every stage shares; no backend SDK here."""

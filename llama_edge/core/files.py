@@ -1,0 +1,116 @@
+"""Writing: canonical JSON, hashes, and output that is whole or not there at all."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llama_edge.core.errors import ArtifactError, OutputError
+
+_CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:  # noqa: ANN401
+    """JSON with sorted keys and two spaces: the same value gives the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write `canonical_json` as UTF-8."""
+    path.write_text(canonical_json(value), encoding="utf-8")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from an untrusted file.
+
+    Raises:
+        ArtifactError: The file is absent, not UTF-8 JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: the file is missing") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: holds a {type(value).__name__}; a JSON object is needed")
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require_free_space(folder: Path, size_bytes: int) -> None:
+    """Fail before writing what would not fit.
+
+    Raises:
+        OutputError: The file system that will hold `folder` has less than `size_bytes` free.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size_bytes:
+        raise OutputError(
+            f"{folder}: needs {size_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
+            "free some space or choose another place with --out"
+        )
+
+
+@contextmanager
+def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` when the block ends well.
+
+    On any error, an interrupt included, it is removed and `target` is as it was before.
+
+    Raises:
+        OutputError: `target` exists and `force` is off, or the disk is full or read-only.
+    """
+    if target.exists() and not force:
+        raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace(temporary, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise OutputError(
+                f"{target}: {os.strerror(error.errno)}; free some space or choose another "
+                "place with --out"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename into place; an old target is moved aside first so that it is never half gone."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""What every desktop runtime offers: prefill, decode, reset, and a look inside for the gate.
+
+Shape legend: T tokens, V vocab, D hidden, Q query_size (all query heads together).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_edge.core.types import Artifact
+
+FloatArray = NDArray[np.float32]
+
+
+class Session(Protocol):
+    """One sequence with its KV cache. A context manager; `close` frees the runtime."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the cache holds."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """Append tokens to the cache; logits (V,) after the last one.
+
+        Raises:
+            SessionError: No token, a token outside the vocabulary, or more than the cache holds.
+        """
+        ...
+
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """As `prefill`, but logits (T, V) after every token."""
+        ...
+
+    def decode(self, token: int) -> FloatArray:
+        """Append one token; logits (V,) after it."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        ...
+
+    def close(self) -> None:
+        """Free the runtime; calling it twice is harmless."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTrace:
+    """Real values seen inside a written artifact while it ran one sequence, call by call.
+
+    Rows of all calls (one prefill, then single decode steps) are concatenated in order.
+    """
+
+    tokens: tuple[int, ...]
+    #: number of tokens of each call; they sum to len(tokens)
+    calls: tuple[int, ...]
+    #: L + 1 arrays (T, D): the residual stream entering block l; the last leaves the last block
+    hidden: tuple[FloatArray, ...]
+    #: L arrays (T, Q): attention's output of block l, before o_proj
+    attention: tuple[FloatArray, ...]
+    #: (number of calls, V): logits after the last token of each call
+    logits: FloatArray
+
+
+class Runtime(Protocol):
+    """A way to run one backend's artifacts on this machine."""
+
+    name: str
+
+    def version(self) -> str:
+        """Name and version of the runtime library, for reports."""
+        ...
+
+    def open(self, artifact: Artifact) -> Session:
+        """Load the artifact from disk.
+
+        Raises:
+            SessionError: The runtime refuses the file.
+        """
+        ...
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
+        """Run one sequence through the written file and return every block's real values.
+
+        `calls[0]` is the prefill; each later call is appended to the same cache.
+        """
+        ...

@@ -1,0 +1,158 @@
+"""Frozen values that cross from one stage to the next."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.packing import QuantizedTensor
+
+
+class ActivationQuantization(StrEnum):
+    """What an artifact's linears do to their input before the integer product."""
+
+    NONE = "none"
+    #: asymmetric int8, one scale and zero point per token (XNNPACK's qdint8)
+    INT8_PER_TOKEN = "int8_per_token"
+    #: symmetric int8, one scale per block of 32 inputs (ONNX Runtime's accuracy_level 4)
+    INT8_PER_BLOCK = "int8_per_block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextAssets:
+    """Everything between a person's text and token ids.
+
+    `tokenizer_json` is the `tokenizers` library's serialization, whatever form the source had.
+    """
+
+    tokenizer_json: str
+    chat_template: str | None
+    bos_token_id: int | None
+    #: every id that ends a turn, sorted: generation_config, tokenizer and template together
+    eos_token_ids: tuple[int, ...]
+    #: whether encoding a raw prompt puts `bos_token_id` first
+    add_bos: bool
+    #: generation_config's temperature, top_p and the like, as the model's author set them
+    generation_defaults: Mapping[str, float | int | bool]
+
+
+class Weights(Protocol):
+    """Full-precision weights under canonical names, read when asked for."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading it."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, float32.
+
+        Raises:
+            CheckpointError: It is damaged or holds NaN or infinity.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A full-precision model. `source` is how the user named it: a built-in name, id or path."""
+
+    source: str
+    config: ModelConfig
+    weights: Weights
+    text: TextAssets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
+
+    name: str
+    summary: str
+    weight_bits: int = 4
+    group_size: int = 32
+    #: embedding and lm_head: one scale per row
+    table_bits: int = 8
+    #: mean KL (nats) to full precision above which an artifact counts as not faithful
+    max_fidelity_kl: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Every parameter, for `quantization.json` and the manifest."""
+        return asdict(self)
+
+
+class QuantizedWeights(Protocol):
+    """Codes and scales under canonical names, from a checkpoint folder or read out of an artifact.
+
+    `lm_head.weight` is always there; in a tied model it equals `model.embed_tokens.weight`.
+    """
+
+    def quantized_names(self) -> tuple[str, ...]:
+        """Names of all quantized matrices in canonical order: embedding, blocks, lm_head."""
+        ...
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Codes and scales of one matrix."""
+        ...
+
+    def vector(self, name: str) -> Tensor:
+        """A norm weight, float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedCheckpoint:
+    """One set of codes and scales for every backend; `root` holds it on disk."""
+
+    root: Path
+    config: ModelConfig
+    recipe: Recipe
+    weights: QuantizedWeights
+    text: TextAssets
+    #: SHA-256 over names, shapes and float32 values of the full-precision weights
+    source_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Which share of an artifact runs on the accelerated path of its backend."""
+
+    linears: int
+    linears_delegated: int
+    weight_bytes: int
+    weight_bytes_delegated: int
+    operators: int
+    operators_delegated: int
+    #: names of the operators that are left to the portable path, with their counts
+    portable: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A written model file (or files) of one backend, relative to `root`."""
+
+    backend: str
+    root: Path
+    #: every file, relative to `root`; the first is the one to open
+    files: tuple[str, ...]
+    config: ModelConfig
+    activation: ActivationQuantization
+    #: tokens that the KV cache holds
+    max_context: int
+    #: most tokens that one prefill call takes
+    max_prefill: int
+
+    @property
+    def path(self) -> Path:
+        """The file to open."""
+        return self.root / self.files[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum((self.root / name).stat().st_size for name in self.files)
