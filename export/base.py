@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Protocol
 
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.types import (
+    Artifact,
+    Interface,
+    Placement,
+    QuantizedCheckpoint,
+    QuantizedWeights,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,4 +68,8 @@ class Exporter(Protocol):
 
     def placement(self, artifact: Artifact) -> Placement:
         """Which share of the written graph runs on the backend's accelerated path."""
+        ...
+
+    def interface(self, artifact: Artifact) -> Interface:
+        """Inputs, outputs and cache layout as the written file itself declares them."""
         ...

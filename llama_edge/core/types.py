@@ -1,15 +1,19 @@
 """Frozen values that cross from one stage to the next."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.packing import QuantizedTensor
+
+if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge --help` must not
+    from torch import Tensor
+
+    from llama_edge.core.packing import QuantizedTensor
 
 
 class ActivationQuantization(StrEnum):
@@ -156,3 +160,22 @@ class Artifact:
     def size_bytes(self) -> int:
         """Bytes of all files together."""
         return sum((self.root / name).stat().st_size for name in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of an artifact's graph; a symbolic dimension is its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What an app passes to the written graph and gets from it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    #: where keys and values live and in which layout, in one line
+    cache: str
