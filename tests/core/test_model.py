@@ -1,0 +1,447 @@
+"""The reference network against two implementations that were written by others."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llama_edge.core.model import (
+    CachedSource,
+    DequantizedSource,
+    FullPrecisionSource,
+    KVCache,
+    Llama,
+    apply_rope,
+    attention,
+    inverse_frequencies,
+    quantize_per_block,
+    quantize_per_token,
+    rms_norm,
+    rope_tables,
+)
+from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.packing import QuantizedTensor
+from llama_edge.core.types import ActivationQuantization
+from llama_edge.core.weight_names import (
+    BLOCK_LINEARS,
+    EMBEDDING,
+    LM_HEAD,
+    META_BLOCK_PARTS,
+    META_NAMES,
+    block_weight,
+)
+from tests.conftest import MemoryWeights
+
+#: Both implementations do the same float32 products in another order: logits are of order 1 to 4,
+#: each a sum of some hundred products, and float32 has 1.2e-7 relative. Measured: below 4e-6.
+TOLERANCE: Final = 1e-5
+
+LLAMA_3_2_SCALING = RopeScaling(
+    factor=32.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+)
+#: As Llama 3.2 1B, with a quarter of its 32 query and 8 key/value heads.
+LIKE_1B = ModelConfig(
+    hidden_size=512,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    intermediate_size=768,
+    vocab_size=160,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=LLAMA_3_2_SCALING,
+    max_position_embeddings=131072,
+    tie_word_embeddings=True,
+)
+#: As Llama 3.2 3B, with a quarter of its 24 query and 8 key/value heads.
+LIKE_3B = replace(LIKE_1B, hidden_size=768, num_attention_heads=6, head_dim=128)
+#: SmolLM2-135M's heads, theta and width.
+LIKE_SMOLLM2 = replace(
+    LIKE_1B,
+    hidden_size=576,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    rope_theta=100000.0,
+    rope_scaling=None,
+)
+CONFIGS: Final[Mapping[str, ModelConfig]] = {
+    "1b": LIKE_1B,
+    "3b": LIKE_3B,
+    "smollm2": LIKE_SMOLLM2,
+    "untied": replace(LIKE_1B, tie_word_embeddings=False),
+    "one key/value head a query head": replace(LIKE_1B, num_key_value_heads=8),
+    "heads wider than the residual stream": replace(LIKE_1B, hidden_size=192),
+    # All three branches of the scaling lie inside the test's 200 positions.
+    "scaling of a short context": replace(
+        LIKE_1B, rope_scaling=replace(LLAMA_3_2_SCALING, original_max_position_embeddings=64)
+    ),
+}
+
+
+def tokens_of(config: ModelConfig, count: int = 200) -> Tensor:
+    return torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(7))
+
+
+def llama(config: ModelConfig) -> Llama:
+    return Llama(config, FullPrecisionSource(config, MemoryWeights(config)))
+
+
+def worst(left: Tensor, right: Tensor) -> float:
+    return (left - right).abs().max().item()
+
+
+def transformers_config(config: ModelConfig) -> Any:  # noqa: ANN401
+    from transformers import LlamaConfig
+
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": (
+                config.rope_scaling.original_max_position_embeddings
+            ),
+        }
+    fields = {key: value for key, value in config.to_json().items() if not key.startswith("rope_")}
+    return LlamaConfig(**fields, rope_parameters=rope, attn_implementation="eager")
+
+
+@torch.no_grad()
+def transformers_logits(config: ModelConfig, tokens_T: Tensor) -> Tensor:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(transformers_config(config)).eval()
+    state = dict(MemoryWeights(config).tensors)
+    if config.tie_word_embeddings:
+        state[LM_HEAD] = state[EMBEDDING]
+    model.load_state_dict(state)
+    logits: Tensor = model(tokens_T[None]).logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_pass_equals_transformers(name: str) -> None:
+    config = CONFIGS[name]
+    tokens = tokens_of(config)
+    theirs = transformers_logits(config, tokens)
+    assert worst(llama(config).logits(tokens), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"rope_theta": 10000.0},
+        {"rope_scaling": None},
+        {"rope_scaling": replace(LLAMA_3_2_SCALING, factor=8.0)},
+        {"rms_norm_eps": 1e-3},
+    ],
+    ids=str,
+)
+def test_a_wrong_config_is_far_outside_the_tolerance(fault: dict[str, Any]) -> None:
+    tokens = tokens_of(LIKE_1B)
+    theirs = transformers_logits(LIKE_1B, tokens)
+    assert worst(llama(replace(LIKE_1B, **fault)).logits(tokens), theirs) > 10 * TOLERANCE
+
+
+class _Linear(nn.Linear):
+    """fairscale's parallel linears on one process."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, **_: object) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+
+
+class _Embedding(nn.Embedding):
+    def __init__(self, rows: int, columns: int, init_method: object) -> None:
+        super().__init__(rows, columns)
+
+
+@pytest.fixture
+def meta_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Meta's own `llama3/model.py`, unmodified, on a single-process stand-in for fairscale."""
+    names = ("fairscale", "fairscale.nn", "fairscale.nn.model_parallel")
+    for name in (*names, f"{names[-1]}.initialize", f"{names[-1]}.layers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    initialize = sys.modules[f"{names[-1]}.initialize"]
+    monkeypatch.setattr(initialize, "get_model_parallel_world_size", lambda: 1, raising=False)
+    layers = sys.modules[f"{names[-1]}.layers"]
+    for name in ("ColumnParallelLinear", "RowParallelLinear"):
+        monkeypatch.setattr(layers, name, _Linear, raising=False)
+    monkeypatch.setattr(layers, "VocabParallelEmbedding", _Embedding, raising=False)
+    monkeypatch.delitem(sys.modules, "llama_models.llama3.model", raising=False)
+    return importlib.import_module("llama_models.llama3.model")
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a head from Hugging Face's order (all first halves) to Meta's (pairs)."""
+    rows, columns = weight.shape
+    halves = weight.view(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns)
+
+
+def meta_state(config: ModelConfig) -> dict[str, Tensor]:
+    ours = MemoryWeights(config).tensors
+    head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
+    state = {theirs: ours[head if name == LM_HEAD else name] for theirs, name in META_NAMES.items()}
+    counts = {
+        "self_attn.q_proj": config.num_attention_heads,
+        "self_attn.k_proj": config.num_key_value_heads,
+    }
+    for layer in range(config.num_hidden_layers):
+        for theirs, part in META_BLOCK_PARTS.items():
+            weight = ours[block_weight(layer, part)]
+            if part in counts:
+                weight = interleaved(weight, counts[part])
+            state[f"layers.{layer}.{theirs}.weight"] = weight
+    return state
+
+
+def meta_transformer(module: ModuleType, config: ModelConfig) -> Any:  # noqa: ANN401
+    args = importlib.import_module("llama_models.llama3.args").ModelArgs(
+        dim=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        vocab_size=config.vocab_size,
+        # The feed-forward width is 8 / 3 * dim, rounded up to a multiple of this.
+        multiple_of=config.intermediate_size,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_theta,
+        use_scaled_rope=config.rope_scaling is not None,
+        max_batch_size=1,
+        max_seq_len=256,
+    )
+    model = module.Transformer(args).eval()
+    model.load_state_dict(meta_state(config))
+    return model
+
+
+@pytest.mark.parametrize("name", ["1b", "3b", "smollm2", "untied"])
+def test_prefill_and_decode_equal_metas_reference(name: str, meta_model: ModuleType) -> None:
+    config = replace(CONFIGS[name], intermediate_size=2048)
+    if config.rope_scaling is not None:
+        # Meta's file has factor 8 written into it, as Llama 3.1 has.
+        config = replace(config, rope_scaling=replace(LLAMA_3_2_SCALING, factor=8.0))
+    tokens = tokens_of(config)
+    theirs = meta_transformer(meta_model, config)
+    ours = llama(config)
+    cache = KVCache()
+    for start, stop in [(0, 190), *((index, index + 1) for index in range(190, 200))]:
+        expected = theirs(tokens[None, start:stop], start)[0]
+        assert worst(ours.logits(tokens[start:stop], cache), expected) < TOLERANCE
+
+
+def test_rows_in_metas_order_are_far_outside_the_tolerance(meta_model: ModuleType) -> None:
+    config = replace(LIKE_SMOLLM2, intermediate_size=2048)
+    tokens = tokens_of(config)
+    theirs = meta_transformer(meta_model, config)(tokens[None], 0)[0]
+    model = llama(config)
+    weights = MemoryWeights(config)
+    for layer in range(config.num_hidden_layers):
+        name = block_weight(layer, "self_attn.q_proj")
+        weights.tensors[name] = interleaved(weights.tensors[name], config.num_attention_heads)
+    model.source = FullPrecisionSource(config, weights)
+    assert worst(model.logits(tokens), theirs) > 1e4 * TOLERANCE
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("start", [0, 8180, 131000])
+def test_rope_tables_equal_transformers_at_every_depth(head_dim: int, start: int) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = replace(LIKE_1B, head_dim=head_dim)
+    rotary = LlamaRotaryEmbedding(transformers_config(config))
+    positions = torch.arange(start, start + 40)
+    theirs = rotary(torch.zeros(1, dtype=torch.float32), positions[None])
+    for mine, expected in zip(rope_tables(config, start, 40), theirs, strict=True):
+        # The scaled middle frequencies (below 2e-3) may differ in their last place, 6e-11.
+        assert worst(mine, expected[0, :, : head_dim // 2]) < 1e-6 + start * 2e-10
+
+
+def test_scaling_leaves_short_waves_and_divides_long_ones() -> None:
+    plain = inverse_frequencies(replace(LIKE_1B, rope_scaling=None))
+    scaled = inverse_frequencies(LIKE_1B)
+    wavelengths = 2 * torch.pi / plain
+    short, long = wavelengths < 8192 / 4, wavelengths > 8192
+    assert short.any()
+    assert long.any()
+    assert torch.equal(scaled[short], plain[short])
+    torch.testing.assert_close(scaled[long], plain[long] / 32, rtol=3e-7, atol=0)
+    between = ~short & ~long
+    assert ((scaled < plain) & (scaled > plain / 32))[between].all()
+
+
+@pytest.mark.parametrize("name", ["1b", "3b", "scaling of a short context"])
+def test_prefill_and_decode_equal_the_full_pass(name: str) -> None:
+    config = CONFIGS[name]
+    tokens = tokens_of(config, 80)
+    model = llama(config)
+    full = model.logits(tokens)
+    cache = KVCache()
+    pieces = [model.logits(tokens[:33], cache), model.logits(tokens[33:64], cache)]
+    pieces += [model.logits(tokens[index : index + 1], cache) for index in range(64, 80)]
+    assert cache.length == 80
+    assert worst(torch.cat(pieces), full) < TOLERANCE
+
+
+def test_a_later_token_does_not_change_an_earlier_logit() -> None:
+    tokens = tokens_of(LIKE_1B, 20)
+    other = tokens.clone()
+    other[12] = (other[12] + 1) % LIKE_1B.vocab_size
+    model = llama(LIKE_1B)
+    before, after = model.logits(tokens), model.logits(other)
+    assert torch.equal(before[:12], after[:12])
+    assert worst(before[12:], after[12:]) > 0.01
+
+
+def test_attention_reads_the_key_value_head_of_its_group() -> None:
+    # One cached token: softmax is 1, so each query head returns its group's value untouched.
+    values = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    out = attention(torch.randn(6, 1, 2), torch.randn(2, 1, 2), values)
+    assert out.tolist() == [[1, 2, 1, 2, 1, 2, 3, 4, 3, 4, 3, 4]]
+
+
+def test_attention_masks_the_future_of_the_last_tokens() -> None:
+    # Equal scores: row t of the last two of four positions averages values 0 .. t.
+    values = torch.tensor([[[0.0], [3.0], [6.0], [9.0]]])
+    out = attention(torch.zeros(1, 2, 1), torch.zeros(1, 4, 1), values)
+    torch.testing.assert_close(out, torch.tensor([[3.0], [4.5]]))
+
+
+def test_rms_norm_by_hand() -> None:
+    # rms of (3, 4) is sqrt(12.5).
+    out = rms_norm(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), 1e-12)
+    torch.testing.assert_close(out, torch.tensor([3.0, 8.0]) / 12.5**0.5)
+
+
+def test_rope_turns_the_first_half_against_the_second() -> None:
+    x = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])
+    quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert apply_rope(x, *quarter).tolist() == [[[0.0, -1.0, 1.0, 0.0]]]
+
+
+def test_per_token_int8_equals_quantized_decomposed() -> None:
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
+
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 96, generator=generator)
+    x[:100] += 3.0  # most tokens one-sided: the zero point leaves the middle
+    x[100:110, 5] = 5000.0  # a massive activation
+    x[110:115] = x[110:115].abs()
+    x[115:120] = 0.0
+    operators = torch.ops.quantized_decomposed
+    scale, zero_point = operators._choose_qparams_per_token_asymmetric_impl(x, torch.int8)
+    codes = operators.quantize_per_token(x, scale, zero_point, -128, 127, torch.int8)
+    theirs = operators.dequantize_per_token(
+        codes, scale, zero_point, -128, 127, torch.int8, torch.float32
+    )
+    ours = quantize_per_token(x)
+    # They multiply by 1 / scale and we by 255 / span: a value within an ulp of the border between
+    # two codes may fall on either side.
+    differs = (ours - theirs).abs() > 1e-5 * theirs.abs().clamp(min=1.0)
+    assert differs.float().mean() < 1e-3
+    assert ((ours - theirs).abs() <= 1.001 * scale).all()
+    assert worst(ours[115:120], x[115:120]) == 0.0
+
+
+def test_per_token_int8_by_hand() -> None:
+    # span 2.55, step 0.01, zero point -128 + 100: codes 155 - 28 and -100 - 28.
+    x = torch.tensor([[-1.0, 0.0, 0.004, 0.006, 1.55]])
+    torch.testing.assert_close(
+        quantize_per_token(x), torch.tensor([[-1.0, 0.0, 0.0, 0.01, 1.55]]), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_per_block_int8_by_hand() -> None:
+    x = torch.zeros(1, 40)
+    x[0, :3] = torch.tensor([1.27, -0.014, 0.016])  # step 0.01
+    x[0, 32:34] = torch.tensor([-127.0, 0.6])  # a second, short block: step 1
+    expected = torch.zeros(1, 40)
+    expected[0, :3] = torch.tensor([1.27, -0.01, 0.02])
+    expected[0, 32:34] = torch.tensor([-127.0, 1.0])
+    out = quantize_per_block(x)
+    assert out.shape == x.shape
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("activation", "rounding"),
+    [
+        (ActivationQuantization.INT8_PER_TOKEN, quantize_per_token),
+        (ActivationQuantization.INT8_PER_BLOCK, quantize_per_block),
+    ],
+)
+def test_every_linear_and_only_linears_round_their_input(
+    activation: ActivationQuantization,
+    rounding: Callable[[Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Llama(LIKE_1B, FullPrecisionSource(LIKE_1B, MemoryWeights(LIKE_1B)), activation)
+    inputs: dict[str, Tensor] = {}
+    plain = Llama._linear
+
+    def record(self: Llama, x: Tensor, name: str) -> Tensor:
+        inputs[name] = x
+        return plain(self, x, name)
+
+    monkeypatch.setattr(Llama, "_linear", record)
+    model.logits(tokens_of(LIKE_1B, 5))
+    expected = {block_weight(layer, part) for layer in range(2) for part in BLOCK_LINEARS}
+    assert set(inputs) == {*expected, LM_HEAD}
+    for x in inputs.values():
+        # Rounding is idempotent up to float32's own rounding.
+        torch.testing.assert_close(rounding(x), x, rtol=1e-5, atol=1e-6)
+
+
+class _CountingWeights:
+    """`QuantizedWeights` of one table; counts reads."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def quantized_names(self) -> tuple[str, ...]:
+        return (EMBEDDING,)
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        self.reads += 1
+        return QuantizedTensor(
+            codes=torch.tensor([[1, -2], [3, 127]], dtype=torch.int8),
+            scales=torch.tensor([[0.5], [2.0]], dtype=torch.bfloat16),
+            bits=8,
+            group_size=2,
+        )
+
+    def vector(self, name: str) -> Tensor:
+        self.reads += 1
+        return torch.ones(2)
+
+
+def test_a_dequantized_source_multiplies_codes_by_scales() -> None:
+    source = DequantizedSource(_CountingWeights())
+    assert source.matrix(EMBEDDING).tolist() == [[0.5, -1.0], [6.0, 254.0]]
+    assert source.embedding_rows(torch.tensor([1, 1, 0])).tolist() == [
+        [6.0, 254.0],
+        [6.0, 254.0],
+        [0.5, -1.0],
+    ]
+
+
+def test_a_cached_source_reads_once() -> None:
+    weights = _CountingWeights()
+    source = CachedSource(DequantizedSource(weights))
+    for _ in range(3):
+        source.matrix(EMBEDDING)
+        source.vector("norm")
+        source.embedding_rows(torch.tensor([0]))
+    assert weights.reads == 2
