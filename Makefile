@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt \
+INSTALL = $(BIN)/python -m pip install -qq --prefer-binary -c constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 MODEL := smollm2-135m
 QUESTION := What is the capital of France?

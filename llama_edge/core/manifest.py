@@ -1,0 +1,225 @@
+"""The manifest: what a bundle promises to the app that loads it.
+
+`manifest.schema.json` beside this file is the contract in full; it is applied to every manifest
+that is written or read. The apps read the same schema.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+import jsonschema
+
+from llama_edge.core.errors import ArtifactError
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.types import Interface, Placement, Recipe, TensorSpec
+
+MANIFEST_VERSION: Final = 1
+
+
+class Verdict(StrEnum):
+    """Whether every gate held for the files of this bundle."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Where the weights came from."""
+
+    #: a built-in name, a Hugging Face id, or the last part of a local path
+    source: str
+    #: SHA-256 over names, shapes and float32 values of the full-precision weights
+    source_sha256: str
+    config: ModelConfig
+    family: str = "llama"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle; `path` is relative to the bundle, with forward slashes."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """One quantized matrix; the hashes are of `core.packing.tensor_sha256`."""
+
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    codes_sha256: str
+    scales_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenTokens:
+    """What the tokenizer makes of one text, BOS left out."""
+
+    language: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenChat:
+    """What the chat template makes of one conversation, ready for the model to answer."""
+
+    messages: tuple[Mapping[str, str], ...]
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextContract:
+    """Everything between a person's text and token ids, with examples to test a port against."""
+
+    tokenizer_sha256: str
+    bos_token_id: int | None
+    add_bos: bool
+    #: every id that ends a turn
+    eos_token_ids: tuple[int, ...]
+    golden_tokens: tuple[GoldenTokens, ...]
+    chat_template: str | None
+    golden_chats: tuple[GoldenChat, ...]
+    generation_defaults: Mapping[str, float | int | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactInterface:
+    """How the written graph is called."""
+
+    interface: Interface
+    #: what its linears do to their input; a value of `ActivationQuantization`
+    activation_quantization: str
+    max_context: int
+    max_prefill: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole of `manifest.json`."""
+
+    verdict: Verdict
+    model: Model
+    recipe: Recipe
+    target: str
+    backend: str
+    #: every file but the manifest itself; the first one is the one to open
+    files: tuple[FileEntry, ...]
+    artifact: ArtifactInterface
+    text: TextContract
+    tensors: tuple[TensorEntry, ...]
+    placement: Placement
+    #: summary of `parity.json`, which has the measurements in full
+    parity: Mapping[str, Any]
+    #: None when the full-precision model was not at hand
+    fidelity: Mapping[str, Any] | None
+    #: name and version of every library that wrote or ran the files
+    versions: Mapping[str, str]
+    format_version: int = field(default=MANIFEST_VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, checked against the schema."""
+        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        check_schema(value, "manifest")
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "Manifest":
+        """Read what `to_json` wrote; `where` names the file in messages.
+
+        Raises:
+            ArtifactError: It breaks the schema, or a newer program wrote it.
+            ConfigError: The model config is contradictory.
+        """
+        version = value.get("format_version")
+        if isinstance(version, int) and version > MANIFEST_VERSION:
+            raise ArtifactError(
+                f"{where}: format_version is {version}; this program reads up to "
+                f"{MANIFEST_VERSION}; install a newer llama-edge"
+            )
+        check_schema(value, where)
+        model, artifact = value["model"], value["artifact"]
+        return cls(
+            verdict=Verdict(value["verdict"]),
+            model=Model(**{**model, "config": ModelConfig.from_json(model["config"])}),
+            recipe=Recipe(**value["recipe"]),
+            target=value["target"],
+            backend=value["backend"],
+            files=tuple(FileEntry(**entry) for entry in value["files"]),
+            artifact=ArtifactInterface(
+                **{**artifact, "interface": _interface(artifact["interface"])}
+            ),
+            text=_text(value["text"]),
+            tensors=tuple(
+                TensorEntry(**{**entry, "shape": tuple(entry["shape"])})
+                for entry in value["tensors"]
+            ),
+            placement=Placement(**value["placement"]),
+            parity=value["parity"],
+            fidelity=value["fidelity"],
+            versions=value["versions"],
+        )
+
+
+def _interface(value: Mapping[str, Any]) -> Interface:
+    def specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(name=entry["name"], dtype=entry["dtype"], shape=tuple(entry["shape"]))
+            for entry in entries
+        )
+
+    return Interface(
+        inputs=specs(value["inputs"]), outputs=specs(value["outputs"]), cache=value["cache"]
+    )
+
+
+def _text(value: Mapping[str, Any]) -> TextContract:
+    return TextContract(
+        **{
+            **value,
+            "eos_token_ids": tuple(value["eos_token_ids"]),
+            "golden_tokens": tuple(
+                GoldenTokens(**{**entry, "tokens": tuple(entry["tokens"])})
+                for entry in value["golden_tokens"]
+            ),
+            "golden_chats": tuple(
+                GoldenChat(
+                    messages=tuple(entry["messages"]),
+                    text=entry["text"],
+                    tokens=tuple(entry["tokens"]),
+                )
+                for entry in value["golden_chats"]
+            ),
+        }
+    )
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    text = resources.files("llama_edge.core").joinpath("manifest.schema.json").read_text("utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def check_schema(value: Mapping[str, Any], where: str) -> None:
+    """Hold a manifest against `manifest.schema.json`.
+
+    Raises:
+        ArtifactError: Naming the first field that breaks it.
+    """
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(value))
+    if error is not None:
+        raise ArtifactError(
+            f"{where}: {error.json_path} {error.message[:200]}; the bundle was not written by "
+            "llama-edge or was changed since: export it again"
+        )
