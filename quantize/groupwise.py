@@ -59,7 +59,7 @@ def quantize_groupwise(
         weight_OI,
         (1, group_size),
         scales.float(),
-        None,
+        torch.zeros_like(scales, dtype=torch.float32),
         torch.int8,
         quant_min=-(2 ** (bits - 1)),
         quant_max=2 ** (bits - 1) - 1,

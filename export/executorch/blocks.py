@@ -1,0 +1,126 @@
+"""What a Llama block is in XNNPACK's operators: one table entry per building block.
+
+The residual stream leaves a delegate only where attention needs the KV cache, so one graph runs
+from one attention to the next: o_proj, residual, norm, SwiGLU, residual, and the next block's
+norm, QKV and RoPE. That makes L + 1 delegates for L blocks, plus the head.
+
+Shape legend: T tokens (an upper bound), D hidden, Q query_size, N query heads, K key/value heads,
+H head_dim.
+"""
+
+from dataclasses import dataclass
+
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.weight_names import FINAL_NORM, LM_HEAD, block_weight
+from llama_edge.export.executorch.weights import WeightStore
+from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockBuilder:
+    """Builds the delegates' graphs; weights are put into `store` as they are met."""
+
+    config: ModelConfig
+    store: WeightStore
+    max_tokens: int
+
+    def _hidden_shape(self) -> tuple[int, ...]:
+        return (1, self.max_tokens, self.config.hidden_size)
+
+    def _rope_shape(self) -> tuple[int, ...]:
+        return (1, self.max_tokens, 1, self.config.head_dim)
+
+    def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
+        """XNNPACK's schema has no mean over the last axis: a linear of 1 / D with bias eps is."""
+        mean_key, eps_key = self.store.mean_constants()
+        width = self.config.hidden_size
+        mean = graph.constant(mean_key, (1, width))
+        eps = graph.constant(eps_key, (1,))
+        inverse = graph.reciprocal_square_root(graph.linear(graph.square(x), mean, eps))
+        weight = graph.constant(self.store.vector(name), (1, 1, width))
+        return graph.multiply(graph.multiply(x, inverse), weight)
+
+    def _linear(
+        self, graph: XnnpackGraph, x: Value, names: list[str], out: Value | None = None
+    ) -> Value:
+        """One linear over int8 activations; several names are stacked along the output."""
+        keys, shape, group_size = self.store.int4(names)
+        return graph.linear(x, graph.int4_filter(keys, shape, group_size), out=out)
+
+    def _rope(self, graph: XnnpackGraph, x: Value, cos: Value, signed_sin: Value) -> Value:
+        """`x * cos + swapped(x) * sin`; the sine table has the minus of the first half."""
+        half = self.config.head_dim // 2
+        swapped = graph.concatenate(
+            [graph.slice(x, 3, half, half), graph.slice(x, 3, 0, half)], axis=3
+        )
+        return graph.add(graph.multiply(x, cos), graph.multiply(swapped, signed_sin))
+
+    def _queries_keys_values(
+        self, graph: XnnpackGraph, layer: int, x: Value, rope: tuple[Value, Value]
+    ) -> None:
+        """Norm, QKV and RoPE; defines the graph's outputs q (1,T,N,H), k and v (1,T,K,H)."""
+        config = self.config
+        queries, groups = config.num_attention_heads, config.num_key_value_heads
+        normed = self._rms_norm(graph, x, block_weight(layer, "input_layernorm"))
+        parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        stacked = self._linear(
+            graph, graph.quantize_per_token(normed), [block_weight(layer, part) for part in parts]
+        )
+        heads = graph.reshape(stacked, (1, 0, queries + 2 * groups, config.head_dim))
+        turned = self._rope(graph, graph.slice(heads, 2, 0, queries + groups), *rope)
+        tokens, head_dim = self.max_tokens, config.head_dim
+        query = graph.output((1, tokens, queries, head_dim))
+        key = graph.output((1, tokens, groups, head_dim))
+        value = graph.output((1, tokens, groups, head_dim))
+        graph.slice(turned, 2, 0, queries, out=query)
+        graph.slice(turned, 2, queries, groups, out=key)
+        graph.slice(heads, 2, queries + groups, groups, out=value)
+
+    def _mlp(self, graph: XnnpackGraph, layer: int, x: Value, attention: Value, out: Value) -> None:
+        o_proj = [block_weight(layer, "self_attn.o_proj")]
+        x = graph.add(x, self._linear(graph, graph.quantize_per_token(attention), o_proj))
+        normed = self._rms_norm(graph, x, block_weight(layer, "post_attention_layernorm"))
+        normed = graph.quantize_per_token(normed)
+        gate = self._linear(graph, normed, [block_weight(layer, "mlp.gate_proj")])
+        up = self._linear(graph, normed, [block_weight(layer, "mlp.up_proj")])
+        product = graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
+        down_proj = [block_weight(layer, "mlp.down_proj")]
+        graph.add(x, self._linear(graph, graph.quantize_per_token(product), down_proj), out=out)
+
+    def first(self) -> XnnpackGraph:
+        """(x, cos, sin) -> (q, k, v) of block 0."""
+        graph = XnnpackGraph()
+        x = graph.input(self._hidden_shape())
+        rope = graph.input(self._rope_shape()), graph.input(self._rope_shape())
+        self._queries_keys_values(graph, 0, x, rope)
+        return graph
+
+    def between(self, layer: int) -> XnnpackGraph:
+        """(x, attention, cos, sin) -> (x', q, k, v): the end of `layer`, the start of the next."""
+        graph = XnnpackGraph()
+        x = graph.input(self._hidden_shape())
+        attention = graph.input((1, self.max_tokens, self.config.query_size))
+        rope = graph.input(self._rope_shape()), graph.input(self._rope_shape())
+        out = graph.output(self._hidden_shape())
+        self._mlp(graph, layer, x, attention, out)
+        self._queries_keys_values(graph, layer + 1, out, rope)
+        return graph
+
+    def last(self) -> XnnpackGraph:
+        """(x, attention) -> x' of the last block."""
+        graph = XnnpackGraph()
+        x = graph.input(self._hidden_shape())
+        attention = graph.input((1, self.max_tokens, self.config.query_size))
+        out = graph.output(self._hidden_shape())
+        self._mlp(graph, self.config.num_hidden_layers - 1, x, attention, out)
+        return graph
+
+    def head(self) -> XnnpackGraph:
+        """One token's x (1, 1, D) -> logits (1, 1, V)."""
+        graph = XnnpackGraph()
+        x = graph.input((1, 1, self.config.hidden_size))
+        out = graph.output((1, 1, self.config.vocab_size))
+        normed = graph.quantize_per_token(self._rms_norm(graph, x, FINAL_NORM))
+        keys, shape = self.store.int8(LM_HEAD)
+        graph.linear(normed, graph.int8_filter(keys, shape), out=out)
+        return graph

@@ -1,0 +1,104 @@
+"""The `.pte`'s named data: every weight under its canonical name, read only when it is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.packing import concatenate_rows, pack_uint4
+from llama_edge.core.types import QuantizedWeights
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_linear_shapes
+from llama_edge.export.executorch.xnnpack_graph import FilterKeys
+
+MEAN_KEY: Final = "rms_norm.mean"
+EPS_KEY: Final = "rms_norm.eps"
+CODES: Final = ".codes"
+SCALES: Final = ".scales"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredData:
+    """One segment of the file: how long it is, and how to make its bytes when their turn comes."""
+
+    key: str
+    size_bytes: int
+    read: Callable[[], Tensor]
+
+
+def stacked_key(names: list[str]) -> str:
+    """One key for weights stacked along the output: their names joined by `+`."""
+    return "+".join(names)
+
+
+class WeightStore:
+    """Hands out keys for weights, and keeps for each key how to produce its bytes."""
+
+    def __init__(self, config: ModelConfig, weights: QuantizedWeights, group_size: int) -> None:
+        self._config = config
+        self._weights = weights
+        self._group_size = group_size
+        self.entries: dict[str, StoredData] = {}
+
+    def _put(self, key: str, size_bytes: int, read: Callable[[], Tensor]) -> str:
+        self.entries.setdefault(key, StoredData(key, size_bytes, read))
+        return key
+
+    def mean_constants(self) -> tuple[str, str]:
+        """Keys of the (1, D) matrix of 1 / D and of eps (1,), which RMSNorm is made of."""
+        width, eps = self._config.hidden_size, self._config.rms_norm_eps
+        self._put(MEAN_KEY, 4 * width, lambda: torch.full((1, width), 1 / width))
+        self._put(EPS_KEY, 4, lambda: torch.tensor([eps], dtype=torch.float32))
+        return MEAN_KEY, EPS_KEY
+
+    def vector(self, name: str) -> str:
+        """Key of a norm weight, float32 (D,)."""
+        return self._put(name, 4 * self._config.hidden_size, lambda: self._weights.vector(name))
+
+    def int4(self, names: list[str]) -> tuple[FilterKeys, tuple[int, int], int]:
+        """Keys, stacked (O, I) and group size of block linears that share their input."""
+        shapes = block_linear_shapes(self._config)
+        parts = [shapes[name.split(".", 3)[3].removesuffix(".weight")] for name in names]
+        rows, columns = sum(shape[0] for shape in parts), parts[0][1]
+        key = stacked_key(names)
+
+        def codes() -> Tensor:
+            tensors = [self._weights.quantized(name) for name in names]
+            return pack_uint4(concatenate_rows(tensors).codes)
+
+        def scales() -> Tensor:
+            return torch.cat([self._weights.quantized(name).scales for name in names])
+
+        groups = columns // self._group_size
+        keys = FilterKeys(
+            codes=self._put(key + CODES, rows * columns // 2, codes),
+            scales=self._put(key + SCALES, rows * groups * 2, scales),
+            codes_bytes=rows * columns // 2,
+            scales_bytes=rows * groups * 2,
+        )
+        return keys, (rows, columns), self._group_size
+
+    def int8(self, name: str) -> tuple[FilterKeys, tuple[int, int]]:
+        """Keys and (O, I) of a table with one float32 scale per row."""
+        rows, columns = self._config.vocab_size, self._config.hidden_size
+        keys = FilterKeys(
+            codes=self._put(
+                name + CODES, rows * columns, lambda: self._weights.quantized(name).codes
+            ),
+            scales=self._put(name + SCALES, rows * 4, lambda: self._table_scales(name)),
+            codes_bytes=rows * columns,
+            scales_bytes=rows * 4,
+        )
+        return keys, (rows, columns)
+
+    def _table_scales(self, name: str) -> Tensor:
+        return self._weights.quantized(name).scales.float()
+
+    def shares_table(self) -> bool:
+        """Whether head and embedding are one table, so that the file can hold it once."""
+        embedding, head = self._weights.quantized(EMBEDDING), self._weights.quantized(LM_HEAD)
+        return torch.equal(embedding.codes, head.codes) and torch.equal(
+            embedding.scales, head.scales
+        )
