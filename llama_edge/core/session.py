@@ -11,9 +11,31 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_edge.core.errors import SessionError
 from llama_edge.core.types import Artifact
 
 FloatArray = NDArray[np.float32]
+
+
+def check_tokens(tokens: Sequence[int], *, used: int, max_context: int, vocab_size: int) -> None:
+    """What every session demands of the tokens it is given, `used` being in the cache already.
+
+    Raises:
+        SessionError: No token, a token outside the vocabulary, or more than the cache holds.
+    """
+    if not tokens:
+        raise SessionError("the prompt has no token; give at least one")
+    if used + len(tokens) > max_context:
+        raise SessionError(
+            f"{used} tokens in the cache and {len(tokens)} new ones exceed the context of "
+            f"{max_context}; shorten the prompt, or export with a larger --max-context"
+        )
+    for position, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise SessionError(
+                f"token {token} at position {used + position} is outside the vocabulary of "
+                f"{vocab_size}; the tokenizer belongs to another model"
+            )
 
 
 class Session(Protocol):

@@ -1,0 +1,114 @@
+"""Text generation over any session: prefill the prompt, then choose and decode token by token."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_edge.core.errors import UsageError
+from llama_edge.core.session import FloatArray, Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen; the default takes the most probable one (greedy).
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    #: 0 is greedy; 1 samples from the model's own distribution
+    temperature: float = 0.0
+    #: keep the smallest set of tokens whose probabilities sum to at least this
+    top_p: float = 1.0
+    #: keep this many most probable tokens; 0 keeps all
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
+            raise UsageError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise UsageError(f"top_k is {self.top_k}; it must be 0 (keep all) or above")
+
+
+GREEDY = SamplingConfig()
+
+
+class StopReason(StrEnum):
+    """Why a generation ended."""
+
+    EOS = "eos"
+    MAX_NEW_TOKENS = "max_new_tokens"
+    CONTEXT_FULL = "context_full"
+
+
+def token_probabilities(logits: FloatArray, sampling: SamplingConfig) -> NDArray[np.float64]:
+    """Probabilities (V,) after temperature, then top_k, then top_p; temperature is not 0.
+
+    The order is that of transformers' `LogitsProcessorList` in `generation/utils.py`.
+    """
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")
+    weights = np.exp(scaled[order] - scaled[order[0]])
+    if sampling.top_k:
+        weights[sampling.top_k :] = 0.0
+    weights /= weights.sum()
+    # A token stays while the ones before it have not reached top_p, so one always stays.
+    weights[np.cumsum(weights) - weights >= sampling.top_p] = 0.0
+    probabilities: NDArray[np.float64] = np.zeros_like(weights)
+    probabilities[order] = weights / weights.sum()
+    return probabilities
+
+
+class Generation:
+    """New tokens as they are made, without the EOS; iterate once, then ask `stop_reason`.
+
+    Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. The
+    session must be fresh. Iterating raises `SessionError` when the prompt is empty or too long.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prompt_tokens: Sequence[int],
+        *,
+        eos_token_ids: Sequence[int],
+        max_new_tokens: int,
+        sampling: SamplingConfig = GREEDY,
+    ) -> None:
+        self.stop_reason: StopReason | None = None
+        self._session = session
+        self._prompt = tuple(prompt_tokens)
+        self._eos = frozenset(eos_token_ids)
+        self._max_new_tokens = max_new_tokens
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def _choose(self, logits: FloatArray) -> int:
+        if self._sampling.temperature == 0:
+            return int(np.argmax(logits))
+        probabilities = token_probabilities(logits, self._sampling)
+        return int(self._random.choice(len(probabilities), p=probabilities))
+
+    def __iter__(self) -> Iterator[int]:
+        """Prefill, then one decode for every token but the last."""
+        logits = self._session.prefill(self._prompt)
+        room = self._session.max_context - len(self._prompt)
+        for count in range(1, self._max_new_tokens + 1):
+            token = self._choose(logits)
+            if token in self._eos:
+                self.stop_reason = StopReason.EOS
+                return
+            yield token
+            if count == self._max_new_tokens:
+                break
+            if count > room:
+                self.stop_reason = StopReason.CONTEXT_FULL
+                return
+            logits = self._session.decode(token)
+        self.stop_reason = StopReason.MAX_NEW_TOKENS

@@ -1,0 +1,267 @@
+"""A native runtime in a child process: its crash or hang is an error here, not the end.
+
+A lowered artifact can segfault without a word or never return. The child gets requests by pickle
+and answers in plain JSON and raw float32, so that a file that takes over the child gains nothing
+from the parent's side of the pipe.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from multiprocessing import Pipe
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from llama_edge.core import errors
+from llama_edge.core.errors import LlamaEdgeError, RuntimeCrashError, SessionError
+from llama_edge.core.session import BlockTrace, FloatArray, Session
+from llama_edge.core.types import Artifact
+
+#: What a report shows of a dead child's output.
+LAST_OUTPUT_BYTES: Final = 4096
+_EXIT_GRACE_S: Final = 5.0
+_MAIN: Final = "llama_edge.runtimes.child_main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildTimeouts:
+    """Seconds after which a request counts as hung; generous, for 3B on a slow laptop."""
+
+    open_s: float = 300.0
+    #: one prefill, decode or reset
+    call_s: float = 300.0
+    trace_s: float = 900.0
+
+
+def _status(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+class _Child:
+    """The process, its pipe and the file that takes what it prints."""
+
+    def __init__(self, factory: str, name: str) -> None:
+        self._name = name
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
+        self._pipe, theirs = Pipe()
+        with theirs:
+            descriptor = theirs.fileno()
+            # A session of its own: the terminal's Ctrl-C reaches the parent alone, which kills it.
+            # -P: no module is taken from the folder that the user happens to be in.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-u", "-m", _MAIN, str(descriptor), factory, name],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[descriptor],
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def request(
+        self, method: str, *arguments: object, timeout_s: float
+    ) -> tuple[Any, list[FloatArray]]:
+        """Ask and wait; after any failure but a refusal the child is gone.
+
+        Raises:
+            SessionError: The child is closed.
+            RuntimeCrashError: It died, or did not answer in time.
+            LlamaEdgeError: What the runtime itself raised, same class and message.
+        """
+        if self._pipe.closed:
+            raise SessionError(f"runtime {self._name}: the session is closed; open it again")
+        answered = False
+        try:
+            header, arrays = self._exchange((method, arguments), timeout_s)
+            answered = True
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeCrashError(self._obituary(method)) from error
+        except TimeoutError as error:
+            output = self._last_output()
+            raise RuntimeCrashError(
+                f"runtime {self._name}: {method} did not answer within {timeout_s:g} s and was "
+                f"stopped; {output}"
+            ) from error
+        finally:
+            if not answered:
+                self.kill()
+        if "error" in header:
+            raise _error_class(header["error"])(header["message"])
+        return header["value"], arrays
+
+    def _exchange(self, message: object, timeout_s: float) -> tuple[Any, list[FloatArray]]:
+        self._pipe.send(message)
+        if not self._pipe.poll(timeout_s):
+            raise TimeoutError
+        header = json.loads(self._pipe.recv_bytes())
+        arrays = [self._receive(tuple(shape)) for shape in header.get("shapes", ())]
+        return header, arrays
+
+    def _receive(self, shape: tuple[int, ...]) -> FloatArray:
+        data = self._pipe.recv_bytes(4 * prod(shape))
+        return np.frombuffer(data, dtype=np.float32).reshape(shape)
+
+    def _obituary(self, method: str) -> str:
+        try:
+            code = self._process.wait(_EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return f"runtime {self._name}: {method} closed the pipe; {self._last_output()}"
+        return f"runtime {self._name}: {method} {_status(code)}; {self._last_output()}"
+
+    def _last_output(self) -> str:
+        size = self._output.seek(0, 2)
+        self._output.seek(max(0, size - LAST_OUTPUT_BYTES))
+        text = self._output.read().decode(errors="replace").strip()
+        return f"its last output:\n{text}" if text else "it printed nothing"
+
+    def close(self) -> None:
+        """End the child in good order, by force when it does not follow; safe to call twice."""
+        self._pipe.close()
+        try:
+            self._process.wait(_EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child now and collect it, so that no zombie stays; safe to call twice."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+def _error_class(name: str) -> type[LlamaEdgeError]:
+    found = getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, LlamaEdgeError):
+        return found
+    return SessionError
+
+
+class ChildSession:
+    """A `Session` whose work is done in the child; `close` ends the child."""
+
+    def __init__(self, child: _Child, max_context: int, call_timeout_s: float) -> None:
+        self._child = child
+        self._max_context = max_context
+        self._timeout_s = call_timeout_s
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child, for memory measurements."""
+        return self._child.pid
+
+    @property
+    def max_context(self) -> int:
+        """See `Session`."""
+        return self._max_context
+
+    def _logits(self, method: str, argument: object) -> FloatArray:
+        _, arrays = self._child.request(method, argument, timeout_s=self._timeout_s)
+        return arrays[0]
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        return self._logits("prefill", list(tokens))
+
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        return self._logits("prefill_logits", list(tokens))
+
+    def decode(self, token: int) -> FloatArray:
+        """See `Session`."""
+        return self._logits("decode", token)
+
+    def reset(self) -> None:
+        """See `Session`."""
+        self._child.request("reset", timeout_s=self._timeout_s)
+
+    def close(self) -> None:
+        """See `Session`."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After an error, Ctrl-C included, nothing the child still does is of use.
+        if error is None:
+            self._child.close()
+        else:
+            self._child.kill()
+
+
+class ChildRuntime:
+    """A `Runtime` that runs the runtime called `name` in a child process per session.
+
+    Args:
+        name: What the factory is called with.
+        factory: `module:attribute` of a function from a name to a `Runtime`.
+        timeouts: When a silent child counts as hung.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        factory: str = "llama_edge.runtimes:get_runtime",
+        timeouts: ChildTimeouts = ChildTimeouts(),
+    ) -> None:
+        self.name = name
+        self._factory = factory
+        self._timeouts = timeouts
+
+    def version(self) -> str:
+        """See `Runtime`."""
+        child = _Child(self._factory, self.name)
+        try:
+            value, _ = child.request("version", timeout_s=self._timeouts.open_s)
+        finally:
+            child.kill()
+        return str(value)
+
+    def open(self, artifact: Artifact) -> Session:
+        """See `Runtime`; a crash or a hang while loading raises `RuntimeCrashError`."""
+        child = _Child(self._factory, self.name)
+        try:
+            max_context, _ = child.request("open", artifact, timeout_s=self._timeouts.open_s)
+        except LlamaEdgeError:
+            child.kill()
+            raise
+        return ChildSession(child, int(max_context), self._timeouts.call_s)
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
+        """See `Runtime`; a crash or a hang raises `RuntimeCrashError`."""
+        child = _Child(self._factory, self.name)
+        try:
+            plain_calls = [list(call) for call in calls]
+            counts, arrays = child.request(
+                "trace", artifact, plain_calls, timeout_s=self._timeouts.trace_s
+            )
+        finally:
+            child.kill()
+        layers = counts["hidden"]
+        return BlockTrace(
+            tokens=tuple(counts["tokens"]),
+            calls=tuple(counts["calls"]),
+            hidden=tuple(arrays[:layers]),
+            attention=tuple(arrays[layers:-1]),
+            logits=arrays[-1],
+        )

@@ -1,0 +1,99 @@
+"""The child's side of `ChildRuntime`: one native runtime, one artifact, requests over a pipe.
+
+Started as `python -m llama_edge.runtimes.child_main FD FACTORY NAME`. A `LlamaEdgeError` goes
+back as a message; anything else ends this process, and the parent reports its last output.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from llama_edge.core.errors import LlamaEdgeError
+from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
+from llama_edge.core.types import Artifact
+
+#: JSON-ready values, and float32 arrays that follow them as raw bytes
+Reply = tuple[Any, Sequence[FloatArray]]
+
+
+class _Worker:
+    """Answers one request after the other; the method names are the requests."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        assert self._session is not None, "a request came before open"
+        return self._session
+
+    def version(self) -> Reply:
+        return self._runtime.version(), ()
+
+    def open(self, artifact: Artifact) -> Reply:
+        self._session = self._runtime.open(artifact)
+        return self._session.max_context, ()
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> Reply:
+        trace: BlockTrace = self._runtime.trace(artifact, calls)
+        counts = {"tokens": trace.tokens, "calls": trace.calls, "hidden": len(trace.hidden)}
+        return counts, (*trace.hidden, *trace.attention, trace.logits)
+
+    def prefill(self, tokens: Sequence[int]) -> Reply:
+        return None, (self.session.prefill(tokens),)
+
+    def prefill_logits(self, tokens: Sequence[int]) -> Reply:
+        return None, (self.session.prefill_logits(tokens),)
+
+    def decode(self, token: int) -> Reply:
+        return None, (self.session.decode(token),)
+
+    def reset(self) -> Reply:
+        self.session.reset()
+        return None, ()
+
+
+def _send(connection: Connection, value: Any, arrays: Sequence[FloatArray]) -> None:  # noqa: ANN401
+    """JSON first, then each array's bytes: never a pickle, for this process ran a foreign file."""
+    arrays = [np.ascontiguousarray(array, dtype=np.float32) for array in arrays]
+    header = {"value": value, "shapes": [array.shape for array in arrays]}
+    connection.send_bytes(json.dumps(header).encode())
+    for array in arrays:
+        connection.send_bytes(array.tobytes())
+
+
+def serve(connection: Connection, runtime: Callable[[], Runtime]) -> None:
+    """Answer until the parent closes its end."""
+    worker: _Worker | None = None
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or _Worker(runtime())
+            value, arrays = getattr(worker, method)(*arguments)
+        except LlamaEdgeError as error:
+            header = {"error": type(error).__name__, "message": str(error)}
+            connection.send_bytes(json.dumps(header).encode())
+        else:
+            _send(connection, value, arrays)
+
+
+def main() -> None:
+    """Resolve the factory and serve the inherited pipe."""
+    descriptor, factory, name = sys.argv[1:]
+    module, attribute = factory.split(":")
+    make = getattr(importlib.import_module(module), attribute)
+    with Connection(int(descriptor)) as connection:
+        serve(connection, lambda: make(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The reference network as a session: for generation, and as a baseline for other runtimes."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.model import CachedSource, KVCache, Llama
+from llama_edge.core.session import FloatArray, check_tokens
+
+
+class EagerSession:
+    """A `Session` over the reference; its float32 weights stay in memory from first use.
+
+    Args:
+        model: The network, full-precision or dequantized, with any activation rounding.
+        max_context: Tokens after which a prompt is refused, as an artifact of that size would.
+    """
+
+    def __init__(self, model: Llama, max_context: int) -> None:
+        self._model = Llama(model.config, CachedSource(model.source), model.activation)
+        self._max_context = max_context
+        self._cache = KVCache()
+
+    @property
+    def max_context(self) -> int:
+        """See `Session`."""
+        return self._max_context
+
+    def _hidden(self, tokens: Sequence[int]) -> Tensor:
+        check_tokens(
+            tokens,
+            used=self._cache.length,
+            max_context=self._max_context,
+            vocab_size=self._model.config.vocab_size,
+        )
+        return self._model.hidden(self._model.embed(torch.tensor(tokens)), self._cache)
+
+    @torch.no_grad()
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        logits: FloatArray = self._model.head(self._hidden(tokens)[-1:])[0].numpy()
+        return logits
+
+    @torch.no_grad()
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        logits: FloatArray = self._model.head(self._hidden(tokens)).numpy()
+        return logits
+
+    def decode(self, token: int) -> FloatArray:
+        """See `Session`."""
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        """See `Session`."""
+        self._cache = KVCache()
+
+    def close(self) -> None:
+        """See `Session`."""
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

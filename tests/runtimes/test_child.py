@@ -1,0 +1,146 @@
+"""A native runtime's crash, hang or refusal is an error in the parent, and no process stays."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_edge.core.errors import (
+    MissingComponentError,
+    RuntimeCrashError,
+    SessionError,
+)
+from llama_edge.core.types import ActivationQuantization, Artifact
+from llama_edge.runtimes.child import ChildRuntime, ChildSession, ChildTimeouts
+from tests.conftest import DEBUG_CONFIG
+
+SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
+
+
+@pytest.fixture(autouse=True)
+def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return Artifact(
+        backend="fake",
+        root=tmp_path,
+        files=("model.fake",),
+        config=DEBUG_CONFIG,
+        activation=ActivationQuantization.NONE,
+        max_context=16,
+        max_prefill=16,
+    )
+
+
+def fake(name: str = "good", timeouts: ChildTimeouts = SHORT) -> ChildRuntime:
+    return ChildRuntime(name, factory="fake_runtimes:make", timeouts=timeouts)
+
+
+def open_child(artifact: Artifact, name: str = "good") -> ChildSession:
+    session = fake(name).open(artifact)
+    assert isinstance(session, ChildSession)
+    return session
+
+
+def is_gone(pid: int) -> bool:
+    """Neither running nor a zombie: a zombie of ours still has an entry in /proc."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_values_pass_unchanged(artifact: Artifact) -> None:
+    with open_child(artifact) as session:
+        assert session.max_context == 16
+        first = session.prefill_logits([5, 6, 7])
+        assert first.dtype == np.float32
+        assert first.shape == (3, 11)
+        assert first[:, 0].tolist() == [0.0, 1.0, 2.0]
+        assert session.decode(8)[0] == 3.0
+        session.reset()
+        assert session.prefill([5])[1] == 1 / 16
+        pid = session.pid
+    assert is_gone(pid)
+
+
+def test_trace_and_version(artifact: Artifact) -> None:
+    runtime = fake()
+    assert runtime.version() == "good 1.2.3"
+    trace = runtime.trace(artifact, [(5, 6), (7,)])
+    assert trace.tokens == (5, 6, 7)
+    assert trace.calls == (2, 1)
+    assert [array.shape for array in trace.hidden] == [(3, 4)] * 3
+    assert [float(array[0, 0]) for array in trace.attention] == [0.0, 1.0]
+    assert trace.logits.shape == (2, 11)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (1, "decode was killed by SIGSEGV"),
+        (2, "did not answer within 1 s"),
+        (3, "tensor shape is wrong"),
+        (4, "ZeroDivisionError: a bug in the runtime's wrapper"),
+    ],
+)
+def test_crash_and_hang(artifact: Artifact, order: int, message: str) -> None:
+    session = open_child(artifact)
+    session.prefill([5])
+    with pytest.raises(RuntimeCrashError, match=message) as caught:
+        session.decode(order)
+    assert len(str(caught.value)) < 5000
+    assert is_gone(session.pid)
+    with pytest.raises(SessionError, match="closed"):
+        session.decode(5)
+    session.close()
+
+
+def test_a_refusal_leaves_the_session_usable(artifact: Artifact) -> None:
+    with open_child(artifact) as session:
+        with pytest.raises(SessionError, match="token 99 is outside the vocabulary of 11"):
+            session.prefill([99])
+        assert session.decode(5)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("segfaults-at-load", RuntimeCrashError, "open was killed by SIGSEGV; it printed nothing"),
+        ("refuses", SessionError, "error 0x1"),
+        ("absent", MissingComponentError, "not installed"),
+    ],
+)
+def test_load_failures(artifact: Artifact, name: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        fake(name).open(artifact)
+    with pytest.raises(ChildProcessError):  # no child is left to wait for
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_factory_that_cannot_be_imported_is_reported(artifact: Artifact) -> None:
+    runtime = ChildRuntime("good", factory="no_such_module:make", timeouts=SHORT)
+    with pytest.raises(RuntimeCrashError, match="No module named 'no_such_module'"):
+        runtime.open(artifact)
+
+
+def test_interrupt_kills_the_child(artifact: Artifact) -> None:
+    session = fake(timeouts=ChildTimeouts(call_s=60.0)).open(artifact)
+    assert isinstance(session, ChildSession)
+    main = threading.get_ident()
+    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), session:
+        session.decode(2)
+    assert time.monotonic() - started < 30
+    assert is_gone(session.pid)
+
+
+def test_the_real_registry_is_the_default(artifact: Artifact) -> None:
+    with pytest.raises(Exception, match="runtime 'nothing' is unknown"):
+        ChildRuntime("nothing").open(artifact)
