@@ -19,9 +19,9 @@ from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.program import PlanBuilder, constant_method
-from llama_edge.export.executorch.pte_file import Segment, SegmentAlias, write_pte
 from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
 from llama_edge.export.executorch.xnnpack_graph import XnnpackGraph
+from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
 
 PTE_FILE: Final = "model.pte"
 BACKEND: Final = "XnnpackBackend"

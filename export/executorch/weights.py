@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.packing import concatenate_rows, pack_uint4
+from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
 from llama_edge.core.types import QuantizedWeights
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_linear_shapes
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
@@ -40,6 +40,7 @@ class WeightStore:
         self._config = config
         self._weights = weights
         self._group_size = group_size
+        self._last: tuple[list[str], QuantizedTensor] | None = None
         self.entries: dict[str, StoredData] = {}
 
     def _put(self, key: str, size_bytes: int, read: Callable[[], Tensor]) -> str:
@@ -64,21 +65,24 @@ class WeightStore:
         rows, columns = sum(shape[0] for shape in parts), parts[0][1]
         key = stacked_key(names)
 
-        def codes() -> Tensor:
-            tensors = [self._weights.quantized(name) for name in names]
-            return pack_uint4(concatenate_rows(tensors).codes)
-
-        def scales() -> Tensor:
-            return torch.cat([self._weights.quantized(name).scales for name in names])
-
         groups = columns // self._group_size
         keys = FilterKeys(
-            codes=self._put(key + CODES, rows * columns // 2, codes),
-            scales=self._put(key + SCALES, rows * groups * 2, scales),
+            codes=self._put(key + CODES, rows * columns // 2, lambda: self._packed(names)),
+            scales=self._put(key + SCALES, rows * groups * 2, lambda: self._stacked(names).scales),
             codes_bytes=rows * columns // 2,
             scales_bytes=rows * groups * 2,
         )
         return keys, (rows, columns), self._group_size
+
+    def _stacked(self, names: list[str]) -> QuantizedTensor:
+        """Kept until the next one is asked for: codes and scales follow each other in the file."""
+        if self._last is None or self._last[0] != names:
+            tensors = [self._weights.quantized(name) for name in names]
+            self._last = names, concatenate_rows(tensors)
+        return self._last[1]
+
+    def _packed(self, names: list[str]) -> Tensor:
+        return pack_uint4(self._stacked(names).codes)
 
     def int8(self, name: str) -> tuple[FilterKeys, tuple[int, int]]:
         """Keys and (O, I) of a table with one float32 scale per row."""

@@ -61,11 +61,11 @@ def lay_out(segments: Sequence[Segment | SegmentAlias]) -> list[schema.DataSegme
     return placed
 
 
-def write_pte(
-    path: Path, program: schema.Program, segments: Sequence[Segment | SegmentAlias]
-) -> None:
-    """Write the file; `program.segments` is set from the layout of `segments`."""
-    program.segments = lay_out(segments)
+def encode_program(program: schema.Program) -> tuple[bytes, int]:
+    """The file's front: flatbuffer and header, padded; its length is where segments begin.
+
+    `program.segments` must be laid out already.
+    """
     flatbuffer = _program_to_flatbuffer(
         program, constant_tensor_alignment=_CONSTANT_ALIGNMENT, delegate_alignment=None
     )
@@ -76,12 +76,21 @@ def write_pte(
     header = _HEADER_MAGIC + struct.pack(
         "<IQQQ", _HEADER_LENGTH, program_size, base, max(ends, default=0)
     )
+    # The header sits behind the root offset and the file identifier, so the root moves.
     (root,) = struct.unpack_from("<I", flatbuffer.data)
+    moved_root = struct.pack("<I", root + header_size) + bytes(flatbuffer.data[4:8])
+    front = moved_root + header.ljust(header_size, b"\0") + bytes(flatbuffer.data[8:])
+    return front.ljust(base, b"\0"), base
+
+
+def write_pte(
+    path: Path, program: schema.Program, segments: Sequence[Segment | SegmentAlias]
+) -> None:
+    """Write the file; `program.segments` is set from the layout of `segments`."""
+    program.segments = lay_out(segments)
+    front, base = encode_program(program)
     with path.open("wb") as stream:
-        # The header sits behind the root offset and the file identifier, so the root moves.
-        stream.write(struct.pack("<I", root + header_size) + bytes(flatbuffer.data[4:8]))
-        stream.write(header.ljust(header_size, b"\0"))
-        stream.write(flatbuffer.data[8:])
+        stream.write(front)
         for segment, placed in zip(segments, program.segments, strict=True):
             if isinstance(segment, SegmentAlias):
                 continue
@@ -117,7 +126,11 @@ class PteFile:
         self._view = view
 
     def _read_header(self, view: memoryview) -> tuple[int, int]:
-        if len(view) < 8 + _HEADER_LENGTH or view[4:6] != b"ET" or view[8:12] != _HEADER_MAGIC:
+        if (
+            len(view) < 8 + _HEADER_LENGTH
+            or bytes(view[4:6]) != b"ET"
+            or bytes(view[8:12]) != _HEADER_MAGIC
+        ):
             raise ArtifactError(f"{self.path}: not an ExecuTorch program with segments")
         program_size, base = struct.unpack_from("<QQ", view, 16)
         if program_size > len(view) or base > len(view):
@@ -127,10 +140,9 @@ class PteFile:
             )
         return program_size, base
 
-    @property
-    def base(self) -> int:
-        """Where the first segment begins in the file."""
-        return self._base
+    def segment_data(self) -> memoryview:
+        """Everything from the first segment to the end of the file."""
+        return self._view[self._base :]
 
     def segment(self, index: int) -> memoryview:
         """A segment's bytes.
@@ -160,6 +172,18 @@ class PteFile:
             if plan.name == name:
                 return plan
         raise ArtifactError(f"{self.path}: has no method {name!r}")
+
+    def text(self, name: str) -> str:
+        """What a constant method returns, as a string.
+
+        Raises:
+            ArtifactError: There is no such method, or it returns something else.
+        """
+        plan = self.method(name)
+        value = plan.values[plan.outputs[0]].val if plan.outputs else None
+        if not isinstance(value, schema.String):
+            raise ArtifactError(f"{self.path}: method {name!r} does not return a string")
+        return str(value.string_val)
 
     def constant(self, name: str) -> list[int]:
         """What a constant method returns, as integers."""

@@ -1,0 +1,107 @@
+"""ExecuTorch as one of the backends."""
+
+from pathlib import Path
+
+from executorch.exir import schema
+
+from llama_edge.core.errors import ConfigError, ExportError, UsageError
+from llama_edge.core.progress import Progress
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    Interface,
+    Placement,
+    QuantizedCheckpoint,
+    TensorSpec,
+)
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
+from llama_edge.export.executorch.placement import read_placement
+from llama_edge.export.executorch.reader import PteWeights, read_artifact
+from llama_edge.formats.pte import PteFile
+
+_XNNPACK_GROUP = 32
+
+
+class ExecuTorchExporter:
+    """`Exporter` for `.pte` on XNNPACK."""
+
+    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
+        """See `Exporter`."""
+        if options.accuracy_level is not None:
+            raise UsageError(
+                f"--accuracy-level {options.accuracy_level} belongs to the onnx target; XNNPACK "
+                "always quantizes activations per token: leave it out"
+            )
+        limit = checkpoint.config.max_position_embeddings
+        if not 1 <= options.max_context <= limit:
+            raise ConfigError(
+                f"max_context is {options.max_context}; this model holds 1 to {limit} tokens"
+            )
+        group_size = checkpoint.recipe.group_size
+        if group_size % _XNNPACK_GROUP:
+            raise ConfigError(
+                f"recipe {checkpoint.recipe.name}: group_size {group_size} is not a multiple of "
+                f"{_XNNPACK_GROUP}, which XNNPACK needs; choose another recipe"
+            )
+
+    def lower(
+        self,
+        checkpoint: QuantizedCheckpoint,
+        out_dir: Path,
+        options: LowerOptions,
+        progress: Progress,
+    ) -> Artifact:
+        """See `Exporter`."""
+        max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, options.max_context, progress)
+        artifact = Artifact(
+            backend="executorch",
+            root=out_dir,
+            files=(PTE_FILE,),
+            config=checkpoint.config,
+            activation=ActivationQuantization.INT8_PER_TOKEN,
+            max_context=options.max_context,
+            max_prefill=max_prefill,
+        )
+        placement = self.placement(artifact)
+        if placement.linears_delegated != placement.linears:
+            raise ExportError(
+                f"{PTE_FILE}: {placement.linears - placement.linears_delegated} of "
+                f"{placement.linears} linears are outside XNNPACK and would run in portable code"
+            )
+        return artifact
+
+    def read_artifact(self, folder: Path) -> Artifact:
+        """See `Exporter`."""
+        return read_artifact(folder)
+
+    def read_weights(self, artifact: Artifact) -> PteWeights:
+        """See `Exporter`."""
+        return PteWeights(artifact.path)
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """See `Exporter`."""
+        return read_placement(artifact.path)
+
+    def interface(self, artifact: Artifact) -> Interface:
+        """See `Exporter`."""
+        plan = PteFile(artifact.path).method("forward")
+
+        def spec(name: str, index: int) -> TensorSpec:
+            tensor = plan.values[index].val
+            assert isinstance(tensor, schema.Tensor)
+            dynamic = tensor.shape_dynamism is not schema.TensorShapeDynamism.STATIC
+            sizes = list[int | str](tensor.sizes)
+            if dynamic:
+                sizes[1] = f"tokens <= {tensor.sizes[1]}"
+            return TensorSpec(name=name, dtype=tensor.scalar_type.name.lower(), shape=tuple(sizes))
+
+        config = artifact.config
+        return Interface(
+            inputs=(spec("tokens", plan.inputs[0]), spec("input_pos", plan.inputs[1])),
+            outputs=(spec("logits", plan.outputs[0]),),
+            cache=(
+                f"inside the method: {config.num_hidden_layers} layers of keys and values, float32 "
+                f"(1, {artifact.max_context}, {config.num_key_value_heads}, {config.head_dim})"
+            ),
+        )

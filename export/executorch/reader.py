@@ -1,0 +1,180 @@
+"""Reading a `.pte` back: codes, scales and norms under canonical names, from the file alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from executorch.exir import schema
+from torch import Tensor
+
+from llama_edge.core.errors import ArtifactError, ConfigError
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.packing import QuantizedTensor, unpack_uint4
+from llama_edge.core.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.core.types import ActivationQuantization, Artifact, Recipe
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
+from llama_edge.export.executorch.weights import CODES, SCALES
+from llama_edge.formats.pte import PteFile
+
+_EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"
+
+
+def read_description(pte: PteFile) -> tuple[ModelConfig, Recipe]:
+    """Model config and recipe that the file carries.
+
+    Raises:
+        ArtifactError: Not a file of ours, or its description is damaged.
+    """
+    try:
+        description = json.loads(pte.text(CONFIG_METHOD))
+        return ModelConfig.from_json(description["config"]), Recipe(**description["recipe"])
+    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+        raise ArtifactError(f"{pte.path}: {CONFIG_METHOD}: {error}") from error
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The artifact in `folder`.
+
+    Raises:
+        ArtifactError: There is no `model.pte`, or it is damaged.
+    """
+    path = folder / PTE_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: has no {PTE_FILE}")
+    pte = PteFile(path)
+    config, _ = read_description(pte)
+    return Artifact(
+        backend="executorch",
+        root=folder,
+        files=(PTE_FILE,),
+        config=config,
+        activation=ActivationQuantization.INT8_PER_TOKEN,
+        max_context=pte.constant("get_max_context_len")[0],
+        max_prefill=pte.constant("get_max_seq_len")[0],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where a matrix lies: the key of the stack that holds it, and its first row there."""
+
+    key: str
+    start: int
+    total: int
+
+
+class PteWeights:
+    """`QuantizedWeights` over a mapped file; each read touches one tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self._pte = PteFile(path)
+        self.config, self._recipe = read_description(self._pte)
+        self._named = self._pte.named()
+        self._rows = self._find_rows()
+        missing = [name for name in quantized_names(self.config)[1:] if name not in self._rows]
+        if missing:
+            raise ArtifactError(f"{path}: {missing[0]} is in no named data")
+
+    def _find_rows(self) -> dict[str, _Rows]:
+        """Stacks are keyed by their parts' names joined with `+`, first rows first."""
+        rows: dict[str, _Rows] = {}
+        known = set(quantized_names(self.config))
+        for key in self._named:
+            stack = key.removesuffix(CODES)
+            parts = stack.split("+")
+            if stack == key or not known.issuperset(parts):
+                continue
+            heights = [matrix_shape(self.config, part)[0] for part in parts]
+            for place, part in enumerate(parts):
+                rows[part] = _Rows(stack, sum(heights[:place]), sum(heights))
+        return rows
+
+    def quantized_names(self) -> tuple[str, ...]:
+        """See `QuantizedWeights`."""
+        return quantized_names(self.config)
+
+    def _data(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        if key not in self._named:
+            raise ArtifactError(f"{self._pte.path}: named data {key!r} is missing")
+        return self._tensor(key, self._pte.segment(self._named[key]), dtype, shape)
+
+    def _tensor(
+        self, what: str, data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> Tensor:
+        count = 1
+        for length in shape:
+            count *= length
+        if len(data) < count * dtype.itemsize:
+            raise ArtifactError(
+                f"{self._pte.path}: {what} has {len(data)} bytes; {dtype} {shape} needs "
+                f"{count * dtype.itemsize}"
+            )
+        # A copy: the mapped file is read-only, and torch has no read-only tensors.
+        return torch.frombuffer(bytearray(data[: count * dtype.itemsize]), dtype=dtype).view(shape)
+
+    def _embedding(self) -> QuantizedTensor:
+        """The operands of the embedding operator, through its values to the constant segment."""
+        plan = self._pte.method("forward")
+        for instruction in plan.chains[0].instructions:
+            call = instruction.instr_args
+            if (
+                isinstance(call, schema.KernelCall)
+                and plan.operators[call.op_index].name == _EMBEDDING_OPERATOR
+            ):
+                shape = self.config.vocab_size, self.config.hidden_size
+                codes = self._constant(plan, call.args[0], torch.int8, shape)
+                scales = self._constant(plan, call.args[1], torch.float32, (shape[0], 1))
+                return self._table(EMBEDDING, codes, scales)
+        raise ArtifactError(f"{self._pte.path}: has no {_EMBEDDING_OPERATOR}")
+
+    def _constant(
+        self, plan: schema.ExecutionPlan, value: int, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> Tensor:
+        tensor = plan.values[value].val
+        constants = self._pte.program.constant_segment
+        if not isinstance(tensor, schema.Tensor) or not 0 < tensor.data_buffer_idx < len(
+            constants.offsets
+        ):
+            raise ArtifactError(f"{self._pte.path}: the embedding's table is not a constant")
+        offset = constants.offsets[tensor.data_buffer_idx]
+        data = self._pte.segment(constants.segment_index)[offset:]
+        return self._tensor("the embedding", data, dtype, shape)
+
+    def _table(self, name: str, codes: Tensor, scales: Tensor) -> QuantizedTensor:
+        rounded = scales.to(torch.bfloat16)
+        if not torch.equal(rounded.float(), scales):
+            raise ArtifactError(f"{self._pte.path}: {name}: its scales are not exact in bfloat16")
+        return QuantizedTensor(
+            codes=codes,
+            scales=rounded,
+            bits=self._recipe.table_bits,
+            group_size=codes.shape[1],
+        )
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """See `QuantizedWeights`."""
+        if name == EMBEDDING:
+            return self._embedding()
+        rows, columns = matrix_shape(self.config, name)
+        place = self._rows[name]
+        if name == LM_HEAD:
+            codes = self._data(place.key + CODES, torch.int8, (rows, columns))
+            scales = self._data(place.key + SCALES, torch.float32, (rows, 1))
+            return self._table(name, codes, scales)
+        groups = columns // self._recipe.group_size
+        packed = self._data(place.key + CODES, torch.uint8, (place.total, columns // 2))
+        all_scales = self._data(place.key + SCALES, torch.bfloat16, (place.total, groups))
+        own = slice(place.start, place.start + rows)
+        return QuantizedTensor(
+            codes=unpack_uint4(packed[own]),
+            scales=all_scales[own],
+            bits=self._recipe.weight_bits,
+            group_size=self._recipe.group_size,
+        )
+
+    def vector(self, name: str) -> Tensor:
+        """See `QuantizedWeights`."""
+        return self._data(name, torch.float32, (self.config.hidden_size,))

@@ -1,0 +1,1 @@
+"""File formats that a backend's exporter and its runtime both read."""

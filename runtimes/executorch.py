@@ -1,0 +1,148 @@
+"""ExecuTorch's own runtime with XNNPACK, through the Python bindings of the `executorch` wheel."""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+# Loading these libraries registers the operators that a program names.
+from executorch.extension.llm.custom_ops import custom_ops as _llama_operators  # noqa: F401
+from executorch.kernels import quantized as _quantized_operators  # noqa: F401
+from executorch.runtime import Runtime as _Native
+
+from llama_edge.core.errors import SessionError
+from llama_edge.core.session import BlockTrace, FloatArray, check_tokens
+from llama_edge.core.types import Artifact
+from llama_edge.runtimes.executorch_trace import write_traced_copy
+
+
+class _Method:
+    """The loaded `forward` method and how many tokens its cache holds."""
+
+    def __init__(self, path: Path, artifact: Artifact) -> None:
+        self._artifact = artifact
+        try:
+            # The program owns the mapped file that the method reads: keep both.
+            self._program = _Native.get().load_program(path)
+            self._method: Any = self._program.load_method("forward")
+        except RuntimeError as error:
+            raise SessionError(
+                f"{path}: ExecuTorch refuses the file: {error}; it is damaged, or was written for "
+                "another version of the runtime"
+            ) from error
+        self.used = 0
+
+    def append(self, tokens: Sequence[int]) -> list[list[FloatArray]]:
+        """Run tokens in calls of at most `max_prefill`; each call's outputs, copied."""
+        artifact = self._artifact
+        check_tokens(
+            tokens,
+            used=self.used,
+            max_context=artifact.max_context,
+            vocab_size=artifact.config.vocab_size,
+        )
+        outputs = []
+        for start in range(0, len(tokens), artifact.max_prefill):
+            piece = tokens[start : start + artifact.max_prefill]
+            inputs = torch.tensor([piece]), torch.tensor([self.used])
+            try:
+                results = self._method.execute(inputs)
+            except RuntimeError as error:
+                raise SessionError(
+                    f"{artifact.path}: ExecuTorch failed at position {self.used}: {error}"
+                ) from error
+            outputs.append([result.numpy().copy() for result in results])
+            self.used += len(piece)
+        return outputs
+
+
+class ExecuTorchSession:
+    """A `Session`; the cache lives inside the method, `input_pos` says where to write."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._method: _Method | None = _Method(artifact.path, artifact)
+
+    @property
+    def max_context(self) -> int:
+        """See `Session`."""
+        return self._artifact.max_context
+
+    def _loaded(self) -> _Method:
+        if self._method is None:
+            raise SessionError(f"{self._artifact.path}: the session is closed")
+        return self._method
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        return self._loaded().append(tokens)[-1][0].reshape(-1)
+
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`; the method returns the last token's logits, so each is a call."""
+        method = self._loaded()
+        return np.stack([method.append([token])[0][0].reshape(-1) for token in tokens])
+
+    def decode(self, token: int) -> FloatArray:
+        """See `Session`."""
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        """See `Session`; stale cache rows lie after `input_pos`, where attention never looks."""
+        self._loaded().used = 0
+
+    def close(self) -> None:
+        """See `Session`."""
+        self._method = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ExecuTorchRuntime:
+    """`Runtime` for `.pte` files."""
+
+    name = "executorch"
+
+    def version(self) -> str:
+        """See `Runtime`."""
+        return f"ExecuTorch {importlib.metadata.version('executorch')}, XNNPACK, x86-64 desktop"
+
+    def open(self, artifact: Artifact) -> ExecuTorchSession:
+        """See `Runtime`."""
+        return ExecuTorchSession(artifact)
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
+        """See `Runtime`; runs a copy of the file whose method returns more of its values."""
+        layers = artifact.config.num_hidden_layers
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "traced.pte")
+            write_traced_copy(artifact.path, copy, layers)
+            method = _Method(copy, artifact)
+            outputs = [method.append(call) for call in calls]
+        pieces = [piece for call in outputs for piece in call]
+
+        def column(index: int, width: int) -> FloatArray:
+            return np.concatenate([piece[index].reshape(-1, width) for piece in pieces])
+
+        hidden = range(1, layers + 2)
+        attention = range(layers + 2, 2 * layers + 2)
+        return BlockTrace(
+            tokens=tuple(token for call in calls for token in call),
+            calls=tuple(len(call) for call in calls),
+            hidden=tuple(column(index, artifact.config.hidden_size) for index in hidden),
+            attention=tuple(column(index, artifact.config.query_size) for index in attention),
+            logits=np.stack([call[-1][0].reshape(-1) for call in outputs]),
+        )
