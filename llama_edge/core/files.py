@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llama_edge.core.errors import ArtifactError, OutputError
+from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
 
 _CHUNK = 1 << 20
 
@@ -26,20 +26,22 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     path.write_text(canonical_json(value), encoding="utf-8")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(
+    path: Path, error_class: type[LlamaEdgeError] = ArtifactError
+) -> dict[str, Any]:
     """Read a JSON object from an untrusted file.
 
     Raises:
-        ArtifactError: The file is absent, not UTF-8 JSON, or not an object.
+        LlamaEdgeError: An `error_class`: the file is absent, not UTF-8 JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: the file is missing") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
+        raise error_class(f"{path}: the file is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise error_class(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: holds a {type(value).__name__}; a JSON object is needed")
+        raise error_class(f"{path}: holds a {type(value).__name__}; a JSON object is needed")
     return value
 
 
@@ -78,12 +80,14 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         OutputError: `target` exists and `force` is off, or the disk is full or read-only.
     """
-    if target.exists() and not force:
-        raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")
+    target = target.absolute()
+    _require_replaceable(target, force=force)
+    made = [place for place in target.parents if not place.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
+        _remove_empty(made)
         raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
     try:
         yield temporary
@@ -98,19 +102,46 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _require_replaceable(target: Path, *, force: bool) -> None:
+    """Refuse a taken target, and even with `force` one that the user stands in."""
+    try:
+        taken = _is_taken(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
+    if taken and not force:
+        raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")
+    if taken and Path.cwd().is_relative_to(target.resolve()):
+        raise OutputError(
+            f"{target}: holds the current folder and will not be replaced; name a new --out"
+        )
+
+
+def _is_taken(path: Path) -> bool:
+    """Something of that name exists, be it a link to nowhere."""
+    return path.exists() or path.is_symlink()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take back the parents that were made for nothing, innermost first."""
+    for folder in folders:
+        with suppress(OSError):  # not empty: the output, or somebody else's file, is in it
+            folder.rmdir()
 
 
 def _replace(temporary: Path, target: Path) -> None:
     """Rename into place; an old target is moved aside first so that it is never half gone."""
-    if not target.exists():
+    if not _is_taken(target):
         temporary.rename(target)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
-    target.rename(aside)
     try:
+        target.rename(aside)
         temporary.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
     finally:
+        # Whatever stopped it, an interrupt included, the old one goes back to an empty place.
+        if _is_taken(aside) and not _is_taken(target):
+            aside.rename(target)
         shutil.rmtree(aside.parent, ignore_errors=True)

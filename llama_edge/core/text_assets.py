@@ -1,15 +1,252 @@
 """Reading and writing `TextAssets` as the files that Hugging Face's tools use."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
+import tokenizers
+
+from llama_edge.core.errors import TokenizerError
+from llama_edge.core.files import read_json_object, write_json
 from llama_edge.core.types import TextAssets
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+GENERATION_CONFIG_FILE: Final = "generation_config.json"
+CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
+
+#: Llama 3's own tokenizer.json has 17 MB.
+MAX_TOKENIZER_BYTES: Final = 128 << 20
+#: Embedding rows that no token uses: tables are padded for speed, never by more than this.
+MAX_PADDING_ROWS: Final = 1024
+
+#: Tokens that end a document, whatever the template.
+DOCUMENT_END_TOKENS: Final = ("<|end_of_text|>", "<|endoftext|>")
+#: A template that mentions the first token lets the model end its turn by any of the second.
+TURN_END_TOKENS: Final[Mapping[str, tuple[str, ...]]] = {
+    "<|eot_id|>": ("<|eot_id|>", "<|eom_id|>"),
+    "<|im_end|>": ("<|im_end|>",),
+}
+#: What is kept of generation_config.json besides the token ids.
+GENERATION_KEYS: Final = (
+    "do_sample",
+    "min_p",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+
+
+def parse_tokenizer(where: str, tokenizer_json: str) -> tokenizers.Tokenizer:
+    """The `tokenizers` object of an untrusted serialization.
+
+    Raises:
+        TokenizerError: The library refuses it.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(
+            f"{where}: not a tokenizer that this version of `tokenizers` reads: {error}"
+        ) from error
+
+
+def end_token_ids(
+    tokenizer: tokenizers.Tokenizer, chat_template: str | None, named: Iterable[int]
+) -> tuple[int, ...]:
+    """Every id that ends a turn: those the source names, and those its vocabulary implies.
+
+    Sources disagree about the list (Llama 3.2 has three, its config.json may name one), and a model
+    that emits an end token which nobody waits for talks on for ever.
+
+    Raises:
+        TokenizerError: There is none at all.
+    """
+    ids = set(named)
+    tokens = list(DOCUMENT_END_TOKENS)
+    for sign, ends in TURN_END_TOKENS.items():
+        if chat_template is not None and sign in chat_template:
+            tokens.extend(ends)
+    specials = {
+        token.content: number
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special
+    }
+    ids.update(specials[token] for token in tokens if token in specials)
+    if not ids:
+        raise TokenizerError(
+            "no end-of-sequence token: neither generation_config.json, config.json nor "
+            "tokenizer_config.json names one, so generation would never stop; add eos_token_id"
+        )
+    return tuple(sorted(ids))
+
+
+def check_vocabulary(where: str, text: TextAssets, vocab_size: int) -> None:
+    """Tokenizer and model must belong together: ids fit the table, and all but padding is used.
+
+    Raises:
+        TokenizerError: An id has no row in the embedding, or more than `MAX_PADDING_ROWS` rows
+            have no token.
+    """
+    tokenizer = parse_tokenizer(where, text.tokenizer_json)
+    count = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    ids = [*text.eos_token_ids, *([] if text.bos_token_id is None else [text.bos_token_id])]
+    outside = [number for number in ids if not 0 <= number < min(count, vocab_size)]
+    if count > vocab_size or vocab_size - count > MAX_PADDING_ROWS:
+        raise TokenizerError(
+            f"{where}: the tokenizer has {count} tokens and the model {vocab_size} embedding rows "
+            f"(at most {MAX_PADDING_ROWS} may be unused); it is the tokenizer of another model"
+        )
+    if outside:
+        raise TokenizerError(
+            f"{where}: begin or end token id {outside[0]} is outside the vocabulary of {count}; "
+            "correct generation_config.json, or take the tokenizer that came with the model"
+        )
 
 
 def write_text_assets(folder: Path, text: TextAssets) -> None:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json."""
-    raise NotImplementedError
+    tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    (folder / TOKENIZER_FILE).write_bytes(text.tokenizer_json.encode())
+    config: dict[str, Any] = {
+        "add_bos_token": text.add_bos,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.id_to_token(_main_end(tokenizer, text)),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    if text.bos_token_id is not None:
+        config["bos_token"] = tokenizer.id_to_token(text.bos_token_id)
+    if text.chat_template is not None:
+        config["chat_template"] = text.chat_template
+    write_json(folder / TOKENIZER_CONFIG_FILE, config)
+    generation: dict[str, Any] = {
+        **text.generation_defaults,
+        "eos_token_id": list(text.eos_token_ids),
+    }
+    if text.bos_token_id is not None:
+        generation["bos_token_id"] = text.bos_token_id
+    write_json(folder / GENERATION_CONFIG_FILE, generation)
+
+
+def _main_end(tokenizer: tokenizers.Tokenizer, text: TextAssets) -> int:
+    """The id for tools that know only one: the turn's end if there is a chat template."""
+    if text.chat_template is not None:
+        for token in TURN_END_TOKENS:
+            number = tokenizer.token_to_id(token)
+            if number in text.eos_token_ids and token in text.chat_template:
+                return int(number)
+    return text.eos_token_ids[0]
 
 
 def read_text_assets(folder: Path) -> TextAssets:
-    """Read a folder's tokenizer, chat template, EOS ids and generation defaults."""
-    raise NotImplementedError
+    """Read a folder's tokenizer, chat template, EOS ids and generation defaults.
+
+    Raises:
+        TokenizerError: tokenizer.json is absent, damaged or too large, or another file is damaged.
+    """
+    path = folder / TOKENIZER_FILE
+    tokenizer_json = _read_text(path, MAX_TOKENIZER_BYTES)
+    tokenizer = parse_tokenizer(str(path), tokenizer_json)
+    tokenizer_config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
+    generation = _optional_json(folder / GENERATION_CONFIG_FILE)
+    model_config = _optional_json(folder / "config.json")
+    template = _chat_template(folder, tokenizer_config)
+
+    bos = _token_id(tokenizer, tokenizer_config.get("bos_token"))
+    for source in (generation, model_config):
+        if bos is None and "bos_token" not in tokenizer_config:
+            bos = next(iter(_ids(source, "bos_token_id")), None)
+    ends = {*_ids(generation, "eos_token_id"), *_ids(model_config, "eos_token_id")}
+    main_end = _token_id(tokenizer, tokenizer_config.get("eos_token"))
+    if main_end is not None:
+        ends.add(main_end)
+    return TextAssets(
+        tokenizer_json=tokenizer_json,
+        chat_template=template,
+        bos_token_id=bos,
+        eos_token_ids=end_token_ids(tokenizer, template, ends),
+        add_bos=_adds_bos(tokenizer, tokenizer_config, bos),
+        generation_defaults=_generation_defaults(generation),
+    )
+
+
+def _read_text(path: Path, limit: int) -> str:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise TokenizerError(f"{path}: has {size} bytes; at most {limit} are read")
+        return path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise TokenizerError(
+            f"{path}: the file is missing; a tokenizer in another form (tokenizer.model) must be "
+            "saved as tokenizer.json first, or give the Meta folder or GGUF file itself"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json_object(path, TokenizerError) if path.exists() else {}
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """`chat_template.jinja` goes before tokenizer_config.json, as in transformers."""
+    if (folder / CHAT_TEMPLATE_FILE).exists():
+        return _read_text(folder / CHAT_TEMPLATE_FILE, MAX_TOKENIZER_BYTES)
+    value = tokenizer_config.get("chat_template")
+    if isinstance(value, list):
+        named = {
+            entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)
+        }
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise TokenizerError(
+            f"{folder / TOKENIZER_CONFIG_FILE}: chat_template is a {type(value).__name__}; "
+            "a string, or a list of named ones, is needed"
+        )
+    return value
+
+
+def _ids(source: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """An id or list of ids out of a JSON file; null and an absent key are none."""
+    value = source.get(key)
+    if value is None:
+        return ()
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise TokenizerError(f"{key} is {value!r}; a token id or a list of them is needed")
+    return tuple(numbers)
+
+
+def _token_id(tokenizer: tokenizers.Tokenizer, token: object) -> int | None:
+    """The id of a token given as a string or as a serialized `AddedToken`."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is None:
+        return None
+    number = tokenizer.token_to_id(content) if isinstance(content, str) else None
+    if number is None:
+        raise TokenizerError(
+            f"{TOKENIZER_CONFIG_FILE} names the token {content!r}, which the tokenizer lacks; "
+            "the two files come from different models"
+        )
+    return number
+
+
+def _adds_bos(
+    tokenizer: tokenizers.Tokenizer, tokenizer_config: Mapping[str, Any], bos: int | None
+) -> bool:
+    """What the config says; else what the tokenizer's own post-processor does."""
+    explicit = tokenizer_config.get("add_bos_token")
+    if isinstance(explicit, bool):
+        return explicit and bos is not None
+    return bos is not None and tokenizer.encode("a").ids[:1] == [bos]
+
+
+def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float | int | bool]:
+    kept = {key: generation[key] for key in GENERATION_KEYS if generation.get(key) is not None}
+    for key, value in kept.items():
+        if not isinstance(value, (bool, int, float)) or not abs(value) < 1e6:
+            raise TokenizerError(f"{GENERATION_CONFIG_FILE}: {key} is {value!r}; not a number")
+    return kept

@@ -1,0 +1,261 @@
+"""GGUF files of architecture `llama`, as llama.cpp's converter writes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
+from llama_edge.checkpoints.gguf_file import GgufFile
+from llama_edge.core.errors import CheckpointError, TokenizerError
+from llama_edge.core.model import inverse_frequencies, llama3_frequency_factors
+from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.text_assets import end_token_ids
+from llama_edge.core.types import Checkpoint, TextAssets
+from llama_edge.core.weight_names import GGUF_BLOCK_PARTS, GGUF_NAMES, block_weight
+
+ROPE_FACTORS: Final = "rope_freqs.weight"
+_OUTPUT: Final = "output.weight"
+_EMBEDDING: Final = "token_embd.weight"
+_CONTROL, _USER_DEFINED = 3, 4
+
+#: `tokenizer.ggml.pre` -> builder, and whether text begins with BOS unless the file says.
+_TOKENIZERS: Final = {
+    "smollm": (smollm_tokenizer, False),
+    "llama-bpe": (llama3_tokenizer, True),
+    "llama3": (llama3_tokenizer, True),
+    "llama-v3": (llama3_tokenizer, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    """Typed look-ups in a file's metadata."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}; an integer is needed")
+        return value
+
+    def number(self, key: str) -> float:
+        """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
+        value = self.values.get(key)
+        if not isinstance(value, float):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}; a number is needed")
+        return float(str(np.float32(value)))
+
+    def strings(self, key: str) -> list[str]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise TokenizerError(f"{self.path}: {key} is missing or not a list of strings")
+        return value
+
+
+def load_gguf(path: Path, source: str) -> Checkpoint:
+    """Open a GGUF file; tensors are dequantized one at a time when read.
+
+    Raises:
+        CheckpointError: It is damaged, lies about itself, or is not a plain Llama.
+        TokenizerError: Its tokenizer is of another kind, damaged or of another model.
+    """
+    file = GgufFile(path)
+    metadata = _Metadata(path, file.metadata)
+    architecture = file.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise CheckpointError(
+            f"{path}: architecture {architecture!r} is not supported; only Llama is"
+        )
+    config = _config(file, metadata)
+    weights = CheckedWeights(str(path), config, _GgufTensors(file, config))
+    return Checkpoint(source=source, config=config, weights=weights, text=_text(metadata))
+
+
+class _GgufTensors:
+    """`StoredTensors` of a GGUF file."""
+
+    def __init__(self, file: GgufFile, config: ModelConfig) -> None:
+        self._file = file
+        self._config = config
+        self._names = {
+            canonical_name(name): name
+            for name in file.tensors
+            if name != ROPE_FACTORS and not (name == _OUTPUT and config.tie_word_embeddings)
+        }
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `StoredTensors`."""
+        return {name: self._file.tensors[stored].shape for name, stored in self._names.items()}
+
+    def load(self, name: str) -> Tensor:
+        """See `StoredTensors`."""
+        tensor = self._file.read(self._names[name])
+        if name.endswith("q_proj.weight"):
+            return unpermute_heads(tensor, self._config.num_attention_heads)
+        if name.endswith("k_proj.weight"):
+            return unpermute_heads(tensor, self._config.num_key_value_heads)
+        return tensor
+
+
+def canonical_name(name: str) -> str:
+    """Our name of a GGUF tensor; one that a Llama does not have keeps its own."""
+    if name in GGUF_NAMES:
+        return GGUF_NAMES[name]
+    match name.split("."):
+        case ["blk", layer, part, "weight"] if layer.isdecimal() and part in GGUF_BLOCK_PARTS:
+            return block_weight(int(layer), GGUF_BLOCK_PARTS[part])
+    return name
+
+
+def _config(file: GgufFile, metadata: _Metadata) -> ModelConfig:
+    heads = metadata.integer("llama.attention.head_count")
+    hidden = metadata.integer("llama.embedding_length")
+    head_dim = metadata.integer("llama.attention.key_length", hidden // max(heads, 1))
+    _refuse_unsupported(metadata, head_dim)
+    if _EMBEDDING not in file.tensors:
+        raise CheckpointError(f"{file.path}: {_EMBEDDING} is missing")
+    config = ModelConfig(
+        hidden_size=hidden,
+        num_hidden_layers=metadata.integer("llama.block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=metadata.integer("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        intermediate_size=metadata.integer("llama.feed_forward_length"),
+        vocab_size=file.tensors[_EMBEDDING].shape[0],
+        rms_norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=metadata.number("llama.rope.freq_base"),
+        rope_scaling=None,
+        max_position_embeddings=metadata.integer("llama.context_length"),
+        tie_word_embeddings=_is_tied(file),
+    )
+    return _with_rope_scaling(file, metadata, config)
+
+
+def _refuse_unsupported(metadata: _Metadata, head_dim: int) -> None:
+    """What would change the arithmetic and is not a plain Llama's."""
+    for key, plain in (
+        ("llama.expert_count", 0),
+        ("llama.rope.dimension_count", head_dim),
+        ("llama.attention.value_length", head_dim),
+        ("llama.rope.scaling.type", "none"),
+    ):
+        value = metadata.values.get(key, plain)
+        if value != plain:
+            raise CheckpointError(
+                f"{metadata.path}: {key} is {value!r}; only {plain!r} is supported"
+            )
+
+
+def _is_tied(file: GgufFile) -> bool:
+    """No output matrix, or the embedding's very bytes."""
+    if _OUTPUT not in file.tensors:
+        return True
+    same_type = file.tensors[_OUTPUT].type == file.tensors[_EMBEDDING].type
+    return same_type and np.array_equal(file.raw(_OUTPUT), file.raw(_EMBEDDING))
+
+
+def _with_rope_scaling(file: GgufFile, metadata: _Metadata, config: ModelConfig) -> ModelConfig:
+    """Recover Llama 3's RoPE scaling from the factors that the converter stored.
+
+    The factors do not determine it alone; Llama 3's other three parameters never varied, so they
+    are taken as published (or from `rope.scaling.original_context_length`) and checked.
+    """
+    if ROPE_FACTORS not in file.tensors:
+        return config
+    stored = file.read(ROPE_FACTORS)
+    if stored.shape != (config.head_dim // 2,) or not bool((stored >= 1).all()):
+        raise CheckpointError(
+            f"{file.path}: {ROPE_FACTORS} must hold {config.head_dim // 2} factors of at least 1"
+        )
+    scaling = RopeScaling(
+        factor=float(stored.max()),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=metadata.integer(
+            "llama.rope.scaling.original_context_length", 8192
+        ),
+    )
+    computed = llama3_frequency_factors(inverse_frequencies(config), scaling)
+    if not torch.allclose(stored, computed, rtol=1e-4):
+        raise CheckpointError(
+            f"{file.path}: {ROPE_FACTORS} are not those of Llama 3's scaling by "
+            f"{scaling.factor:g} from {scaling.original_max_position_embeddings} positions; "
+            "another scaling is not supported"
+        )
+    return ModelConfig.from_json(config.to_json() | {"rope_scaling": _plain(scaling)})
+
+
+def _plain(scaling: RopeScaling) -> dict[str, float]:
+    return {
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
+
+
+def _text(metadata: _Metadata) -> TextAssets:
+    model, pre = (metadata.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model != "gpt2" or pre not in _TOKENIZERS:
+        raise TokenizerError(
+            f"{metadata.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
+            f"byte-level BPE ('gpt2') with one of {', '.join(_TOKENIZERS)} is"
+        )
+    build, adds_bos = _TOKENIZERS[pre]
+    tokens = metadata.strings("tokenizer.ggml.tokens")
+    adds_bos = bool(metadata.values.get("tokenizer.ggml.add_bos_token", adds_bos))
+    bos = None
+    if "tokenizer.ggml.bos_token_id" in metadata.values:
+        bos = metadata.integer("tokenizer.ggml.bos_token_id")
+        if not 0 <= bos < len(tokens):
+            raise TokenizerError(f"{metadata.path}: the BOS id {bos} is outside the vocabulary")
+    vocabulary = Vocabulary(
+        tokens=tokens, merges=_merges(metadata), added=_added(metadata, len(tokens))
+    )
+    tokenizer = build(vocabulary, tokens[bos] if adds_bos and bos is not None else None)
+    template = metadata.values.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"{metadata.path}: tokenizer.chat_template is not a string")
+    ends = [
+        metadata.integer(key)
+        for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
+        if key in metadata.values
+    ]
+    return TextAssets(
+        tokenizer_json=tokenizer.to_str(),
+        chat_template=template,
+        bos_token_id=bos,
+        eos_token_ids=end_token_ids(tokenizer, template, ends),
+        add_bos=adds_bos and bos is not None,
+        generation_defaults={},
+    )
+
+
+def _merges(metadata: _Metadata) -> list[tuple[str, str]]:
+    merges = []
+    for line in metadata.strings("tokenizer.ggml.merges"):
+        first, _, second = line.partition(" ")
+        merges.append((first, second))
+    return merges
+
+
+def _added(metadata: _Metadata, count: int) -> dict[int, bool]:
+    """Ids of control tokens (True) and of user-defined ones (False)."""
+    types = metadata.values.get("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != count:
+        raise TokenizerError(
+            f"{metadata.path}: tokenizer.ggml.token_type must be a list of {count} numbers"
+        )
+    return {
+        number: kind == _CONTROL
+        for number, kind in enumerate(types)
+        if kind in (_CONTROL, _USER_DEFINED)
+    }
