@@ -1,0 +1,25 @@
+"""One tiny `.pte`, lowered once."""
+
+from pathlib import Path
+
+import pytest
+
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.executorch.exporter import ExecuTorchExporter
+
+
+def lower(checkpoint: QuantizedCheckpoint, folder: Path, max_context: int = 256) -> Artifact:
+    folder.mkdir(exist_ok=True)
+    options = LowerOptions(max_context=max_context)
+    exporter = ExecuTorchExporter()
+    exporter.requires(checkpoint, options)
+    return exporter.lower(checkpoint, folder, options, SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def debug_pte(
+    debug_quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    return lower(debug_quantized, tmp_path_factory.mktemp("debug-pte"))
