@@ -113,7 +113,7 @@ def write_text_assets(folder: Path, text: TextAssets) -> None:
         "add_bos_token": text.add_bos,
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
-        "eos_token": tokenizer.id_to_token(_main_end(tokenizer, text)),
+        "eos_token": main_end_token(tokenizer, text),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     if text.bos_token_id is not None:
@@ -130,14 +130,14 @@ def write_text_assets(folder: Path, text: TextAssets) -> None:
     write_json(folder / GENERATION_CONFIG_FILE, generation)
 
 
-def _main_end(tokenizer: tokenizers.Tokenizer, text: TextAssets) -> int:
-    """The id for tools that know only one: the turn's end if there is a chat template."""
+def main_end_token(tokenizer: tokenizers.Tokenizer, text: TextAssets) -> str | None:
+    """The end token for tools that know only one: the turn's end if there is a chat template."""
     if text.chat_template is not None:
         for token in TURN_END_TOKENS:
-            number = tokenizer.token_to_id(token)
-            if number in text.eos_token_ids and token in text.chat_template:
-                return int(number)
-    return text.eos_token_ids[0]
+            if token in text.chat_template and (tokenizer.token_to_id(token) in text.eos_token_ids):
+                return token
+    first: str | None = tokenizer.id_to_token(text.eos_token_ids[0])
+    return first
 
 
 def read_text_assets(folder: Path) -> TextAssets:
