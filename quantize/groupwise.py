@@ -1,5 +1,7 @@
 """Symmetric integer codes per group of inputs, through torchao's quantization primitives."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 from torchao.quantization.quant_primitives import (
@@ -11,13 +13,19 @@ from torchao.quantization.quant_primitives import (
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import MAX_SCALE, MIN_SCALE, QuantizedTensor
 
+#: Elements that are rounded at a time: torchao makes several float32 copies, and a 3B model's
+#: embedding has 1.6 GB.
+_PIECE: Final = 2**18
+
 
 def choose_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     """One positive scale per group, bfloat16 (O, I // group_size).
 
-    max|w| / (2^(bits-1) - 0.5), so that neither end of the code range is clipped by more than half
-    a step. It is rounded to bfloat16 before any code is chosen, because XNNPACK keeps bfloat16:
-    a scale that is rounded afterwards no longer belongs to its codes.
+    max|w| / (2^(bits-1) - 0.5), so that the codes of both signs reach the same distance and no
+    value is further than half a step from its code. It becomes bfloat16 before any code is chosen,
+    because XNNPACK keeps bfloat16 and a scale that is rounded afterwards no longer belongs to its
+    codes; it is rounded up, because a smaller scale would clip the largest weight (by half a step
+    more at 8 bits).
     """
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scale, _ = choose_qparams_affine(
@@ -30,8 +38,9 @@ def choose_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
         eps=MIN_SCALE,
         scale_dtype=torch.float32,
     )
-    rounded: Tensor = scale.to(torch.bfloat16).view(weight_OI.shape[0], -1)
-    return rounded
+    nearest = scale.to(torch.bfloat16)
+    above = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    return torch.where(nearest < scale, above, nearest).view(weight_OI.shape[0], -1)
 
 
 def quantize_groupwise(
@@ -43,25 +52,29 @@ def quantize_groupwise(
         QuantizeError: The width is not a multiple of the group, or a scale leaves the range that
             every backend holds exactly.
     """
-    columns = weight_OI.shape[1]
+    rows, columns = weight_OI.shape
     if columns % group_size:
         raise QuantizeError(
             f"{name}: in_features {columns} is not divisible by group_size {group_size}; "
             "this model's widths need a recipe with a group size that divides them"
         )
     scales = choose_scales(weight_OI, bits, group_size)
-    if scales.max() > MAX_SCALE:
+    if not scales.max() <= MAX_SCALE:  # false for NaN too
         raise QuantizeError(
             f"{name}: a weight of {weight_OI.abs().max():.4g} needs a scale of {scales.max():.4g}; "
             f"fp16 holds at most {MAX_SCALE:.0f}, so the checkpoint is damaged or not a Llama"
         )
-    codes = quantize_affine(
-        weight_OI,
-        (1, group_size),
-        scales.float(),
-        torch.zeros_like(scales, dtype=torch.float32),
-        torch.int8,
-        quant_min=-(2 ** (bits - 1)),
-        quant_max=2 ** (bits - 1) - 1,
-    )
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    step = max(1, _PIECE // columns)
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        codes[piece] = quantize_affine(
+            weight_OI[piece],
+            (1, group_size),
+            scales[piece].float(),
+            torch.zeros_like(scales[piece], dtype=torch.float32),
+            torch.int8,
+            quant_min=-(2 ** (bits - 1)),
+            quant_max=2 ** (bits - 1) - 1,
+        )
     return QuantizedTensor(codes=codes, scales=scales, bits=bits, group_size=group_size)

@@ -12,13 +12,13 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
     QuantizedEntry,
     matrix_bits,
+    matrix_group_size,
     matrix_shape,
-    norm_names,
     quantized_names,
+    stored_names,
     write_quantized_checkpoint,
 )
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.groupwise import quantize_groupwise
 
 
@@ -44,10 +44,11 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """
     for name in quantized_names(checkpoint.config):
         columns = matrix_shape(checkpoint.config, name)[1]
-        if name not in (EMBEDDING, LM_HEAD) and columns % recipe.group_size:
+        group_size = matrix_group_size(checkpoint.config, recipe, name)
+        if columns % group_size:
             raise QuantizeError(
-                f"{name}: in_features {columns} is not divisible by group_size "
-                f"{recipe.group_size}; choose a recipe whose group size divides it"
+                f"{name}: in_features {columns} is not divisible by group_size {group_size}; "
+                "choose a recipe whose group size divides it"
             )
 
 
@@ -62,26 +63,23 @@ def quantize_checkpoint(
     """
     check_widths(checkpoint, recipe)
     config = checkpoint.config
-    names = [*quantized_names(config), *norm_names(config)]
-    if config.tie_word_embeddings:
-        names.remove(LM_HEAD)
+    names = tuple(stored_names(config))
     progress.start(f"quantize ({recipe.name})", len(names))
     digest = _SourceDigest()
 
+    def entry(name: str) -> QuantizedEntry:
+        tensor = checkpoint.weights.read(name)
+        digest.update(name, tensor)
+        if tensor.ndim == 1:
+            return QuantizedEntry(name, tensor)
+        bits, group_size = matrix_bits(recipe, name), matrix_group_size(config, recipe, name)
+        return QuantizedEntry(
+            name, quantize_groupwise(name, tensor, bits=bits, group_size=group_size)
+        )
+
     def entries() -> Iterator[QuantizedEntry]:
-        norms = set(norm_names(config))
         for name in names:
-            tensor = checkpoint.weights.read(name)
-            digest.update(name, tensor)
-            if name in norms:
-                yield QuantizedEntry(name, tensor)
-            else:
-                is_table = name in (EMBEDDING, LM_HEAD)
-                group_size = tensor.shape[1] if is_table else recipe.group_size
-                bits = matrix_bits(recipe, name)
-                yield QuantizedEntry(
-                    name, quantize_groupwise(name, tensor, bits=bits, group_size=group_size)
-                )
+            yield entry(name)
             progress.advance()
 
     return write_quantized_checkpoint(

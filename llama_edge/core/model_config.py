@@ -2,9 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from llama_edge.core.errors import ConfigError
+
+#: Far above every Llama; a lying config must not make a stage count to a billion.
+_LARGEST: Final[Mapping[str, int]] = {
+    "hidden_size": 2**20,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**12,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**24,
+}
+
+
+def _require_integer(where: str, name: str, value: object, largest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
+        raise ConfigError(f"{where}: {name} is {value!r}; an integer from 1 to {largest} is needed")
+
+
+def _require_number(where: str, name: str, value: object, *, low: float, high: float) -> None:
+    if not isinstance(value, (int, float)) or not low < value < high:
+        raise ConfigError(
+            f"{where}: {name} is {value!r}; a number above {low:g} and below {high:g} is needed"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +39,21 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _require_number("rope_scaling", name, getattr(self, name), low=0, high=1e6)
+        _require_integer(
+            "rope_scaling",
+            "original_max_position_embeddings",
+            self.original_max_position_embeddings,
+            2**24,
+        )
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling: low_freq_factor {self.low_freq_factor} is not below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +74,15 @@ class ModelConfig:
     tie_word_embeddings: bool
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "vocab_size",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-                raise ConfigError(f"config: {name} is {value!r}; it must be a positive integer")
+        for name, largest in _LARGEST.items():
+            _require_integer("config", name, getattr(self, name), largest)
+        _require_number("config", "rms_norm_eps", self.rms_norm_eps, low=0, high=1)
+        _require_number("config", "rope_theta", self.rope_theta, low=1, high=1e12)
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ConfigError(
+                f"config: tie_word_embeddings is {self.tie_word_embeddings!r}; "
+                "it must be true or false"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -55,10 +90,6 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"config: head_dim {self.head_dim} is odd; RoPE turns pairs")
-        if not 0 < self.rms_norm_eps < 1:
-            raise ConfigError(f"config: rms_norm_eps {self.rms_norm_eps!r} is not in (0, 1)")
-        if not self.rope_theta > 1:
-            raise ConfigError(f"config: rope_theta {self.rope_theta!r} must be above 1")
 
     @property
     def query_size(self) -> int:
@@ -81,9 +112,9 @@ class ModelConfig:
         Raises:
             ConfigError: A field is absent, unknown or out of range.
         """
-        fields = dict(value)
-        scaling = fields.get("rope_scaling")
         try:
+            fields = {**value}
+            scaling = fields.get("rope_scaling")
             if scaling is not None:
                 fields["rope_scaling"] = RopeScaling(**scaling)
             return cls(**fields)

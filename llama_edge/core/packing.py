@@ -34,6 +34,15 @@ class QuantizedTensor:
     group_size: int
 
     def __post_init__(self) -> None:
+        if self.bits not in (4, 8) or self.group_size < 1:
+            raise QuantizeError(
+                f"codes of {self.bits} bits in groups of {self.group_size}; "
+                "4 or 8 bits and groups of at least one input are needed"
+            )
+        self._check_layout()
+        self._check_range()
+
+    def _check_layout(self) -> None:
         rows, columns = self.codes.shape
         expected = (rows, columns // self.group_size)
         if self.codes.dtype != torch.int8 or self.scales.dtype != torch.bfloat16:
@@ -45,6 +54,20 @@ class QuantizedTensor:
             raise QuantizeError(
                 f"scales have shape {tuple(self.scales.shape)}; codes {rows} x {columns} in groups "
                 f"of {self.group_size} need {expected}"
+            )
+
+    def _check_range(self) -> None:
+        if self.bits == 4 and not self.codes.equal(self.codes.clamp(-8, 7)):
+            raise QuantizeError(
+                f"4-bit codes run from {self.codes.min()} to {self.codes.max()}; "
+                "they must lie in [-8, 7]"
+            )
+        # The comparison is false for NaN too.
+        inside = (self.scales >= MIN_SCALE) & (self.scales <= MAX_SCALE)
+        if not inside.all():
+            raise QuantizeError(
+                f"a scale is {self.scales[~inside][0]}; every scale must lie in "
+                f"[{MIN_SCALE:g}, {MAX_SCALE:g}], which each backend holds exactly"
             )
 
     @property

@@ -6,16 +6,17 @@ A tied model stores its table once. The same weights give the same bytes in both
 form the checkpoint had; tokenizer files are carried beside them.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_edge.core.errors import ArtifactError
+from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
 from llama_edge.core.files import canonical_json, read_json_object, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
@@ -34,6 +35,8 @@ from llama_edge.core.weight_names import (
 FORMAT_VERSION: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
 CONFIG_FILE: Final = "quantization.json"
+#: Matrices with one scale per row.
+TABLES: Final = (EMBEDDING, LM_HEAD)
 
 
 def quantized_names(config: ModelConfig) -> tuple[str, ...]:
@@ -43,7 +46,7 @@ def quantized_names(config: ModelConfig) -> tuple[str, ...]:
 
 def matrix_shape(config: ModelConfig, name: str) -> tuple[int, int]:
     """(out_features, in_features) of a quantized matrix."""
-    if name in (EMBEDDING, LM_HEAD):
+    if name in TABLES:
         return config.vocab_size, config.hidden_size
     return block_linear_shapes(config)[name.split(".", 3)[3].removesuffix(".weight")]
 
@@ -58,64 +61,78 @@ def norm_names(config: ModelConfig) -> Iterator[str]:
 
 def matrix_bits(recipe: Recipe, name: str) -> int:
     """Bits of a matrix's codes under a recipe."""
-    return recipe.table_bits if name in (EMBEDDING, LM_HEAD) else recipe.weight_bits
+    return recipe.table_bits if name in TABLES else recipe.weight_bits
+
+
+def matrix_group_size(config: ModelConfig, recipe: Recipe, name: str) -> int:
+    """Inputs that share a scale: a table's whole row, the recipe's group in a block linear."""
+    return config.hidden_size if name in TABLES else recipe.group_size
+
+
+def stored_names(config: ModelConfig) -> Iterator[str]:
+    """Every weight that the file holds, in its order: norms, then matrices; a tied head is none.
+
+    Norms first, since float32 then starts at a multiple of four whatever the vocabulary's size.
+    """
+    yield from norm_names(config)
+    for name in quantized_names(config):
+        if not (name == LM_HEAD and config.tie_word_embeddings):
+            yield name
 
 
 def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Safetensors dtype and shape of every stored tensor, in file order."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in quantized_names(config):
-        if name == LM_HEAD and config.tie_word_embeddings:
+    norms = set(norm_names(config))
+    for name in stored_names(config):
+        if name in norms:
+            layout[name] = ("F32", (config.hidden_size,))
             continue
         rows, columns = matrix_shape(config, name)
-        if matrix_bits(recipe, name) == recipe.table_bits and name in (EMBEDDING, LM_HEAD):
-            layout[f"{name}.codes"] = ("I8", (rows, columns))
-            layout[f"{name}.scales"] = ("BF16", (rows, 1))
-        else:
-            layout[f"{name}.codes"] = ("U8", (rows, columns // 2))
-            layout[f"{name}.scales"] = ("BF16", (rows, columns // recipe.group_size))
-    for name in norm_names(config):
-        layout[name] = ("F32", (config.hidden_size,))
+        is_packed = matrix_bits(recipe, name) == 4
+        layout[f"{name}.codes"] = ("U8" if is_packed else "I8", (rows, columns >> is_packed))
+        groups = columns // matrix_group_size(config, recipe, name)
+        layout[f"{name}.scales"] = ("BF16", (rows, groups))
     return layout
 
 
 _ITEM_BYTES: Final[Mapping[str, int]] = {"I8": 1, "U8": 1, "BF16": 2, "F32": 4}
 
 
-class StreamingSafetensors:
-    """Writes a safetensors file tensor by tensor, in the header's order, holding one at a time."""
+def write_safetensors(
+    path: Path,
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Write tensors as they come, in the layout's order, without holding more than one."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        end = offset + _ITEM_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for (name, (_, shape)), (given, tensor) in zip(layout.items(), tensors, strict=True):
+            assert (given, tuple(tensor.shape)) == (name, shape), f"{given} written as {name}"
+            stream.write(tensor_bytes(tensor))
+            del tensor
 
-    def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        self._pending = list(layout)
-        header: dict[str, Any] = {}
-        offset = 0
-        for name, (dtype, shape) in layout.items():
-            size = _ITEM_BYTES[dtype]
-            for length in shape:
-                size *= length
-            header[name] = {
-                "dtype": dtype,
-                "shape": list(shape),
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
-        text = canonical_json(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._layout = header
-        self._stream = path.open("wb")
-        self._stream.write(struct.pack("<Q", len(text)) + text)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """The next tensor; its name must be the next of the layout."""
-        assert self._pending[0] == name, f"{name} written before {self._pending[0]}"
-        assert list(tensor.shape) == self._layout[name]["shape"], name
-        self._pending.pop(0)
-        self._stream.write(tensor_bytes(tensor))
+class _TensorFile(Protocol):
+    """What is used of safetensors' `safe_open`, whose own stubs have no types."""
 
-    def close(self) -> None:
-        """Finish the file; every tensor must have been written."""
-        self._stream.close()
-        assert not self._pending, f"{self._pending[0]} was never written"
+    def get_tensor(self, name: str) -> Tensor: ...
+
+    def get_slice(self, name: str) -> "_TensorView": ...
+
+
+class _TensorView(Protocol):
+    def get_dtype(self) -> str: ...
+
+    def get_shape(self) -> list[int]: ...
 
 
 class FolderWeights:
@@ -126,7 +143,7 @@ class FolderWeights:
         self._config = config
         self._recipe = recipe
         try:
-            self._file = safe_open(path, framework="pt")
+            self._file: _TensorFile = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}") from error
         for name, (dtype, shape) in stored_tensors(config, recipe).items():
@@ -151,18 +168,22 @@ class FolderWeights:
         """See `QuantizedWeights`."""
         stored = EMBEDDING if name == LM_HEAD and self._config.tie_word_embeddings else name
         codes = self._file.get_tensor(f"{stored}.codes")
-        columns = matrix_shape(self._config, name)[1]
-        is_table = name in (EMBEDDING, LM_HEAD)
-        return QuantizedTensor(
-            codes=codes if is_table else unpack_int4(codes),
-            scales=self._file.get_tensor(f"{stored}.scales"),
-            bits=matrix_bits(self._recipe, name),
-            group_size=columns if is_table else self._recipe.group_size,
-        )
+        bits = matrix_bits(self._recipe, name)
+        try:
+            return QuantizedTensor(
+                codes=unpack_int4(codes) if bits == 4 else codes,
+                scales=self._file.get_tensor(f"{stored}.scales"),
+                bits=bits,
+                group_size=matrix_group_size(self._config, self._recipe, name),
+            )
+        except QuantizeError as error:
+            raise ArtifactError(f"{self._path}: {name} is damaged: {error}") from error
 
     def vector(self, name: str) -> Tensor:
         """See `QuantizedWeights`."""
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor = self._file.get_tensor(name)
+        if not tensor.isfinite().all():
+            raise ArtifactError(f"{self._path}: {name} is damaged: it holds NaN or infinity")
         return tensor
 
 
@@ -174,6 +195,16 @@ class QuantizedEntry:
     value: QuantizedTensor | Tensor
 
 
+def _stored(entry: QuantizedEntry) -> Iterator[tuple[str, Tensor]]:
+    """An entry as the file has it."""
+    value = entry.value
+    if isinstance(value, QuantizedTensor):
+        yield f"{entry.name}.codes", pack_int4(value.codes) if value.bits == 4 else value.codes
+        yield f"{entry.name}.scales", value.scales
+    else:
+        yield entry.name, value
+
+
 def write_quantized_checkpoint(
     folder: Path,
     config: ModelConfig,
@@ -182,21 +213,13 @@ def write_quantized_checkpoint(
     entries: Iterable[QuantizedEntry],
     source_sha256: Callable[[], str],
 ) -> QuantizedCheckpoint:
-    """Stream `entries` (matrices in canonical order, then norms) into `folder`.
+    """Stream `entries`, in the order of `stored_names`, into `folder`.
 
-    A tied model's entries leave out `lm_head.weight`. `source_sha256` is asked once the last entry
-    is written, since the source is hashed while it streams through the quantizer.
+    `source_sha256` is asked once the last entry is written, since the source is hashed while it
+    streams through the quantizer.
     """
-    writer = StreamingSafetensors(folder / WEIGHTS_FILE, stored_tensors(config, recipe))
-    for entry in entries:
-        if isinstance(entry.value, QuantizedTensor):
-            codes = entry.value.codes
-            is_table = entry.name in (EMBEDDING, LM_HEAD)
-            writer.write(f"{entry.name}.codes", codes if is_table else pack_int4(codes))
-            writer.write(f"{entry.name}.scales", entry.value.scales)
-        else:
-            writer.write(entry.name, entry.value)
-    writer.close()
+    tensors = (stored for entry in entries for stored in _stored(entry))
+    write_safetensors(folder / WEIGHTS_FILE, stored_tensors(config, recipe), tensors)
     description = {
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),
@@ -225,7 +248,9 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         config = ModelConfig.from_json(description["config"])
         recipe = Recipe(**description["recipe"])
         source_sha256 = str(description["source_sha256"])
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ArtifactError(f"{folder / CONFIG_FILE}: {error} is missing") from error
+    except (ConfigError, TypeError) as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from error
     return QuantizedCheckpoint(
         root=folder,

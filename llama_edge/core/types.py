@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import ModelConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge --help` must not
@@ -84,6 +85,23 @@ class Recipe:
     table_bits: int = 8
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
     max_fidelity_kl: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("weight_bits", "table_bits"):
+            bits = getattr(self, field)
+            if bits not in (4, 8):
+                raise ConfigError(f"recipe {self.name}: {field} is {bits!r}; 4 or 8 is possible")
+        group = self.group_size
+        if not isinstance(group, int) or group < 2 or group % 2:
+            raise ConfigError(
+                f"recipe {self.name}: group_size is {group!r}; an even number is needed, since "
+                "two codes share a byte"
+            )
+        if not isinstance(self.max_fidelity_kl, (int, float)) or not self.max_fidelity_kl > 0:
+            raise ConfigError(
+                f"recipe {self.name}: max_fidelity_kl is {self.max_fidelity_kl!r}; "
+                "a positive number of nats is needed"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Every parameter, for `quantization.json` and the manifest."""
