@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from llama_edge.core.errors import MissingComponentError, UnknownNameError
+from llama_edge.core.errors import ArtifactError, MissingComponentError, UnknownNameError
 from llama_edge.export.base import Exporter
 
 
@@ -24,6 +25,9 @@ EXPORTERS: Final[Mapping[str, Callable[[], Exporter]]] = {
     "executorch": _executorch,
     "onnx": _onnx,
 }
+
+#: The backend whose main file ends so.
+SUFFIXES: Final[Mapping[str, str]] = {".pte": "executorch", ".onnx": "onnx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +84,19 @@ def get_target(name: str) -> Target:
     if name not in TARGETS:
         raise UnknownNameError(f"target {name!r} is unknown; choose from: {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def artifact_backend(path: Path) -> str:
+    """Which backend wrote the file `path`, or the one main file in the folder `path`.
+
+    Raises:
+        ArtifactError: There is no such file, or more than one.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
+    if len(found) != 1:
+        raise ArtifactError(
+            f"{path}: {len(found)} files end with {' or '.join(SUFFIXES)}; give a bundle, a "
+            "quantized checkpoint, or a folder with one model file"
+        )
+    return SUFFIXES[found[0].suffix]

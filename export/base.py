@@ -50,8 +50,8 @@ class Exporter(Protocol):
         """
         ...
 
-    def read_artifact(self, folder: Path) -> Artifact:
-        """Describe the artifact in `folder` from its files alone.
+    def read_artifact(self, path: Path) -> Artifact:
+        """Describe the artifact in the folder `path`, or with the main file `path`, from it alone.
 
         Raises:
             ArtifactError: There is none, or it is damaged.

@@ -21,6 +21,7 @@ from llama_edge.export.executorch.reader import PteWeights, read_artifact
 from llama_edge.formats.pte import PteFile
 
 _XNNPACK_GROUP = 32
+_DTYPES = {schema.ScalarType.LONG: "int64", schema.ScalarType.FLOAT: "float32"}
 
 
 class ExecuTorchExporter:
@@ -71,9 +72,9 @@ class ExecuTorchExporter:
             )
         return artifact
 
-    def read_artifact(self, folder: Path) -> Artifact:
+    def read_artifact(self, path: Path) -> Artifact:
         """See `Exporter`."""
-        return read_artifact(folder)
+        return read_artifact(path)
 
     def read_weights(self, artifact: Artifact) -> PteWeights:
         """See `Exporter`."""
@@ -94,7 +95,7 @@ class ExecuTorchExporter:
             sizes = list[int | str](tensor.sizes)
             if dynamic:
                 sizes[1] = f"tokens <= {tensor.sizes[1]}"
-            return TensorSpec(name=name, dtype=tensor.scalar_type.name.lower(), shape=tuple(sizes))
+            return TensorSpec(name=name, dtype=_DTYPES[tensor.scalar_type], shape=tuple(sizes))
 
         config = artifact.config
         return Interface(

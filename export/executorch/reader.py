@@ -35,21 +35,21 @@ def read_description(pte: PteFile) -> tuple[ModelConfig, Recipe]:
         raise ArtifactError(f"{pte.path}: {CONFIG_METHOD}: {error}") from error
 
 
-def read_artifact(folder: Path) -> Artifact:
-    """The artifact in `folder`.
+def read_artifact(place: Path) -> Artifact:
+    """The artifact that is the file `place`, or `model.pte` in the folder `place`.
 
     Raises:
-        ArtifactError: There is no `model.pte`, or it is damaged.
+        ArtifactError: There is none, or it is damaged.
     """
-    path = folder / PTE_FILE
+    path = place if place.is_file() else place / PTE_FILE
     if not path.is_file():
-        raise ArtifactError(f"{folder}: has no {PTE_FILE}")
+        raise ArtifactError(f"{place}: has no {PTE_FILE}")
     pte = PteFile(path)
     config, _ = read_description(pte)
     return Artifact(
         backend="executorch",
-        root=folder,
-        files=(PTE_FILE,),
+        root=path.parent,
+        files=(path.name,),
         config=config,
         activation=ActivationQuantization.INT8_PER_TOKEN,
         max_context=pte.constant("get_max_context_len")[0],

@@ -1,0 +1,109 @@
+"""What a person sees: progress on stderr, results on stdout, one JSON object where asked for."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from llama_edge.core.errors import LlamaEdgeError
+from llama_edge.core.progress import Progress
+
+#: `--json`, the same on every command.
+JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; the first column is never wrapped."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:
+    """The message on stderr; with `as_json` also as an object on stdout."""
+    name = type(error).__name__
+    if as_json:
+        description = {"class": name, "message": str(error), "exit_code": error.exit_code}
+        print_json({"error": description})
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(str(error), err=True)
+
+
+class _Bars:
+    """One bar per stage, on a terminal."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._running: TaskID | None = None
+
+    def start(self, stage: str, total: int) -> None:
+        self.finish()
+        self._running = self._bars.add_task(stage, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        assert self._running is not None, "a stage advances after it has started"
+        self._bars.advance(self._running, steps)
+
+    def finish(self) -> None:
+        """A stage that stops early, or says nothing about its steps, still ends full."""
+        if self._running is not None:
+            task = next(task for task in self._bars.tasks if task.id == self._running)
+            self._bars.update(self._running, completed=task.total)
+            self._bars.stop_task(self._running)
+
+
+class _Lines:
+    """One line per stage, for a log."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = 0.0
+
+    def start(self, stage: str, total: int) -> None:
+        del total
+        self.finish()
+        self._stage, self._began = stage, time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        del steps
+
+    def finish(self) -> None:
+        if self._stage:
+            typer.echo(f"{self._stage}: {time.monotonic() - self._began:.1f} s", err=True)
+        self._stage = ""
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Progress]:
+    """Bars on a terminal, plain lines elsewhere; the last stage counts as done on a good end."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        lines = _Lines()
+        yield lines
+        lines.finish()
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with RichProgress(*columns, console=console) as rich_progress:
+        bars = _Bars(rich_progress)
+        yield bars
+        bars.finish()

@@ -1,0 +1,70 @@
+# ruff: noqa: RUF001 (typographic marks are what the texts are for)
+"""The text half of a manifest: what a tokenizer in another language must reproduce exactly."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+from llama_edge.core.manifest import GoldenChat, GoldenTokens, TextContract
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import TextAssets
+
+#: Llama 3.2's eight languages (BCP 47), with what tokenizers get wrong: digits, case, accents both
+#: composed and not, scripts that join or do not space, emoji of several code points, white space.
+GOLDEN_TEXTS: Final[tuple[tuple[str, str], ...]] = (
+    ("en", "It's 1,234,567 steps to the lighthouse, isn't it?\n\n  def f(x):\n\treturn x**2  "),
+    ("en", "Emoji: 👩‍🚀🇨🇭👍🏽 and a control token: <|eot_id|><|im_end|>"),
+    ("de", "Die Straßenbahn fährt um 7:45 Uhr; Übergrößen gibt's für 19,99 €."),
+    ("fr", "L’été dernier, où étais-tu ? « À Orléans », cafe\u0301 compris."),
+    ("it", "Perché l'acqua è così fredda? Costò 3.500 lire, nel 1987."),
+    ("pt", "Não, a reunião é às 10h30 – amanhã; traga o pão, por favor."),
+    ("hi", "क्या आप मुझे २५ मिनट में स्टेशन पहुँचा सकते हैं?"),
+    ("es", "¿Cuánto cuesta el billete de ida y vuelta? ¡Sólo 12 euros, señor Núñez!"),
+    ("th", "พรุ่งนี้เช้าฝนจะตกไหม ฉันต้องไปทำงานที่กรุงเทพฯ ตอน 8 โมง"),
+)
+
+GOLDEN_CHATS: Final[tuple[tuple[Mapping[str, str], ...], ...]] = (
+    ({"role": "user", "content": "What is the capital of France?"},),
+    (
+        {"role": "system", "content": "Answer in one sentence."},
+        {"role": "user", "content": "  Wie heißt der höchste Berg der Alpen?\n"},
+        {"role": "assistant", "content": "Der Mont Blanc."},
+        {"role": "user", "content": "และสูงกี่เมตร"},
+    ),
+)
+
+
+def build_text_contract(text: TextAssets) -> TextContract:
+    """Run the tokenizer and the template over the golden texts; dates are the reference date.
+
+    Raises:
+        TokenizerError: The tokenizer or the template fails.
+    """
+    tokenizer = Tokenizer(text)
+    chats: tuple[GoldenChat, ...] = ()
+    if tokenizer.has_chat_template:
+        chats = tuple(
+            GoldenChat(
+                messages=messages,
+                text=tokenizer.render_chat(messages),
+                tokens=tuple(tokenizer.encode_chat(messages)),
+            )
+            for messages in GOLDEN_CHATS
+        )
+    return TextContract(
+        tokenizer_sha256=hashlib.sha256(text.tokenizer_json.encode()).hexdigest(),
+        bos_token_id=text.bos_token_id,
+        add_bos=text.add_bos,
+        eos_token_ids=text.eos_token_ids,
+        golden_tokens=tuple(
+            GoldenTokens(
+                language=language,
+                text=golden,
+                tokens=tuple(tokenizer.encode(golden, add_bos=False)),
+            )
+            for language, golden in GOLDEN_TEXTS
+        ),
+        chat_template=text.chat_template,
+        golden_chats=chats,
+        generation_defaults=dict(text.generation_defaults),
+    )

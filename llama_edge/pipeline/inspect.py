@@ -1,0 +1,64 @@
+"""Codes and scales read back from whatever has been written, with their hashes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_edge.core.errors import ArtifactError
+from llama_edge.core.manifest import TensorEntry
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
+from llama_edge.core.types import Artifact, Interface, Placement
+from llama_edge.export import EXPORTERS, artifact_backend, get_exporter
+from llama_edge.export.bundle import is_bundle, list_tensors, read_manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a file holds; the last three are None for a quantized checkpoint."""
+
+    #: "quantized checkpoint" or the backend's name
+    kind: str
+    tensors: tuple[TensorEntry, ...]
+    artifact: Artifact | None
+    interface: Interface | None
+    placement: Placement | None
+
+
+def inspect(path: Path, progress: Progress) -> Inspection:
+    """Look into a quantized checkpoint, a `.pte`, an ONNX folder or a bundle.
+
+    Raises:
+        ArtifactError: It is none of these, or damaged.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path}: there is no such file or folder")
+    if (path / CONFIG_FILE).is_file():
+        weights = read_quantized_checkpoint(path).weights
+        return Inspection(
+            kind="quantized checkpoint",
+            tensors=list_tensors(weights, progress),
+            artifact=None,
+            interface=None,
+            placement=None,
+        )
+    exporter = get_exporter(_backend(path))
+    artifact = exporter.read_artifact(path)
+    return Inspection(
+        kind=artifact.backend,
+        tensors=list_tensors(exporter.read_weights(artifact), progress),
+        artifact=artifact,
+        interface=exporter.interface(artifact),
+        placement=exporter.placement(artifact),
+    )
+
+
+def _backend(path: Path) -> str:
+    if not is_bundle(path):
+        return artifact_backend(path)
+    backend = read_manifest(path).manifest.backend
+    if backend not in EXPORTERS:
+        raise ArtifactError(
+            f"{path}: its manifest names the backend {backend!r}; this program knows "
+            f"{', '.join(EXPORTERS)}"
+        )
+    return backend
