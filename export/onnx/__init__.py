@@ -1,1 +1,1 @@
-"""TODO."""
+"""The ONNX backend: a folder that ONNX Runtime GenAI opens."""

@@ -1,0 +1,115 @@
+"""The ONNX backend as an `Exporter`."""
+
+from pathlib import Path
+from typing import Final
+
+from llama_edge.core.errors import ConfigError, UsageError
+from llama_edge.core.files import require_free_space
+from llama_edge.core.model import ACTIVATION_BLOCK
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    Interface,
+    Placement,
+    QuantizedCheckpoint,
+    QuantizedWeights,
+)
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.onnx.genai_config import write_genai_config
+from llama_edge.export.onnx.graph import TABLE_BLOCK
+from llama_edge.export.onnx.lower import write_model
+from llama_edge.export.onnx.metadata import ACTIVATIONS, Lowering
+from llama_edge.export.onnx.reader import (
+    OnnxWeights,
+    read_artifact,
+    read_interface,
+    read_placement,
+)
+
+#: int8 activations: the fastest, on phones as on desktops.
+DEFAULT_ACCURACY_LEVEL: Final = 4
+#: The blocks that MatMulNBits takes: powers of two from 16.
+_MIN_BLOCK: Final = 16
+
+
+class OnnxExporter:
+    """Writes a folder that ONNX Runtime GenAI opens."""
+
+    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
+        """See `Exporter`."""
+        config, recipe = checkpoint.config, checkpoint.recipe
+        level = _accuracy_level(options)
+        if not 0 < options.max_context <= config.max_position_embeddings:
+            raise ConfigError(
+                f"max_context is {options.max_context}; this model's positions go from 1 to "
+                f"{config.max_position_embeddings}: choose --max-context within them"
+            )
+        if (recipe.weight_bits, recipe.table_bits) != (4, 8):
+            raise ConfigError(
+                f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
+                f"{recipe.table_bits}-bit tables; the ONNX backend writes 4 and 8: "
+                "choose another recipe"
+            )
+        group = recipe.group_size
+        if group < _MIN_BLOCK or group & (group - 1):
+            raise ConfigError(
+                f"recipe {recipe.name}: group_size {group}; MatMulNBits takes powers of two "
+                f"from {_MIN_BLOCK}: choose another recipe"
+            )
+        if ACTIVATIONS[level] is ActivationQuantization.INT8_PER_BLOCK and (
+            group != ACTIVATION_BLOCK
+        ):
+            raise ConfigError(
+                f"recipe {recipe.name}: group_size {group}; int8 activations are checked in "
+                f"blocks of {ACTIVATION_BLOCK}: choose accuracy_level 0, or another recipe"
+            )
+        if config.hidden_size % TABLE_BLOCK:
+            raise ConfigError(
+                f"config: hidden_size {config.hidden_size} is not a multiple of {TABLE_BLOCK}, "
+                "MatMulNBits' block in the int8 lm_head"
+            )
+
+    def lower(
+        self,
+        checkpoint: QuantizedCheckpoint,
+        out_dir: Path,
+        options: LowerOptions,
+        progress: Progress,
+    ) -> Artifact:
+        """See `Exporter`."""
+        self.requires(checkpoint, options)
+        # The same packed codes and scales: the two files differ by rope tables and headers.
+        require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
+        lowering = Lowering(
+            accuracy_level=_accuracy_level(options),
+            group_size=checkpoint.recipe.group_size,
+            max_context=options.max_context,
+        )
+        write_model(checkpoint, out_dir, lowering, progress)
+        write_genai_config(out_dir, checkpoint.config, checkpoint.text, options.max_context)
+        return read_artifact(out_dir)
+
+    def read_artifact(self, path: Path) -> Artifact:
+        """See `Exporter`."""
+        return read_artifact(path.parent if path.is_file() else path)
+
+    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
+        """See `Exporter`."""
+        return OnnxWeights(artifact.path)
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """See `Exporter`."""
+        return read_placement(artifact.path)
+
+    def interface(self, artifact: Artifact) -> Interface:
+        """See `Exporter`."""
+        return read_interface(artifact.path)
+
+
+def _accuracy_level(options: LowerOptions) -> int:
+    level = DEFAULT_ACCURACY_LEVEL if options.accuracy_level is None else options.accuracy_level
+    if level not in ACTIVATIONS:
+        raise UsageError(f"accuracy_level is {level}; choose one of {sorted(ACTIVATIONS)}")
+    return level

@@ -1,0 +1,147 @@
+"""ONNX external data: the weights beside `model.onnx`, written and read one tensor at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor
+
+from llama_edge.core.errors import ArtifactError
+from llama_edge.core.packing import tensor_bytes
+
+MODEL_FILE: Final = "model.onnx"
+DATA_FILE: Final = "model.onnx.data"
+
+#: A graph without its weights: SmolLM2's takes 0.2 MB, a 3B's as much.
+MAX_GRAPH_BYTES: Final = 64 << 20
+#: A large tensor starts on a page, so that a runtime can map it; a small one on a cache line.
+_PAGE, _CACHE_LINE = 4096, 64
+
+_ONNX_DTYPE: Final[Mapping[torch.dtype, int]] = {
+    torch.float32: TensorProto.FLOAT,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.uint8: TensorProto.UINT8,
+}
+_TORCH_DTYPE: Final = {onnx_dtype: dtype for dtype, onnx_dtype in _ONNX_DTYPE.items()}
+
+
+class ExternalDataWriter:
+    """Appends tensors to a data file; a context manager. The same tensors give the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._location = path.name
+        self._stream = path.open("wb")
+
+    def write(self, name: str, tensor: Tensor) -> TensorProto:
+        """Append one tensor (float32, bfloat16 or uint8) and return its initializer."""
+        content = tensor_bytes(tensor)
+        start = self._stream.tell()
+        start += -start % (_PAGE if len(content) >= _PAGE else _CACHE_LINE)
+        self._stream.write(bytes(start - self._stream.tell()))
+        self._stream.write(content)
+        proto = TensorProto(
+            name=name,
+            dims=tensor.shape,
+            data_type=_ONNX_DTYPE[tensor.dtype],
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": self._location, "offset": start, "length": len(content)}
+        for key, value in place.items():
+            proto.external_data.add(key=key, value=str(value))
+        return proto
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Parse an untrusted model file without its external data.
+
+    Raises:
+        ArtifactError: The file is missing, too large to be a graph without weights, or no ONNX.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    if size > MAX_GRAPH_BYTES:
+        raise ArtifactError(
+            f"{path}: {size} bytes; a graph whose weights are in {DATA_FILE} takes at most "
+            f"{MAX_GRAPH_BYTES}; export the model again"
+        )
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise ArtifactError(f"{path}: not readable as an ONNX model: {error}") from error
+    return model
+
+
+class ExternalDataReader:
+    """A model's stored tensors by name, each mapped from the data file when it is asked for."""
+
+    def __init__(self, model_path: Path, model: onnx.ModelProto) -> None:
+        self._path = model_path
+        self._data = model_path.with_name(DATA_FILE)
+        self._tensors = {proto.name: proto for proto in model.graph.initializer}
+        try:
+            self._size = self._data.stat().st_size
+        except OSError as error:
+            raise ArtifactError(f"{self._data}: cannot be read: {error.strerror}") from error
+
+    def read(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """A copy of one tensor, which must be stored with this dtype and shape.
+
+        Raises:
+            ArtifactError: It is absent, of another type or shape, or lies outside the data file.
+        """
+        proto = self._tensors.get(name)
+        if proto is None:
+            raise ArtifactError(f"{self._path}: initializer {name} is missing; export it again")
+        found = (_TORCH_DTYPE.get(proto.data_type), tuple(proto.dims))
+        if found != (dtype, shape):
+            raise ArtifactError(
+                f"{self._path}: {name} is {found[0]} {found[1]}; the model's config needs "
+                f"{dtype} {shape}"
+            )
+        size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        offset = self._offset(proto, size_bytes)
+        mapped: NDArray[np.uint8] = np.memmap(
+            self._data, dtype=np.uint8, mode="r", offset=offset, shape=(size_bytes,)
+        )
+        return torch.from_numpy(np.array(mapped)).view(dtype).view(shape)
+
+    def _offset(self, proto: TensorProto, size_bytes: int) -> int:
+        """Where a tensor starts; the file's word is checked against the file's size."""
+        place = {entry.key: entry.value for entry in proto.external_data}
+        if proto.data_location != TensorProto.EXTERNAL or place.get("location") != DATA_FILE:
+            raise ArtifactError(
+                f"{self._path}: {proto.name} is stored in {place.get('location')!r}; "
+                f"only {DATA_FILE!r} beside the model is read"
+            )
+        offset, length = place.get("offset", ""), place.get("length", "")
+        if not (offset.isascii() and offset.isdigit() and length == str(size_bytes)):
+            raise ArtifactError(
+                f"{self._path}: {proto.name} has offset {offset!r} and length {length!r}; "
+                f"its shape needs {size_bytes} bytes"
+            )
+        if int(offset) + size_bytes > self._size:
+            raise ArtifactError(
+                f"{self._data}: {proto.name} ends at byte {int(offset) + size_bytes}, the file "
+                f"at {self._size}; it is truncated or damaged: copy or export it again"
+            )
+        return int(offset)

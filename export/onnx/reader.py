@@ -1,0 +1,186 @@
+"""Codes, scales and norms back out of a written ONNX folder, and what its graph is made of."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import onnx
+import torch
+from torch import Tensor
+
+from llama_edge.core.errors import ArtifactError, UnknownNameError
+from llama_edge.core.packing import QuantizedTensor, unpack_uint4
+from llama_edge.core.quantized_checkpoint import matrix_shape, norm_names, quantized_names
+from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
+from llama_edge.export.onnx.external_data import (
+    DATA_FILE,
+    MODEL_FILE,
+    ExternalDataReader,
+    load_graph,
+)
+from llama_edge.export.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
+from llama_edge.export.onnx.graph import FUSED_OPERATORS, TABLE_BLOCK
+from llama_edge.export.onnx.lower import FUSED_LINEARS
+from llama_edge.export.onnx.metadata import read_metadata
+
+#: Operators that are a linear.
+_LINEARS: Final = frozenset({"MatMulNBits", "MatMul", "Gemm"})
+
+
+class OnnxWeights:
+    """`QuantizedWeights` out of `model.onnx` and its data file; each read touches one matrix.
+
+    Raises:
+        ArtifactError: A file is missing or damaged, or a tensor is not where it must be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        model = load_graph(path)
+        self._config, self._lowering = read_metadata(path, model)
+        self._path = path
+        self._tensors = ExternalDataReader(path, model)
+
+    def quantized_names(self) -> tuple[str, ...]:
+        """See `QuantizedWeights`."""
+        return quantized_names(self._config)
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """See `QuantizedWeights`."""
+        if name not in self.quantized_names():
+            raise UnknownNameError(f"{self._path}: {name} is not a quantized matrix of this model")
+        if name in (EMBEDDING, LM_HEAD):
+            tied = self._config.tie_word_embeddings
+            return self._table(EMBEDDING if tied else name)
+        return self._linear(name)
+
+    def vector(self, name: str) -> Tensor:
+        """See `QuantizedWeights`."""
+        if name not in norm_names(self._config):
+            raise UnknownNameError(f"{self._path}: {name} is not a norm of this model")
+        return self._tensors.read(name, torch.float32, (self._config.hidden_size,))
+
+    def _table(self, name: str) -> QuantizedTensor:
+        rows, columns = matrix_shape(self._config, name)
+        blocks = (rows, columns // TABLE_BLOCK, TABLE_BLOCK)
+        codes = self._tensors.read(f"{name}.codes", torch.uint8, blocks)
+        return QuantizedTensor(
+            codes=codes.view(rows, columns).bitwise_xor_(0x80).view(torch.int8),
+            scales=self._tensors.read(f"{name}.scales", torch.bfloat16, (rows, 1)),
+            bits=8,
+            group_size=columns,
+        )
+
+    def _linear(self, name: str) -> QuantizedTensor:
+        """The rows of one linear out of those that were stacked with it."""
+        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+        stored, parts = next(entry for entry in FUSED_LINEARS.items() if part in entry[1])
+        matrices = [block_weight(int(layer), each) for each in parts]
+        heights = [matrix_shape(self._config, each)[0] for each in matrices]
+        columns, group = matrix_shape(self._config, name)[1], self._lowering.group_size
+        stored, total = block_weight(int(layer), stored), sum(heights)
+        blocks = (total, columns // group, group // 2)
+        packed = self._tensors.read(f"{stored}.codes", torch.uint8, blocks)
+        scales = self._tensors.read(f"{stored}.scales", torch.bfloat16, blocks[:2])
+        start = sum(heights[: matrices.index(name)])
+        rows = slice(start, start + matrix_shape(self._config, name)[0])
+        return QuantizedTensor(
+            codes=unpack_uint4(packed[rows].flatten(1)),
+            scales=scales[rows].clone(),
+            bits=4,
+            group_size=group,
+        )
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Describe a written folder from its files alone.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+    """
+    path = folder / MODEL_FILE
+    config, lowering = read_metadata(path, load_graph(path))
+    files = (MODEL_FILE, DATA_FILE, GENAI_CONFIG_FILE)
+    for name in files:
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name}: the file is missing; export the model again")
+    return Artifact(
+        backend="onnx",
+        root=folder,
+        files=files,
+        config=config,
+        activation=lowering.activation,
+        max_context=lowering.max_context,
+        max_prefill=lowering.max_context,
+    )
+
+
+def read_placement(path: Path) -> Placement:
+    """Which linears, weights and operators run on ONNX Runtime's quantized and fused kernels.
+
+    A linear counts when its weight is stored as codes. Weights count by their bytes in the file, a
+    table that embedding and head share once. Work on constants, done while loading, counts nowhere.
+
+    Raises:
+        ArtifactError: The model file is missing or damaged.
+    """
+    graph = load_graph(path).graph
+    constants = _constants(graph)
+    nodes = [node for node in graph.node if node.output[0] not in constants]
+    linears = [node for node in nodes if node.op_type in _LINEARS]
+    sources = [set().union(*(constants.get(name, ()) for name in node.input)) for node in linears]
+    quantized = [names for names in sources if any(name.endswith(".codes") for name in names)]
+    sizes = {proto.name: _size_bytes(proto) for proto in graph.initializer}
+    weights = {name for name in sizes if ".weight" in name}
+    portable = Counter(node.op_type for node in nodes if node.op_type not in FUSED_OPERATORS)
+    return Placement(
+        linears=len(linears),
+        linears_delegated=len(quantized),
+        weight_bytes=sum(sizes[name] for name in weights),
+        weight_bytes_delegated=sum(sizes[name] for name in weights & set().union(*quantized)),
+        operators=len(nodes),
+        operators_delegated=len(nodes) - portable.total(),
+        portable=dict(sorted(portable.items())),
+    )
+
+
+def _size_bytes(proto: onnx.TensorProto) -> int:
+    place = {entry.key: entry.value for entry in proto.external_data}
+    length = place.get("length", "0")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
+    """Every value that depends on no input, with the initializers that it comes from."""
+    constants = {proto.name: frozenset({proto.name}) for proto in graph.initializer}
+    for node in graph.node:
+        if all(name in constants for name in node.input):
+            sources = frozenset().union(*(constants[name] for name in node.input))
+            constants.update(dict.fromkeys(node.output, sources))
+    return constants
+
+
+def read_interface(path: Path) -> Interface:
+    """Inputs and outputs as the written graph declares them.
+
+    Raises:
+        ArtifactError: The model file is missing or damaged.
+    """
+    graph = load_graph(path).graph
+    return Interface(
+        inputs=tuple(_tensor_spec(value) for value in graph.input),
+        outputs=tuple(_tensor_spec(value) for value in graph.output),
+        cache=(
+            "past_key_values.L.key and .value go in, present.L.key and .value come out, float32 "
+            "(batch, key/value heads, tokens, head_dim); one buffer may serve as both"
+        ),
+    )
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(
+        name=value.name,
+        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim),
+    )

@@ -1,0 +1,220 @@
+"""ONNX artifacts on ONNX Runtime's CPU provider, the KV cache in buffers that stay in place.
+
+`GroupQueryAttention` writes into its past when the same buffer is bound as past and present, so
+a decode step copies nothing. Shape legend: B = 1, T tokens, V vocab, K key/value heads, H head_dim.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from llama_edge.core.errors import SessionError
+from llama_edge.core.session import BlockTrace, FloatArray, Session, check_tokens
+from llama_edge.core.types import Artifact
+from llama_edge.core.value_names import attention_value, hidden_value
+
+#: Everything that ONNX Runtime raises; its classes share no base.
+_RUNTIME_ERRORS: Final = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotFound,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+#: Where a model given as bytes finds its external data.
+_DATA_FOLDER_KEY: Final = "session.model_external_initializers_file_folder_path"
+#: Idle threads sleep: a check runs beside other work, and threads that spin for 2 of 2 busy cores
+#: doubled the processor time of a token (11 to 20 ms on SmolLM2).
+_SPINNING_KEY: Final = "session.intra_op.allow_spinning"
+_ERRORS_ONLY: Final = 3
+_LOGITS: Final = "logits"
+
+
+class OnnxSession:
+    """A `Session` over one loaded model.
+
+    Args:
+        artifact: What is run.
+        model: The file, or the serialized graph that takes its weights from the artifact's folder.
+        traced: Further values that every call returns.
+
+    Raises:
+        SessionError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, artifact: Artifact, model: Path | bytes, traced: Sequence[str] = ()) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry(_SPINNING_KEY, "0")
+        if isinstance(model, bytes):
+            options.add_session_config_entry(_DATA_FOLDER_KEY, str(artifact.root.absolute()))
+        try:
+            self._session: ort.InferenceSession | None = ort.InferenceSession(
+                str(model) if isinstance(model, Path) else model,
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+            self._binding = self._session.io_binding()
+            self._outputs = (_LOGITS, *traced)
+            self._bind_outputs()
+            self._bind_cache(artifact)
+        except _RUNTIME_ERRORS as error:
+            raise SessionError(
+                f"{artifact.path}: ONNX Runtime refuses the model: {error}; "
+                "copy or export the folder again"
+            ) from error
+        self._artifact = artifact
+        self._length = 0
+        self._mask = np.ones((1, artifact.max_context), np.int64)
+
+    def _bind_outputs(self) -> None:
+        """Fresh buffers, whose length follows the call's; bound first, they come back first."""
+        for name in self._outputs:
+            self._binding.bind_output(name, "cpu")
+
+    def _bind_cache(self, artifact: Artifact) -> None:
+        """One buffer per key and value, as past and as present; memory is taken when touched."""
+        config = artifact.config
+        shape = (1, config.num_key_value_heads, artifact.max_context, config.head_dim)
+        for layer in range(config.num_hidden_layers):
+            for kind in ("key", "value"):
+                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", buffer)
+                self._binding.bind_ortvalue_output(f"present.{layer}.{kind}", buffer)
+
+    @property
+    def max_context(self) -> int:
+        """See `Session`."""
+        return self._artifact.max_context
+
+    def run(self, tokens: Sequence[int]) -> list[FloatArray]:
+        """Append tokens; logits (T, V), then each traced value (T, width).
+
+        Raises:
+            SessionError: No token, a token outside the vocabulary, more than the cache holds, or
+                the session is closed.
+        """
+        if self._session is None:
+            raise SessionError(f"{self._artifact.path}: the session is closed; open it again")
+        check_tokens(
+            tokens,
+            used=self._length,
+            max_context=self.max_context,
+            vocab_size=self._artifact.config.vocab_size,
+        )
+        total = self._length + len(tokens)
+        self._bind_outputs()
+        self._binding.bind_cpu_input("input_ids", np.array([tokens], np.int64))
+        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except _RUNTIME_ERRORS as error:
+            raise SessionError(f"{self._artifact.path}: the run failed: {error}") from error
+        self._length = total
+        values = self._binding.get_outputs_as_ortvaluevector()
+        return [values[index].numpy()[0] for index in range(len(self._outputs))]
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        last: FloatArray = self.run(tokens)[0][-1]
+        return last
+
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        return self.run(tokens)[0]
+
+    def decode(self, token: int) -> FloatArray:
+        """See `Session`."""
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        """See `Session`; what the buffers hold beyond the length is never read."""
+        self._length = 0
+
+    def close(self) -> None:
+        """See `Session`."""
+        if self._session is not None:
+            self._session = None
+            del self._binding
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntime:
+    """The `Runtime` of ONNX artifacts."""
+
+    name = "onnx"
+
+    def version(self) -> str:
+        """See `Runtime`."""
+        return f"onnxruntime {ort.__version__}"
+
+    def open(self, artifact: Artifact) -> Session:
+        """See `Runtime`."""
+        return OnnxSession(artifact, artifact.path)
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
+        """See `Runtime`; the file's own graph runs, with its inner values as further outputs."""
+        layers = artifact.config.num_hidden_layers
+        hidden = [hidden_value(layer) for layer in range(layers + 1)]
+        attention = [attention_value(layer) for layer in range(layers)]
+        names = [*hidden, *attention]
+        graph = _with_outputs(artifact, names)
+        with OnnxSession(artifact, graph, names) as session:
+            results = [session.run(call) for call in calls]
+        values = [
+            np.concatenate(parts) for parts in zip(*(run[1:] for run in results), strict=True)
+        ]
+        return BlockTrace(
+            tokens=tuple(token for call in calls for token in call),
+            calls=tuple(len(call) for call in calls),
+            hidden=tuple(values[: layers + 1]),
+            attention=tuple(values[layers + 1 :]),
+            logits=np.stack([run[0][-1] for run in results]),
+        )
+
+
+def _with_outputs(artifact: Artifact, names: Sequence[str]) -> bytes:
+    """The artifact's graph, serialized, with further float32 (B, T, width) outputs.
+
+    Raises:
+        SessionError: The file is unreadable or has no such values.
+    """
+    try:
+        model = onnx.load_model_from_string(artifact.path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise SessionError(f"{artifact.path}: cannot be read: {error}") from error
+    known = {output for node in model.graph.node for output in node.output}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise SessionError(
+            f"{artifact.path}: the graph has no value {missing[0]}, so its blocks cannot be "
+            "checked; export it with this version of llama-edge"
+        )
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, None]) for name in names
+    )
+    content: bytes = model.SerializeToString()
+    return content
