@@ -78,9 +78,8 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The matrix as float32 (O, I)."""
-        rows, columns = self.shape
-        groups = self.codes.float().view(rows, -1, self.group_size)
-        return (groups * self.scales.float()[..., None]).view(rows, columns)
+        groups = self.codes.float().view(*self.scales.shape, self.group_size)
+        return (groups * self.scales.float()[..., None]).view(self.shape)
 
     def rows(self, index: Tensor) -> "QuantizedTensor":
         """The rows that `index` (int64) names, in its order: fusing and splitting keep codes."""

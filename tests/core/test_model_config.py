@@ -1,0 +1,100 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from llama_edge.core.errors import ConfigError
+from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.types import Recipe
+from tests.conftest import DEBUG_CONFIG
+
+
+def test_json_and_back_is_the_same_config() -> None:
+    plain = replace(DEBUG_CONFIG, rope_scaling=None)
+    for config in (DEBUG_CONFIG, plain):
+        assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_widths_of_all_heads() -> None:
+    assert DEBUG_CONFIG.query_size == 96
+    assert DEBUG_CONFIG.key_value_size == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0; an integer from 1"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"vocab_size": 32.0}, r"vocab_size is 32\.0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
+        ({"intermediate_size": None}, "intermediate_size is None"),
+        ({"head_dim": "64"}, "head_dim is '64'"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"num_key_value_heads": 4}, "6 is not a multiple of num_key_value_heads 4"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'"),
+        ({"rope_theta": 1.0}, "rope_theta is 1.0"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
+        ({"rope_scaling": {"factor": 8.0}}, "missing 3 required"),
+        ({"rope_scaling": [8.0]}, "must be a mapping"),
+        ({"mixture_of_experts": 8}, "unexpected keyword argument 'mixture_of_experts'"),
+    ],
+)
+def test_a_bad_field_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_json({**DEBUG_CONFIG.to_json(), **change})
+
+
+def test_a_missing_field_is_named() -> None:
+    fields = DEBUG_CONFIG.to_json()
+    del fields["rope_theta"]
+    with pytest.raises(ConfigError, match="rope_theta"):
+        ModelConfig.from_json(fields)
+
+
+@pytest.mark.parametrize("value", ["text", [1, 2], 3, None])
+def test_a_config_that_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="mapping"):
+        ModelConfig.from_json(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"factor": 0.0}, "factor is 0.0"),
+        ({"factor": float("inf")}, "factor is inf"),
+        ({"low_freq_factor": 4.0}, "low_freq_factor 4.0 is not below high_freq_factor 4.0"),
+        ({"original_max_position_embeddings": 8192.0}, "is 8192.0; an integer"),
+    ],
+)
+def test_a_scaling_that_would_divide_by_zero_is_refused(
+    change: dict[str, float], message: str
+) -> None:
+    fields = {
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    with pytest.raises(ConfigError, match=message):
+        RopeScaling(**{**fields, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_bits": 3}, "weight_bits is 3"),
+        ({"table_bits": "8"}, "table_bits is '8'"),
+        ({"group_size": 0}, "group_size is 0"),
+        ({"group_size": 33}, "group_size is 33"),
+        ({"group_size": 32.0}, r"group_size is 32\.0"),
+        ({"max_fidelity_kl": 0}, "max_fidelity_kl is 0"),
+        ({"max_fidelity_kl": None}, "max_fidelity_kl is None"),
+    ],
+)
+def test_a_recipe_that_no_format_holds_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe(**{"name": "r", "summary": "", **change})  # type: ignore[arg-type]
