@@ -1,27 +1,91 @@
-"""Checkpoint readers: whatever form a model has, a `Checkpoint` comes out."""
+"""Checkpoint readers: whatever form a model has, a `Checkpoint` comes out.
 
+A form is one file of this folder, one line in `FORMS`, and one sign in `checkpoint_form`.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from llama_edge.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_path
-from llama_edge.checkpoints.gguf import load_gguf
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.text_assets import check_vocabulary
 from llama_edge.core.types import Checkpoint
 
-__all__ = ["BUILTIN_MODELS", "BuiltinModel", "load_checkpoint"]
+__all__ = ["BUILTIN_MODELS", "FORMS", "BuiltinModel", "checkpoint_form", "load_checkpoint"]
+
+#: Opens a path; the second argument is how the user named the model.
+Reader = Callable[[Path, str], Checkpoint]
+
+
+def _huggingface() -> Reader:
+    from llama_edge.checkpoints.huggingface import load_huggingface
+
+    return load_huggingface
+
+
+def _meta() -> Reader:
+    from llama_edge.checkpoints.meta import load_meta
+
+    return load_meta
+
+
+def _gguf() -> Reader:
+    from llama_edge.checkpoints.gguf import load_gguf
+
+    return load_gguf
+
+
+FORMS: Final[Mapping[str, Callable[[], Reader]]] = {
+    "huggingface": _huggingface,
+    "meta": _meta,
+    "gguf": _gguf,
+}
+
+
+def checkpoint_form(path: Path) -> str:
+    """Which of `FORMS` a path is, by its name or by the file that only this form has.
+
+    Raises:
+        CheckpointError: None of them; the message lists what was looked for.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        return "gguf"
+    if (path / "params.json").is_file():
+        return "meta"
+    if (path / "config.json").is_file():
+        return "huggingface"
+    raise CheckpointError(
+        f"{path}: not a checkpoint; looked for a folder with config.json (Hugging Face), a folder "
+        "with params.json (Meta), or a file ending in .gguf"
+    )
 
 
 def load_checkpoint(model: str) -> Checkpoint:
-    """Open a built-in name, or a local file.
+    """Open a built-in name, a local folder or file, or a Hugging Face id, in this order.
 
     Raises:
-        CheckpointError: Nothing readable is there.
+        CheckpointError: Nothing readable is there, or it is damaged, hostile or no plain Llama.
         TokenizerError: The tokenizer is damaged or of another model.
         MissingComponentError: A built-in model's package is not installed.
     """
-    path = builtin_path(model) if model in BUILTIN_MODELS else Path(model)
-    if not path.exists():
-        raise CheckpointError(f"{model}: there is no such file or folder")
-    checkpoint = load_gguf(path, model)
+    from llama_edge.core.text_assets import check_vocabulary
+
+    path = _local_path(model)
+    checkpoint = FORMS[checkpoint_form(path)]()(path, model)
     check_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
     return checkpoint
+
+
+def _local_path(model: str) -> Path:
+    from llama_edge.checkpoints.hub import download, is_hub_id
+
+    if model in BUILTIN_MODELS:
+        return builtin_path(model)
+    if Path(model).exists():
+        return Path(model)
+    if is_hub_id(model):
+        return download(model)
+    raise CheckpointError(
+        f"{model}: neither a built-in model ({', '.join(BUILTIN_MODELS)}), nor a file or folder "
+        "here, nor a Hugging Face id of the form owner/name"
+    )

@@ -1,9 +1,9 @@
 """GGUF files of architecture `llama`, as llama.cpp's converter writes them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
 from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
 from llama_edge.checkpoints.gguf_file import GgufFile
+from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.core.errors import CheckpointError, TokenizerError
 from llama_edge.core.model import inverse_frequencies, llama3_frequency_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
@@ -33,31 +34,16 @@ _TOKENIZERS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Metadata:
-    """Typed look-ups in a file's metadata."""
+def _as_written(fields: Fields, key: str) -> float:
+    """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
+    return float(str(np.float32(fields.number(key))))
 
-    path: Path
-    values: Mapping[str, Any]
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise CheckpointError(f"{self.path}: {key} is {value!r}; an integer is needed")
-        return value
-
-    def number(self, key: str) -> float:
-        """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
-        value = self.values.get(key)
-        if not isinstance(value, float):
-            raise CheckpointError(f"{self.path}: {key} is {value!r}; a number is needed")
-        return float(str(np.float32(value)))
-
-    def strings(self, key: str) -> list[str]:
-        value = self.values.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise TokenizerError(f"{self.path}: {key} is missing or not a list of strings")
-        return value
+def _strings(fields: Fields, key: str) -> list[str]:
+    value = fields.values.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TokenizerError(f"{fields.path}: {key} is missing or not a list of strings")
+    return value
 
 
 def load_gguf(path: Path, source: str) -> Checkpoint:
@@ -68,7 +54,7 @@ def load_gguf(path: Path, source: str) -> Checkpoint:
         TokenizerError: Its tokenizer is of another kind, damaged or of another model.
     """
     file = GgufFile(path)
-    metadata = _Metadata(path, file.metadata)
+    metadata = Fields(path, file.metadata)
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise CheckpointError(
@@ -115,7 +101,7 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def _config(file: GgufFile, metadata: _Metadata) -> ModelConfig:
+def _config(file: GgufFile, metadata: Fields) -> ModelConfig:
     heads = metadata.integer("llama.attention.head_count")
     hidden = metadata.integer("llama.embedding_length")
     head_dim = metadata.integer("llama.attention.key_length", hidden // max(heads, 1))
@@ -130,8 +116,8 @@ def _config(file: GgufFile, metadata: _Metadata) -> ModelConfig:
         head_dim=head_dim,
         intermediate_size=metadata.integer("llama.feed_forward_length"),
         vocab_size=file.tensors[_EMBEDDING].shape[0],
-        rms_norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=metadata.number("llama.rope.freq_base"),
+        rms_norm_eps=_as_written(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=_as_written(metadata, "llama.rope.freq_base"),
         rope_scaling=None,
         max_position_embeddings=metadata.integer("llama.context_length"),
         tie_word_embeddings=_is_tied(file),
@@ -139,19 +125,12 @@ def _config(file: GgufFile, metadata: _Metadata) -> ModelConfig:
     return _with_rope_scaling(file, metadata, config)
 
 
-def _refuse_unsupported(metadata: _Metadata, head_dim: int) -> None:
+def _refuse_unsupported(metadata: Fields, head_dim: int) -> None:
     """What would change the arithmetic and is not a plain Llama's."""
-    for key, plain in (
-        ("llama.expert_count", 0),
-        ("llama.rope.dimension_count", head_dim),
-        ("llama.attention.value_length", head_dim),
-        ("llama.rope.scaling.type", "none"),
-    ):
-        value = metadata.values.get(key, plain)
-        if value != plain:
-            raise CheckpointError(
-                f"{metadata.path}: {key} is {value!r}; only {plain!r} is supported"
-            )
+    metadata.require("llama.expert_count", 0)
+    metadata.require("llama.rope.dimension_count", head_dim)
+    metadata.require("llama.attention.value_length", head_dim)
+    metadata.require("llama.rope.scaling.type", "none")
 
 
 def _is_tied(file: GgufFile) -> bool:
@@ -162,7 +141,7 @@ def _is_tied(file: GgufFile) -> bool:
     return same_type and np.array_equal(file.raw(_OUTPUT), file.raw(_EMBEDDING))
 
 
-def _with_rope_scaling(file: GgufFile, metadata: _Metadata, config: ModelConfig) -> ModelConfig:
+def _with_rope_scaling(file: GgufFile, metadata: Fields, config: ModelConfig) -> ModelConfig:
     """Recover Llama 3's RoPE scaling from the factors that the converter stored.
 
     The factors do not determine it alone; Llama 3's other three parameters never varied, so they
@@ -190,19 +169,10 @@ def _with_rope_scaling(file: GgufFile, metadata: _Metadata, config: ModelConfig)
             f"{scaling.factor:g} from {scaling.original_max_position_embeddings} positions; "
             "another scaling is not supported"
         )
-    return ModelConfig.from_json(config.to_json() | {"rope_scaling": _plain(scaling)})
+    return replace(config, rope_scaling=scaling)
 
 
-def _plain(scaling: RopeScaling) -> dict[str, float]:
-    return {
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-    }
-
-
-def _text(metadata: _Metadata) -> TextAssets:
+def _text(metadata: Fields) -> TextAssets:
     model, pre = (metadata.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2" or pre not in _TOKENIZERS:
         raise TokenizerError(
@@ -210,7 +180,7 @@ def _text(metadata: _Metadata) -> TextAssets:
             f"byte-level BPE ('gpt2') with one of {', '.join(_TOKENIZERS)} is"
         )
     build, adds_bos = _TOKENIZERS[pre]
-    tokens = metadata.strings("tokenizer.ggml.tokens")
+    tokens = _strings(metadata, "tokenizer.ggml.tokens")
     adds_bos = bool(metadata.values.get("tokenizer.ggml.add_bos_token", adds_bos))
     bos = None
     if "tokenizer.ggml.bos_token_id" in metadata.values:
@@ -239,15 +209,15 @@ def _text(metadata: _Metadata) -> TextAssets:
     )
 
 
-def _merges(metadata: _Metadata) -> list[tuple[str, str]]:
+def _merges(metadata: Fields) -> list[tuple[str, str]]:
     merges = []
-    for line in metadata.strings("tokenizer.ggml.merges"):
+    for line in _strings(metadata, "tokenizer.ggml.merges"):
         first, _, second = line.partition(" ")
         merges.append((first, second))
     return merges
 
 
-def _added(metadata: _Metadata, count: int) -> dict[int, bool]:
+def _added(metadata: Fields, count: int) -> dict[int, bool]:
     """Ids of control tokens (True) and of user-defined ones (False)."""
     types = metadata.values.get("tokenizer.ggml.token_type")
     if not isinstance(types, list) or len(types) != count:

@@ -91,7 +91,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         for kind in (nodes.For, nodes.Macro, nodes.CallBlock):
             for block in tree.find_all(kind):
                 charge = nodes.ExprStmt(_call("charge", [])).set_lineno(block.lineno)
-                block.body.insert(0, charge)
+                block.body.insert(0, charge)  # type: ignore[attr-defined]
         _Measure().visit(tree)
         code = self.compile(tree)
         return jinja2.Template.from_code(self, code, self.make_globals(None))

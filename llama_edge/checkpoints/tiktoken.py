@@ -1,0 +1,117 @@
+"""Meta's `tokenizer.model` (tiktoken ranks) as a `tokenizers` BPE, and its dialog format."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Final
+
+from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.core.errors import TokenizerError
+from llama_edge.core.text_assets import end_token_ids
+from llama_edge.core.types import TextAssets
+
+_MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
+_BEGIN: Final = "<|begin_of_text|>"
+
+#: Llama 3's control tokens in id order, after the ranks. Source: llama_models' `tokenizer.py`.
+_NAMED_SPECIALS: Final = (
+    _BEGIN,
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+)
+_SPECIALS: Final = (
+    *_NAMED_SPECIALS,
+    *(f"<|reserved_special_token_{number}|>" for number in range(2, 256 - 10)),
+)
+
+#: Llama 3's dialog format, which Meta ships as code only (`ChatFormat` in llama_models).
+LLAMA3_TEMPLATE: Final = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
+    {%- if role not in ['system', 'user', 'assistant', 'ipython'] %}
+        {{- raise_exception('there is no role ' ~ role) }}
+    {%- endif %}
+    {{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] ~ '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+
+def read_tiktoken(path: Path) -> TextAssets:
+    """Llama 3's tokenizer and dialog format.
+
+    Raises:
+        TokenizerError: The file is absent, damaged or of another kind.
+    """
+    ranks = _read_ranks(path)
+    letters = byte_letters()
+    spelled = ["".join(letters[byte] for byte in token) for token in ranks]
+    vocabulary = Vocabulary(
+        tokens=[*spelled, *_SPECIALS],
+        merges=_merges(spelled),
+        added={len(ranks) + place: True for place in range(len(_SPECIALS))},
+    )
+    tokenizer = llama3_tokenizer(vocabulary, _BEGIN)
+    return TextAssets(
+        tokenizer_json=tokenizer.to_str(),
+        chat_template=LLAMA3_TEMPLATE,
+        bos_token_id=len(ranks),
+        eos_token_ids=end_token_ids(tokenizer, LLAMA3_TEMPLATE, ()),
+        add_bos=True,
+        generation_defaults={},
+    )
+
+
+def _read_ranks(path: Path) -> list[bytes]:
+    """Tokens in rank order, from lines of base64 and rank."""
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise TokenizerError(f"{path}: has over {_MAX_FILE_BYTES} bytes; no tokenizer needs it")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+    tokens = []
+    for number, line in enumerate(filter(None, lines)):
+        try:
+            spelled, rank = line.split()
+            tokens.append(base64.b64decode(spelled, validate=True))
+            in_order = int(rank) == number
+        except (ValueError, binascii.Error) as error:
+            raise TokenizerError(
+                f"{path}: line {number + 1} is not a base64 token and its rank; Llama 3's "
+                "tiktoken file is needed, not a SentencePiece model"
+            ) from error
+        if not in_order or not tokens[-1]:
+            raise TokenizerError(f"{path}: line {number + 1} has rank {rank!r}, not {number}")
+    missing = 256 - len({token for token in tokens if len(token) == 1})
+    if missing:
+        raise TokenizerError(f"{path}: {missing} of the 256 single bytes have no token")
+    return tokens
+
+
+def _merges(tokens: list[str]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, in the order of what it makes.
+
+    tiktoken merges any two neighbours whose concatenation has a rank, so a token may have several
+    ways to come about, and all of them are merges.
+    """
+    ids = {token: number for number, token in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for token in tokens:
+        pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        known = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+        merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    return merges
