@@ -1,6 +1,7 @@
 """A tiny random Llama, and the embedded real model, quantized once per test session."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,24 @@ from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
+from llama_edge.core.manifest import (
+    ArtifactInterface,
+    FileEntry,
+    Manifest,
+    Model,
+    Verdict,
+)
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, TextAssets
+from llama_edge.core.text_assets import write_text_assets
+from llama_edge.core.types import Artifact, Checkpoint, QuantizedCheckpoint, TextAssets
 from llama_edge.core.weight_names import weight_shapes
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.export.bundle import list_tensors
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
+from tests.checkpoint_writers import write_llama32_shaped
 
 #: Three query heads a key/value head, llama3 rope scaling that bites within a short context.
 DEBUG_CONFIG = ModelConfig(
@@ -116,3 +129,73 @@ def smollm2_quantized(
 ) -> QuantizedCheckpoint:
     folder = tmp_path_factory.mktemp("smollm2-quantized")
     return quantize_checkpoint(smollm2, W4A8_RTN, folder, SilentProgress())
+
+
+def lower_onnx(
+    checkpoint: QuantizedCheckpoint,
+    factory: pytest.TempPathFactory,
+    accuracy_level: int,
+    max_context: int,
+) -> Artifact:
+    """An ONNX folder, tokenizer included, as ONNX Runtime GenAI opens it."""
+    folder = factory.mktemp(f"onnx-level-{accuracy_level}")
+    options = LowerOptions(max_context=max_context, accuracy_level=accuracy_level)
+    artifact = OnnxExporter().lower(checkpoint, folder, options, SilentProgress())
+    write_text_assets(folder, checkpoint.text)
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def debug_onnx(
+    debug_quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[int, Artifact]:
+    """The debug model by accuracy level."""
+    return {level: lower_onnx(debug_quantized, tmp_path_factory, level, 256) for level in (0, 4)}
+
+
+@pytest.fixture(scope="session")
+def smollm2_onnx(
+    smollm2_quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[int, Artifact]:
+    """SmolLM2 by accuracy level."""
+    return {level: lower_onnx(smollm2_quantized, tmp_path_factory, level, 2048) for level in (0, 4)}
+
+
+@pytest.fixture(scope="session")
+def llama32_shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: Llama 3.2 shrunk to two layers of 64, with its real tokenizer."""
+    return write_llama32_shaped(tmp_path_factory.mktemp("llama32-shaped") / "model")
+
+
+@pytest.fixture
+def debug_manifest(debug_quantized: QuantizedCheckpoint) -> Manifest:
+    """A manifest of a model that was never lowered; its one file is made up."""
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, "tokens"))
+    return Manifest(
+        verdict=Verdict.PASSED,
+        model=Model(source="debug", source_sha256="0" * 64, config=debug_quantized.config),
+        recipe=debug_quantized.recipe,
+        target="android",
+        backend="executorch",
+        files=(FileEntry(path="model.pte", size_bytes=1, sha256="1" * 64),),
+        artifact=ArtifactInterface(
+            interface=Interface(inputs=(spec,), outputs=(spec,), cache="inside"),
+            activation_quantization="int8_per_token",
+            max_context=128,
+            max_prefill=64,
+        ),
+        text=build_text_contract(debug_quantized.text),
+        tensors=list_tensors(debug_quantized.weights, SilentProgress()),
+        placement=Placement(
+            linears=1,
+            linears_delegated=1,
+            weight_bytes=1,
+            weight_bytes_delegated=1,
+            operators=2,
+            operators_delegated=1,
+            portable={"aten::add": 1},
+        ),
+        parity={"passed": True},
+        fidelity=None,
+        versions={"llama-edge": "0"},
+    )
