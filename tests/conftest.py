@@ -19,11 +19,20 @@ from llama_edge.core.manifest import (
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.text_assets import write_text_assets
-from llama_edge.core.types import Artifact, Checkpoint, QuantizedCheckpoint, TextAssets
+from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.types import (
+    Artifact,
+    Checkpoint,
+    Interface,
+    Placement,
+    QuantizedCheckpoint,
+    TensorSpec,
+    TextAssets,
+)
 from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.export.bundle import list_tensors
+from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.checkpoint_writers import write_llama32_shaped
