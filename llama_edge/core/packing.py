@@ -57,11 +57,12 @@ class QuantizedTensor:
             )
 
     def _check_range(self) -> None:
-        if self.bits == 4 and not self.codes.equal(self.codes.clamp(-8, 7)):
-            raise QuantizeError(
-                f"4-bit codes run from {self.codes.min()} to {self.codes.max()}; "
-                "they must lie in [-8, 7]"
-            )
+        if self.bits == 4 and self.codes.numel():
+            low, high = self.codes.aminmax()
+            if low < -8 or high > 7:
+                raise QuantizeError(
+                    f"4-bit codes run from {low} to {high}; the limits are -8 and 7"
+                )
         # The comparison is false for NaN too.
         inside = (self.scales >= MIN_SCALE) & (self.scales <= MAX_SCALE)
         if not inside.all():
