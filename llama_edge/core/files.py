@@ -14,6 +14,8 @@ from typing import Any
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
 
 _CHUNK = 1 << 20
+#: The largest that we read, the index of a sharded checkpoint, has some 100 KB.
+_MAX_JSON_BYTES = 64 << 20
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401
@@ -32,9 +34,13 @@ def read_json_object(
     """Read a JSON object from an untrusted file.
 
     Raises:
-        LlamaEdgeError: An `error_class`: the file is absent, not UTF-8 JSON, or not an object.
+        LlamaEdgeError: An `error_class`: the file is absent, too large, not UTF-8 JSON, or not an
+            object.
     """
     try:
+        size = path.stat().st_size
+        if size > _MAX_JSON_BYTES:
+            raise error_class(f"{path}: has {size} bytes; at most {_MAX_JSON_BYTES} are read")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise error_class(f"{path}: the file is missing") from error

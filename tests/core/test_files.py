@@ -1,0 +1,229 @@
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import pytest
+
+from llama_edge.core.errors import ArtifactError, CheckpointError, OutputError
+from llama_edge.core.files import (
+    canonical_json,
+    file_sha256,
+    output_folder,
+    read_json_object,
+    require_free_space,
+    write_json,
+)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file under a folder, hidden ones and left-over temporary ones included."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(target: Path, text: str, *, force: bool = False) -> None:
+    with output_folder(target, force=force) as folder:
+        (folder / "file").write_text(text)
+
+
+def test_canonical_json_does_not_depend_on_the_order() -> None:
+    assert canonical_json({"b": 1, "a": ["é"]}) == '{\n  "a": [\n    "é"\n  ],\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="Out of range float"):
+        canonical_json(float("nan"))
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"text": "日本語", "number": 1.5})
+    assert read_json_object(tmp_path / "a.json") == {"text": "日本語", "number": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (b"{", "not readable as JSON"),
+        (b"\xff\xfe{}", "not readable as JSON"),
+        (b"[1]", "holds a list"),
+        (b"[" * 100_000, "not readable as JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not readable as JSON"),
+    ],
+)
+def test_damaged_json_is_refused(tmp_path: Path, damage: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(damage)
+    with pytest.raises(ArtifactError, match=message):
+        read_json_object(path)
+
+
+def test_json_that_is_absent_a_folder_or_too_large_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the file is missing"):
+        read_json_object(tmp_path / "none.json")
+    with pytest.raises(CheckpointError, match="not readable"):
+        read_json_object(tmp_path, CheckpointError)
+    large = tmp_path / "large.json"
+    large.touch()
+    os.truncate(large, 2**40)  # sparse: reading it would fill the memory
+    with pytest.raises(ArtifactError, match="has 1099511627776 bytes; at most 67108864"):
+        read_json_object(large)
+
+
+def test_hash_of_a_file_longer_than_a_piece(tmp_path: Path) -> None:
+    data = os.urandom(3 * 2**20 + 17)
+    (tmp_path / "a").write_bytes(data)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_output_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "out"
+    with output_folder(target, force=False) as folder:
+        assert folder.parent == target.parent  # the same file system: a rename is atomic
+        assert not target.exists()
+        (folder / "file").write_text("new")
+    assert contents(tmp_path) == {"deep/er/out/file": "new"}
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_taken_target_needs_force(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old")
+    with pytest.raises(OutputError, match="exists already; pass --force"):
+        fill(tmp_path / "out", "new")
+    assert contents(tmp_path) == {"out/file": "old"}
+    fill(tmp_path / "out", "new", force=True)
+    assert contents(tmp_path) == {"out/file": "new"}
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("has_old", [False, True])
+def test_a_failed_block_leaves_everything_as_it_was(
+    tmp_path: Path, error: type[BaseException], has_old: bool
+) -> None:
+    target = tmp_path / "a" / "b" / "out"
+    if has_old:
+        fill(target, "old")
+    before = contents(tmp_path)
+
+    def fail() -> None:
+        with output_folder(target, force=True) as folder:
+            (folder / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert contents(tmp_path) == before
+    assert names(tmp_path) == (["a"] if has_old else [])
+
+
+def test_an_interrupt_between_the_two_renames_brings_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    fill(target, "old")
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if to == target and (self / "file").read_text() == "new":
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill(target, "new", force=True)
+    assert contents(tmp_path) == {"out/file": "old"}
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match=f"out: {os.strerror(number)}; free some space"):
+        fill(tmp_path / "out", "new")
+    assert names(tmp_path) == []
+
+
+def test_another_system_error_of_the_block_is_not_renamed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), output_folder(tmp_path / "out", force=False):
+        (tmp_path / "no such file").read_text()
+    assert names(tmp_path) == []
+
+
+def test_a_parent_that_cannot_hold_it_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be created"):
+        fill(tmp_path / "file" / "out", "new")
+    with pytest.raises(OutputError, match="cannot be created: File name too long"):
+        fill(tmp_path / ("x" * 300), "new")
+
+    def denied(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # The user root writes everywhere, so the refusal is planted.
+    monkeypatch.setattr("llama_edge.core.files.tempfile.mkdtemp", denied)
+    with pytest.raises(OutputError, match="cannot be created: Permission denied"):
+        fill(tmp_path / "new" / "out", "new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_current_folder_is_not_replaced_even_with_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "project" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "mine").write_text("mine")
+    monkeypatch.chdir(inner)
+    for target in (Path(), inner.parent, Path("/")):
+        with pytest.raises(OutputError, match="holds the current folder"):
+            fill(target, "new", force=True)
+    assert contents(tmp_path) == {"project/inner/mine": "mine"}
+
+
+def test_a_link_is_replaced_and_not_what_it_points_at(tmp_path: Path) -> None:
+    fill(tmp_path / "real", "kept")
+    for link in ("real", "nowhere"):
+        target = tmp_path / f"link to {link}"
+        target.symlink_to(link)
+        with pytest.raises(OutputError, match="exists already"):
+            fill(target, "new")
+        fill(target, "new", force=True)
+        assert not target.is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "kept"
+
+
+class _Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_too_little_space_is_known_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def usage(place: Path) -> _Usage:
+        asked.append(place)
+        return _Usage(total=10 * 2**20, used=5 * 2**20, free=5 * 2**20)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    target = tmp_path / "not" / "there" / "yet"
+    require_free_space(target, 5 * 2**20)
+    with pytest.raises(OutputError, match="needs 6 MiB and 5 MiB are free; free some space"):
+        require_free_space(target, 6 * 2**20)
+    assert asked == [tmp_path, tmp_path]
+    assert names(tmp_path) == []
