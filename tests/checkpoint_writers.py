@@ -7,6 +7,7 @@ Llama 3.2 that somebody shrank, with Meta's real tokenizer (from the `llama-mode
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def meta_tokenizer_path() -> Path:
     assert spec is not None, "llama-models is not installed; see `make setup`"
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
+
+
+@cache
+def llama3_text() -> TextAssets:
+    """Meta's real tokenizer, converted once (it takes seconds)."""
+    return read_tiktoken(meta_tokenizer_path())
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
@@ -249,5 +256,4 @@ def add_gguf_text(writer: gguf.GGUFWriter, text: TextAssets, pre: str) -> None:
 
 def write_llama32_shaped(folder: Path) -> Path:
     """A small random Llama 3.2 in Hugging Face's form, with Meta's tokenizer."""
-    text = read_tiktoken(meta_tokenizer_path())
-    return write_huggingface(folder, LLAMA32_CONFIG, random_weights(LLAMA32_CONFIG), text)
+    return write_huggingface(folder, LLAMA32_CONFIG, random_weights(LLAMA32_CONFIG), llama3_text())

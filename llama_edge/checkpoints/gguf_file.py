@@ -33,6 +33,7 @@ _SCALARS: Final = {
     11: "<q",
     12: "<d",
 }
+_LENGTH: Final = struct.Struct("<Q")
 _MIN_ENTRY_BYTES: Final = 12  # shortest possible metadata entry or tensor record
 _MAX_DIMENSIONS: Final = 4
 _ROW_CHUNK_VALUES: Final = 1 << 24  # values dequantized at a time: 64 MiB as float32
@@ -103,12 +104,34 @@ class _Cursor:
             return self.scalar(kind, what)
         kind = self.scalar(4, f"element type of {what}")
         if kind == _STRING:
-            return [self.string(what) for _ in range(self.count(f"length of {what}", 8))]
+            return self._strings(what)
         if kind not in _SCALARS:
             raise CheckpointError(f"{self._path}: {what} is an array of unknown type {kind}")
         layout = np.dtype(_SCALARS[kind])
         raw = self.take(self.count(f"length of {what}", layout.itemsize) * layout.itemsize, what)
         return np.frombuffer(raw, layout).tolist()
+
+    def _strings(self, what: str) -> list[str]:
+        """As `string`, for a vocabulary's hundred thousands: one bounds check each."""
+        count = self.count(f"length of {what}", 8)
+        position, size = self.position, len(self._data)
+        pieces = []
+        for _ in range(count):
+            start = position + 8
+            if start > size:
+                break
+            position = start + _LENGTH.unpack_from(self._data, position)[0]
+            pieces.append(self._data[start:position])
+        if len(pieces) < count or position > size:
+            raise CheckpointError(
+                f"{self._path}: {what} goes beyond the file's {size} bytes; it is truncated or "
+                "damaged"
+            )
+        self.position = position
+        try:
+            return [piece.decode() for piece in pieces]
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self._path}: {what} is not UTF-8: {error}") from error
 
 
 class GgufFile:

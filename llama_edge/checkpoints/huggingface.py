@@ -194,7 +194,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _is_bare_name(name: str) -> bool:
     """No folder, drive or parent in it; the file itself may be a link, as in the hub's cache."""
-    return PurePosixPath(name).name == name and name != ".." and not set(name) & set("\\:\0")
+    return PurePosixPath(name).name == name not in ("", "..") and not set(name) & set("\\:\0")
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401

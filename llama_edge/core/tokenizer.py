@@ -1,8 +1,8 @@
 """Text to token ids and back, for a person's text, a dialog, and a stream of new tokens."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from itertools import pairwise
 from typing import Any, Final
 
 from llama_edge.core.chat_template import REFERENCE_DATE, ChatTemplate
@@ -10,7 +10,7 @@ from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import main_end_token, parse_tokenizer
 from llama_edge.core.types import TextAssets
 
-#: Stands around a control token that a message's content spells, while the dialog is rendered.
+#: Stands inside a control token that a message's content spells, while the dialog is rendered.
 _QUOTE: Final = "\ufdd0"  # a Unicode noncharacter: no text has it
 _REPLACEMENT: Final = "\ufffd"
 
@@ -21,10 +21,11 @@ class Tokenizer:
     def __init__(self, text: TextAssets) -> None:
         self._tokenizer = parse_tokenizer("tokenizer.json", text.tokenizer_json)
         self._text = text
-        self._specials = sorted(
-            token.content
-            for token in self._tokenizer.get_added_tokens_decoder().values()
-            if token.special
+        tokens = self._tokenizer.get_added_tokens_decoder().values()
+        specials = [re.escape(token.content) for token in tokens if token.special]
+        # The group keeps the tokens in `split`; the longest first, should one begin with another.
+        self._control_tokens = re.compile(
+            f"({'|'.join(sorted(specials, key=len, reverse=True))})" if specials else "((?!))"
         )
         bos = text.bos_token_id
         self._template: ChatTemplate | None = None
@@ -96,9 +97,14 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             today=today,
         )
+        if _QUOTE not in rendered:
+            return self.encode_rendered(rendered)
         ids: list[int] = []
-        for place, piece in enumerate(rendered.split(_QUOTE)):
-            ids += self._ids(piece, control_tokens=place % 2 == 0)
+        for piece in self._control_tokens.split(rendered):
+            if self._control_tokens.fullmatch(piece):
+                ids += self._ids(piece, control_tokens=True)
+            else:
+                ids += self._ids(piece.replace(_QUOTE, ""), control_tokens=False)
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -116,31 +122,16 @@ class Tokenizer:
         return ids
 
     def _quoted(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message, no control token in its content being one any more."""
         content = message.get("content")
         if not isinstance(content, str):
             return dict(message)
         content = content.replace(_QUOTE, _REPLACEMENT)
-        return {**message, "content": self._quote_specials(content)}
+        return {**message, "content": self._control_tokens.sub(_quote, content)}
 
-    def _quote_specials(self, content: str) -> str:
-        """`content` with `_QUOTE` on both sides of each control token's spelling."""
-        borders = {0, len(content)}
-        quoted: set[int] = set()
-        position = 0
-        while found := self._next_special(content, position):
-            start, position = found
-            borders |= {start, position}
-            quoted.add(start)
-        return "".join(
-            f"{_QUOTE}{content[start:end]}{_QUOTE}" if start in quoted else content[start:end]
-            for start, end in pairwise(sorted(borders))
-        )
 
-    def _next_special(self, content: str, position: int) -> tuple[int, int] | None:
-        """Start and end of the first control token's spelling at or after `position`."""
-        places = [(content.find(token, position), -len(token)) for token in self._specials]
-        start, size = min((place for place in places if place[0] >= 0), default=(-1, 0))
-        return None if start < 0 else (start, start - size)
+def _quote(found: re.Match[str]) -> str:
+    return found[0][0] + _QUOTE + found[0][1:]
 
 
 class TokenStream:

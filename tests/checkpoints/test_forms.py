@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from llama_edge.checkpoints import FORMS, checkpoint_form, load_checkpoint
-from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint
@@ -13,7 +12,7 @@ from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.checkpoint_writers import (
     LLAMA32_CONFIG,
-    meta_tokenizer_path,
+    llama3_text,
     random_weights,
     write_gguf,
     write_meta,
@@ -24,11 +23,10 @@ from tests.checkpoint_writers import (
 def forms(llama32_shaped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     folder = tmp_path_factory.mktemp("forms")
     weights = random_weights(LLAMA32_CONFIG)
-    text = read_tiktoken(meta_tokenizer_path())
     paths = {
         "huggingface": llama32_shaped,
         "meta": write_meta(folder / "meta", LLAMA32_CONFIG, weights, shards=2),
-        "gguf": write_gguf(folder / "model.gguf", LLAMA32_CONFIG, weights, text),
+        "gguf": write_gguf(folder / "model.gguf", LLAMA32_CONFIG, weights, llama3_text()),
     }
     for form, path in paths.items():
         assert checkpoint_form(path) == form

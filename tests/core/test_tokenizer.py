@@ -1,8 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import transformers
 
 from llama_edge.core.errors import TokenizerError
+from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer, TokenStream
 from llama_edge.core.types import Checkpoint
 
@@ -137,3 +140,16 @@ def test_errors_are_ours(debug_checkpoint: Checkpoint) -> None:
         tokenizer.encode("\ud800")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer(replace(debug_checkpoint.text, tokenizer_json="{"))
+
+
+def test_hugging_face_s_tools_read_what_we_write_and_agree(llama32_shaped: Path) -> None:
+    ours = Tokenizer(read_text_assets(llama32_shaped))
+    theirs = transformers.AutoTokenizer.from_pretrained(llama32_shaped)
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == ours.encode(text)
+    messages = [{"role": "system", "content": "Sei kurz."}, {"role": "user", "content": "Hallo!"}]
+    rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ours.encode_chat(messages) == ours.encode_rendered(rendered)
+    assert theirs.eos_token == "<|eot_id|>"
+    generation = transformers.GenerationConfig.from_pretrained(llama32_shaped)
+    assert generation.eos_token_id == [128001, 128008, 128009]
