@@ -1,0 +1,128 @@
+"""The shape of the house: rooms, size of files, import direction, registries."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from llama_edge.core.session import Runtime
+from llama_edge.export import EXPORTERS
+from llama_edge.export.base import Exporter
+from llama_edge.runtimes import RUNTIMES
+
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 400
+ROOMS = ("export", "quantize", "runtimes")
+TEXT_SUFFIXES = ("", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml")
+#: A folder of one machine has no place in a repository; a device's own (Android's
+#: /data/local/tmp) does, and `/home/someone` is everybody's example.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/])/(?:work|home(?!/someone)|Users|root|tmp|mnt|scratch)/[\w.-]+"
+)
+
+
+def repository_files(*suffixes: str) -> list[Path]:
+    """Files under version control, and new ones that are not ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and (path.suffix in suffixes or not suffixes)]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_one_folder_under_two_names(room: str) -> None:
+    link = ROOT / "llama_edge" / room
+    assert link.is_symlink()
+    assert link.readlink() == Path("..", room)
+    assert link.resolve() == ROOT / room
+    assert (link / "__init__.py").is_file()
+
+
+def test_no_file_is_longer_than_the_limit() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in repository_files(".py")
+    }
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_imports_point_one_way() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def public_names(protocol: type) -> set[str]:
+    names = {*vars(protocol), *getattr(protocol, "__annotations__", {})}
+    return {name for name in names if not name.startswith("_")}
+
+
+def assert_follows(value: object, protocol: type) -> None:
+    """Every member of the protocol is there; methods take the same parameters."""
+    for name in public_names(protocol):
+        assert hasattr(value, name), f"{type(value).__name__} lacks {name}"
+        wanted = getattr(protocol, name, None)
+        if inspect.isfunction(wanted):
+            parameters = [*inspect.signature(wanted).parameters][1:]
+            assert [*inspect.signature(getattr(value, name)).parameters] == parameters, name
+
+
+REGISTRIES: tuple[tuple[Mapping[str, Callable[[], object]], type], ...] = (
+    (EXPORTERS, Exporter),
+    (RUNTIMES, Runtime),
+)
+
+
+@pytest.mark.parametrize(
+    ("load", "protocol"),
+    [
+        pytest.param(load, protocol, id=f"{protocol.__name__}-{name}")
+        for registry, protocol in REGISTRIES
+        for name, load in registry.items()
+    ],
+)
+def test_a_registrys_loader_gives_its_protocol(load: Callable[[], object], protocol: type) -> None:
+    assert_follows(load(), protocol)
+
+
+def test_an_object_that_lacks_a_method_does_not_follow() -> None:
+    with pytest.raises(AssertionError, match="object lacks"):
+        assert_follows(object(), Runtime)
+
+
+def test_every_exporter_has_its_runtime() -> None:
+    assert set(EXPORTERS) == set(RUNTIMES)
+
+
+def test_no_file_names_a_folder_of_somebodys_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in repository_files(
+            ".py", ".md", ".toml", ".json", ".yaml", ".yml", ".txt", ".sh", ""
+        )
+        for match in MACHINE_PATH.finditer(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert found == []
+
+
+def test_a_machine_path_would_be_found() -> None:
+    planted = "see " + "/".join(("", "home", "somebody", "model"))
+    assert MACHINE_PATH.search(planted)
+    assert not MACHINE_PATH.search("https://example.org/home/page and /data/local/tmp/llama")
