@@ -17,7 +17,7 @@ from llama_edge.core.types import (
     QuantizedWeights,
 )
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.genai_config import write_genai_config
+from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_config
 from llama_edge.export.onnx.graph import TABLE_BLOCK
 from llama_edge.export.onnx.lower import write_model
 from llama_edge.export.onnx.metadata import ACTIVATIONS, Lowering
@@ -106,6 +106,10 @@ class OnnxExporter:
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
         return read_interface(artifact.path)
+
+    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
+        """See `Exporter`."""
+        return read_end_tokens(artifact.root)
 
 
 def _accuracy_level(options: LowerOptions) -> int:

@@ -6,7 +6,8 @@ Source: the files that its model builder writes (`src/python/py/models/builders/
 from pathlib import Path
 from typing import Any, Final
 
-from llama_edge.core.files import write_json
+from llama_edge.core.errors import ArtifactError
+from llama_edge.core.files import read_json_object, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import TextAssets
 from llama_edge.export.onnx.external_data import MODEL_FILE
@@ -36,6 +37,19 @@ def write_genai_config(
         "past_present_share_buffer": True,
     }
     write_json(out_dir / CONFIG_FILE, {"model": model, "search": search})
+
+
+def read_end_tokens(folder: Path) -> tuple[int, ...]:
+    """`eos_token_id` of an untrusted file.
+
+    Raises:
+        ArtifactError: It is absent or not a list of ids.
+    """
+    model = read_json_object(folder / CONFIG_FILE).get("model")
+    ids = model.get("eos_token_id") if isinstance(model, dict) else None
+    if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+        raise ArtifactError(f"{folder / CONFIG_FILE}: eos_token_id is {ids!r}; a list is needed")
+    return tuple(ids)
 
 
 def _decoder(config: ModelConfig) -> dict[str, Any]:

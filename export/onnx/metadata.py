@@ -70,6 +70,11 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> tuple[ModelConfig, Lowe
     try:
         config = ModelConfig.from_json(json.loads(entries[_CONFIG_KEY]))
         lowering = Lowering(**json.loads(entries[_LOWERING_KEY]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error}; export it again") from error
+    if lowering.max_context > config.max_position_embeddings:
+        raise ArtifactError(
+            f"{path}: max_context is {lowering.max_context}, the model has "
+            f"{config.max_position_embeddings} positions; export it again"
+        )
     return config, lowering

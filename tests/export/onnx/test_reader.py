@@ -94,6 +94,7 @@ def test_names_that_the_model_has_not(debug_onnx: Mapping[int, Artifact]) -> Non
         (b"llama_edge.format_version", b"llama_edge.format_versiom", "format_version is None"),
         (b'"accuracy_level": 4', b'"accuracy_level": 9', "accuracy_level 9"),
         (b'"max_context": 256', b'"max_context": nil', "metadata is damaged"),
+        (b'"max_context": 256', b'"max_context": 999', "999, the model has 512"),
         (b'"vocab_size": 256', b'"vocab_size":-256', "vocab_size is -256"),
         (b'"head_dim": 16', b'"head_dum": 16', "head_dum"),
     ],
