@@ -7,20 +7,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, KVCache, Llama
+from llama_edge.core.model import KVCache, Llama
 from llama_edge.core.session import FloatArray, check_tokens
 
 
 class EagerSession:
-    """A `Session` over the reference; its float32 weights stay in memory from first use.
+    """A `Session` over the reference, for models that fit in memory.
 
     Args:
-        model: The network, full-precision or dequantized, with any activation rounding.
+        model: The network; give it a `CachedSource`, or each token reads all weights again.
         max_context: Tokens after which a prompt is refused, as an artifact of that size would.
     """
 
     def __init__(self, model: Llama, max_context: int) -> None:
-        self._model = Llama(model.config, CachedSource(model.source), model.activation)
+        self._model = model
         self._max_context = max_context
         self._cache = KVCache()
 

@@ -1,0 +1,98 @@
+"""The gate's prompts as tokens: real text through the model's own tokenizer and chat template."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from llama_edge.core.errors import TokenizerError
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.verify.prompt_texts import GATE_TEXTS, MORE_TEXTS, PromptText
+
+#: A prompt has at least this many tokens, and is followed by this many teacher-forced ones.
+MIN_PROMPT_TOKENS: Final = 64
+DECODE_STEPS: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """`tokens` are prefilled; `continuation` is then decoded token by token, teacher-forced."""
+
+    name: str
+    language: str
+    tokens: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Prompt and continuation."""
+        return self.tokens + self.continuation
+
+
+def gate_prompts(tokenizer: Tokenizer, max_context: int) -> tuple[Prompt, ...]:
+    """Four prompts in four languages and scripts: enough for graph parity.
+
+    Raises:
+        TokenizerError: A prompt cannot be made to fit the context.
+    """
+    return tuple(_prompt(text, tokenizer, max_context) for text in GATE_TEXTS)
+
+
+def fidelity_prompts(tokenizer: Tokenizer, max_context: int) -> tuple[Prompt, ...]:
+    """The gate's prompts first, then more: eight languages, five kinds of work.
+
+    Raises:
+        TokenizerError: A prompt cannot be made to fit the context.
+    """
+    texts = (*GATE_TEXTS, *MORE_TEXTS)
+    return tuple(_prompt(text, tokenizer, max_context) for text in texts)
+
+
+def _prompt(text: PromptText, tokenizer: Tokenizer, max_context: int) -> Prompt:
+    tokens = _shortest_request(text, tokenizer, min(MIN_PROMPT_TOKENS, max_context // 2))
+    steps = min(DECODE_STEPS, max_context - len(tokens))
+    if steps < 1:
+        raise TokenizerError(
+            f"prompt {text.name} has {len(tokens)} tokens and the context holds {max_context}; "
+            "export with a larger --max-context"
+        )
+    return Prompt(
+        name=text.name,
+        language=text.language,
+        tokens=tokens,
+        continuation=_continuation(text, tokenizer, steps),
+    )
+
+
+def _spare_sentences(text: PromptText) -> list[str]:
+    """More real text for a tokenizer that makes few tokens, the same language first."""
+    others = [other for other in (*GATE_TEXTS, *MORE_TEXTS) if other is not text]
+    others.sort(key=lambda other: other.language != text.language)
+    return [sentence for other in others for sentence in (*other.request, other.answer)]
+
+
+def _shortest_request(text: PromptText, tokenizer: Tokenizer, minimum: int) -> tuple[int, ...]:
+    """As few sentences as reach `minimum` tokens with the template around them."""
+    sentences = [*text.request, *_spare_sentences(text)]
+    tokens: tuple[int, ...] = ()
+    for count in range(1, len(sentences) + 1):
+        tokens = _encode(text.system, " ".join(sentences[:count]), tokenizer)
+        if len(tokens) >= minimum:
+            return tokens
+    raise TokenizerError(
+        f"prompt {text.name}: all the text there is makes {len(tokens)} tokens, {minimum} are "
+        "needed; the tokenizer is damaged or of another kind"
+    )
+
+
+def _encode(system: str, request: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if not tokenizer.has_chat_template:
+        return tuple(tokenizer.encode(f"{system}\n\n{request}\n\n".lstrip()))
+    messages = [{"role": "system", "content": system}] if system else []
+    return tuple(tokenizer.encode_chat([*messages, {"role": "user", "content": request}]))
+
+
+def _continuation(text: PromptText, tokenizer: Tokenizer, steps: int) -> tuple[int, ...]:
+    tokens = tuple(tokenizer.encode(text.answer, add_bos=False))
+    if len(tokens) < steps:
+        longer = " ".join([text.answer, *_spare_sentences(text)])
+        tokens = tuple(tokenizer.encode(longer, add_bos=False))
+    return tokens[:steps]
