@@ -38,6 +38,9 @@ class SamplingConfig:
 
 GREEDY = SamplingConfig()
 
+#: What `run` and the apps stop after when nothing else ends the answer.
+DEFAULT_MAX_NEW_TOKENS = 256
+
 
 class StopReason(StrEnum):
     """Why a generation ended."""

@@ -6,7 +6,8 @@ artifact shows its values: `attention_block` (norm, QKV, RoPE, attention) and `m
 `modeling_llama.py`: RoPE turns the two halves of a head against each other.
 
 Shape legend: T tokens, D hidden, N query heads, K key/value heads, H head_dim, Q = N * H,
-S tokens in the cache, V vocab.
+S tokens in the cache, V vocab, F intermediate. Every function also takes leading batch axes, for
+sequences of one length.
 """
 
 import math
@@ -17,9 +18,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llama_edge.core.hadamard import rotate_product
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import ActivationQuantization, QuantizedWeights, Weights
-from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD, block_weight
+from llama_edge.core.weight_names import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD_ROTATION,
+    LM_HEAD,
+    block_weight,
+)
 
 #: ONNX Runtime quantizes activations in blocks of the weight's block size, which is ours.
 ACTIVATION_BLOCK = 32
@@ -115,7 +123,7 @@ class KVCache:
     @property
     def length(self) -> int:
         """Tokens held by the last layer: those of every completed forward pass."""
-        return self.keys[-1].shape[1] if self.keys else 0
+        return self.keys[-1].shape[-2] if self.keys else 0
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -161,16 +169,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def attention(q_NTH: Tensor, k_KSH: Tensor, v_KSH: Tensor) -> Tensor:
     """Causal grouped-query attention; the last T of S positions ask. Returns (T, Q)."""
-    heads, tokens, head_dim = q_NTH.shape
-    groups, length, _ = k_KSH.shape
+    heads, tokens, head_dim = q_NTH.shape[-3:]
+    groups, length = k_KSH.shape[-3:-1]
     repeat = heads // groups
-    keys = k_KSH.repeat_interleave(repeat, dim=0)
-    values = v_KSH.repeat_interleave(repeat, dim=0)
+    keys = k_KSH.repeat_interleave(repeat, dim=-3)
+    values = v_KSH.repeat_interleave(repeat, dim=-3)
     scores = q_NTH @ keys.transpose(-1, -2) / math.sqrt(head_dim)
     asks = torch.arange(length - tokens, length)[:, None]
     scores = scores.masked_fill(torch.arange(length)[None, :] > asks, -torch.inf)
     out_NTH = scores.softmax(-1) @ values
-    return out_NTH.transpose(0, 1).reshape(tokens, heads * head_dim)
+    return out_NTH.transpose(-3, -2).flatten(-2)
 
 
 def quantize_per_token(x: Tensor) -> Tensor:
@@ -244,45 +252,67 @@ class Llama:
         """Rows of the embedding, (T, D), for int64 (T,)."""
         return self.source.embedding_rows(tokens_T)
 
-    def attention_block(self, layer: int, x_TD: Tensor, cache: KVCache) -> Tensor:
-        """Attention's output (T, Q) before o_proj; appends this layer's keys and values."""
-        config, tokens = self.config, x_TD.shape[0]
+    def attention_input(self, layer: int, x_TD: Tensor) -> Tensor:
+        """What q_proj, k_proj and v_proj multiply: the norm (T, D), rounded."""
         normed = self._norm(x_TD, block_weight(layer, "input_layernorm"))
-        normed = self.quantize_activation(normed)
+        return self.quantize_activation(normed)
+
+    def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:
+        """QKV, RoPE and attention (T, Q); appends this layer's keys and values to the cache."""
+        config = self.config
 
         def heads(part: str, count: int) -> Tensor:
-            out = self._linear(normed, block_weight(layer, part))
-            return out.view(tokens, count, config.head_dim).transpose(0, 1)
+            out = self._linear(normed_TD, block_weight(layer, part))
+            return out.view(*out.shape[:-1], count, config.head_dim).transpose(-3, -2)
 
         keys = heads("self_attn.k_proj", config.num_key_value_heads)
         values = heads("self_attn.v_proj", config.num_key_value_heads)
-        known = cache.keys[layer].shape[1] if layer < len(cache.keys) else 0
-        cos, sin = rope_tables(config, known, tokens)
+        known = cache.keys[layer].shape[-2] if layer < len(cache.keys) else 0
+        cos, sin = rope_tables(config, known, normed_TD.shape[-2])
         keys = apply_rope(keys, cos, sin)
         if layer < len(cache.keys):
-            cache.keys[layer] = torch.cat((cache.keys[layer], keys), dim=1)
-            cache.values[layer] = torch.cat((cache.values[layer], values), dim=1)
+            cache.keys[layer] = torch.cat((cache.keys[layer], keys), dim=-2)
+            cache.values[layer] = torch.cat((cache.values[layer], values), dim=-2)
         else:
             cache.keys.append(keys)
             cache.values.append(values)
         queries = apply_rope(heads("self_attn.q_proj", config.num_attention_heads), cos, sin)
         return attention(queries, cache.keys[layer], cache.values[layer])
 
+    def attention_block(self, layer: int, x_TD: Tensor, cache: KVCache) -> Tensor:
+        """Attention's output (T, Q) before o_proj; appends this layer's keys and values."""
+        return self.attend(layer, self.attention_input(layer, x_TD), cache)
+
+    def after_attention(self, layer: int, x_TD: Tensor, rounded_TQ: Tensor) -> Tensor:
+        """The residual stream (T, D) behind o_proj, whose input is already rounded."""
+        return x_TD + self._linear(rounded_TQ, block_weight(layer, "self_attn.o_proj"))
+
+    def mlp_input(self, layer: int, x_TD: Tensor) -> Tensor:
+        """What gate_proj and up_proj multiply: the norm (T, D), rounded."""
+        normed = self._norm(x_TD, block_weight(layer, "post_attention_layernorm"))
+        return self.quantize_activation(normed)
+
+    def mlp_product(self, layer: int, normed_TD: Tensor) -> Tensor:
+        """What down_proj multiplies: silu(gate) * up (T, F), turned by R4, rounded."""
+        gate = self._linear(normed_TD, block_weight(layer, "mlp.gate_proj"))
+        up = self._linear(normed_TD, block_weight(layer, "mlp.up_proj"))
+        product = F.silu(gate) * up
+        if self.config.down_proj_rotation is not None:
+            product = rotate_product(product, self.config.down_proj_rotation)
+        return self.quantize_activation(product)
+
     def mlp_block(self, layer: int, x_TD: Tensor, attention_TQ: Tensor) -> Tensor:
         """o_proj, residual, norm, SwiGLU, residual: the block's output (T, D)."""
-        o_proj = block_weight(layer, "self_attn.o_proj")
-        x_TD = x_TD + self._linear(self.quantize_activation(attention_TQ), o_proj)
-        normed = self._norm(x_TD, block_weight(layer, "post_attention_layernorm"))
-        normed = self.quantize_activation(normed)
-        gate = self._linear(normed, block_weight(layer, "mlp.gate_proj"))
-        up = self._linear(normed, block_weight(layer, "mlp.up_proj"))
-        product = self.quantize_activation(F.silu(gate) * up)
+        x_TD = self.after_attention(layer, x_TD, self.quantize_activation(attention_TQ))
+        product = self.mlp_product(layer, self.mlp_input(layer, x_TD))
         return x_TD + self._linear(product, block_weight(layer, "mlp.down_proj"))
 
     def head(self, x_TD: Tensor) -> Tensor:
         """Final norm and lm_head: logits (T, V)."""
-        normed = self.quantize_activation(self._norm(x_TD, FINAL_NORM))
-        return self._linear(normed, LM_HEAD)
+        normed = self._norm(x_TD, FINAL_NORM)
+        if self.config.head_rotation:
+            normed = self._linear(normed, HEAD_ROTATION)
+        return self._linear(self.quantize_activation(normed), LM_HEAD)
 
     @torch.no_grad()
     def hidden(self, x_TD: Tensor, cache: KVCache) -> Tensor:

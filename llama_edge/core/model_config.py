@@ -72,6 +72,10 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     max_position_embeddings: int
     tie_word_embeddings: bool
+    #: R4 online: orders (a, b) of the two Hadamard matrices that turn down_proj's input
+    down_proj_rotation: tuple[int, int] | None = None
+    #: the head multiplies its normed input by `lm_head_rotation.weight` before the table
+    head_rotation: bool = False
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():

@@ -8,6 +8,9 @@ from llama_edge.core.model_config import ModelConfig
 EMBEDDING: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
 FINAL_NORM: Final = "model.norm.weight"
+#: (D, D) float32, only where `ModelConfig.head_rotation` is set: what turns the final norm's output
+#: so that a rotated head and a rotated embedding can be one table.
+HEAD_ROTATION: Final = "lm_head_rotation.weight"
 
 #: The seven linears of a block, in the order in which the network uses them.
 BLOCK_LINEARS: Final = (

@@ -1,0 +1,108 @@
+"""Hadamard matrices of every order that a Llama's widths need, normalized to be orthogonal.
+
+Orders 1 and 2, Paley's two constructions (R. Paley, "On orthogonal matrices", 1933), and Kronecker
+products of these: 576 = 16 x 36, 1536 = 32 x 48, 3072 = 256 x 12, and every power of two.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.errors import ConfigError
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+
+
+def _jacobsthal(prime: int) -> Tensor:
+    """(q, q) of the quadratic character of row minus column: 0, 1 or -1."""
+    squares = {number * number % prime for number in range(1, prime)}
+    character = torch.tensor([0] + [1 if n in squares else -1 for n in range(1, prime)])
+    index = torch.arange(prime)
+    return character[(index[:, None] - index[None, :]) % prime].float()
+
+
+def _paley(order: int) -> Tensor | None:
+    """Paley's first construction (order q + 1, q = 3 mod 4) or second (2q + 2, q = 1 mod 4)."""
+    first, second = order - 1, order // 2 - 1
+    if _is_prime(first) and first % 4 == 3:
+        core = torch.zeros(order, order)
+        core[0, 1:], core[1:, 0] = 1, -1
+        core[1:, 1:] = _jacobsthal(first)
+        return core + torch.eye(order)
+    if order % 4 == 0 and _is_prime(second) and second % 4 == 1:
+        core = torch.zeros(second + 1, second + 1)
+        core[0, 1:], core[1:, 0] = 1, 1
+        core[1:, 1:] = _jacobsthal(second)
+        signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+        return torch.kron(core, signs) + torch.kron(torch.eye(second + 1), diagonal)
+    return None
+
+
+@cache
+def _signs(order: int) -> Tensor | None:
+    """A matrix of +1 and -1 with orthogonal rows, or None where none is known here."""
+    if order in (1, 2):
+        return torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:order, :order]
+    found = _paley(order)
+    if found is None and order % 2 == 0:
+        half = _signs(order // 2)
+        found = None if half is None else torch.kron(_known(2), half)
+    return found
+
+
+def _known(order: int) -> Tensor:
+    matrix = _signs(order)
+    assert matrix is not None
+    return matrix
+
+
+def has_hadamard(order: int) -> bool:
+    """Whether `hadamard(order)` exists."""
+    return order >= 1 and _signs(order) is not None
+
+
+def hadamard(order: int) -> Tensor:
+    """An orthogonal float32 (n, n) matrix whose entries are all +-1 / sqrt(n).
+
+    Raises:
+        ConfigError: No construction here gives this order.
+    """
+    matrix = _signs(order)
+    if matrix is None:
+        raise ConfigError(
+            f"no Hadamard matrix of order {order} is known here; this width cannot be rotated: "
+            "choose a recipe without rotations"
+        )
+    return matrix / math.sqrt(order)
+
+
+def hadamard_factors(width: int) -> tuple[int, int]:
+    """The split of `width` into two orders, both with a Hadamard matrix, nearest to square.
+
+    A rotation by their Kronecker product is two small matrix products.
+
+    Raises:
+        ConfigError: There is no such split.
+    """
+    for small in range(math.isqrt(width), 0, -1):
+        if width % small == 0 and has_hadamard(small) and has_hadamard(width // small):
+            return small, width // small
+    raise ConfigError(
+        f"width {width} is no product of two Hadamard orders; choose a recipe without rotations"
+    )
+
+
+def rotate_product(x: Tensor, factors: tuple[int, int]) -> Tensor:
+    """R4: the last axis (a * b) as an (a, b) matrix X becomes the transpose of `Ha @ X @ Hb.T`.
+
+    The transpose saves every backend one: two small products with one transpose between them.
+    """
+    first, second = factors
+    matrix = x.reshape(*x.shape[:-1], first, second)
+    turned: Tensor = (matrix @ hadamard(second).T).transpose(-1, -2) @ hadamard(first).T
+    return turned.reshape(x.shape)
