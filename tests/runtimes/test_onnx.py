@@ -13,11 +13,19 @@ from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llam
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace, FloatArray
 from llama_edge.core.tokenizer import Tokenizer
-from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    Checkpoint,
+    QuantizedCheckpoint,
+)
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.quantize import W4A8_RTN
+from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes.onnx import OnnxRuntime
 from llama_edge.verify.metrics import compare
+from tests.conftest import MemoryWeights, lower_onnx
 
 #: Longer than the 64 positions behind which the debug model's rope scaling bites.
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(140)]
@@ -94,6 +102,23 @@ def test_prefill_and_decode_equal_the_reference(
     found = run(debug_onnx[0], TOKENS, PREFILL)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert mean_kl(expected, found) < 1e-9
+
+
+def test_an_untied_head_is_the_one_that_answers(
+    debug_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = replace(debug_checkpoint.config, tie_word_embeddings=False)
+    checkpoint = replace(debug_checkpoint, config=config, weights=MemoryWeights(config, seed=1))
+    folder = tmp_path_factory.mktemp("untied")
+    quantized = quantize_checkpoint(checkpoint, W4A8_RTN, folder, SilentProgress())
+    weight_only = lower_onnx(quantized, tmp_path_factory, 0, 256)
+    expected = expect(quantized, TOKENS)
+    np.testing.assert_allclose(run(weight_only, TOKENS, PREFILL), expected, atol=1e-4)
+    int8 = OnnxRuntime().trace(lower_onnx(quantized, tmp_path_factory, 4, 256), [TOKENS])
+    model = reference(quantized, ActivationQuantization.INT8_PER_BLOCK)
+    with torch.no_grad():
+        logits = model.head(torch.from_numpy(int8.hidden[-1][-1:]))
+    assert relative_errors(int8.logits, logits).max() < 1e-5
 
 
 def test_the_sessions_other_ways_agree(debug_onnx: Mapping[int, Artifact]) -> None:
