@@ -26,6 +26,12 @@ EXPORTERS: Final[Mapping[str, Callable[[], Exporter]]] = {
     "onnx": _onnx,
 }
 
+#: Packages of each backend, whose versions can change what is written or measured.
+LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "executorch": ("executorch",),
+    "onnx": ("onnx", "onnxruntime"),
+}
+
 #: The backend whose main file ends so.
 SUFFIXES: Final[Mapping[str, str]] = {".pte": "executorch", ".onnx": "onnx"}
 

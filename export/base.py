@@ -73,3 +73,11 @@ class Exporter(Protocol):
     def interface(self, artifact: Artifact) -> Interface:
         """Inputs, outputs and cache layout as the written file itself declares them."""
         ...
+
+    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
+        """The EOS ids that the written files tell the runner which loads them.
+
+        Raises:
+            ArtifactError: They tell none, or something else.
+        """
+        ...

@@ -106,3 +106,7 @@ class ExecuTorchExporter:
                 f"(1, {artifact.max_context}, {config.num_key_value_heads}, {config.head_dim})"
             ),
         )
+
+    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
+        """See `Exporter`."""
+        return tuple(PteFile(artifact.path).constant("get_eos_ids"))

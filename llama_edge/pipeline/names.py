@@ -10,3 +10,8 @@ def source_name(model: str) -> str:
     if model in BUILTIN_MODELS or not Path(model).exists():
         return model
     return Path(model).resolve().name
+
+
+def short_name(model: str) -> str:
+    """`source_name` without an id's owner or a file's ending, for the name of a folder."""
+    return source_name(model).rpartition("/")[2].removesuffix(".gguf")

@@ -8,7 +8,7 @@ from llama_edge.core.files import output_folder, require_free_space
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
-from llama_edge.pipeline.names import source_name
+from llama_edge.pipeline.names import short_name
 from llama_edge.quantize import get_recipe
 from llama_edge.quantize.stage import quantize_checkpoint
 
@@ -38,7 +38,7 @@ def quantize_model(
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
     chosen = get_recipe(recipe)
-    target = out or Path("quantized") / f"{source_name(model).rpartition('/')[2]}-{recipe}"
+    target = out or Path("quantized") / f"{short_name(model).rpartition('/')[2]}-{recipe}"
     require_absent(target, force=force)
     checkpoint = load_checkpoint(model)
     require_free_space(target, quantized_size_bytes(checkpoint, chosen))

@@ -1,0 +1,101 @@
+"""The program itself: its commands, and what becomes of an error."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+from typing import Final, NoReturn
+
+import typer
+
+from llama_edge import __version__
+from llama_edge.cli.artifacts import compare, inspect, parity
+from llama_edge.cli.console import print_error, print_json
+from llama_edge.cli.export import export, quantize
+from llama_edge.cli.lists import models, recipes, targets
+from llama_edge.cli.run import run
+from llama_edge.core.errors import LlamaEdgeError
+
+INTERRUPTED: Final = 130
+BAD_USAGE: Final = 2
+
+app = typer.Typer(
+    name="llama-edge",
+    help=(
+        "Turn a Llama checkpoint into a bundle for a phone, run the written files on this machine, "
+        "and keep the bundle only if they compute what the checkpoint computes."
+    ),
+    epilog=(
+        "Exit codes: 0 good, 1 a check failed, 2 bad usage, 3 bad input, 4 a missing component, "
+        "130 interrupted."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("export")(export)
+app.command("quantize")(quantize)
+app.command("parity")(parity)
+app.command("run")(run)
+app.command("inspect")(inspect)
+app.command("compare")(compare)
+app.command("models")(models)
+app.command("targets")(targets)
+app.command("recipes")(recipes)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"llama-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """The options before the command."""
+
+
+def _quiet_libraries() -> None:
+    """Libraries' own remarks are for their developers; what matters is raised as an error."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """A polite kill cleans up as Ctrl-C does."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the program and end the process with its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(given)
+    except LlamaEdgeError as error:
+        print_error(error, as_json=as_json)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        _explain(end.code, as_json=as_json)
+        raise
+    raise AssertionError("a command line program ends by exiting")
+
+
+def _explain(code: str | int | None, *, as_json: bool) -> None:
+    """What the framework's own exits leave unsaid."""
+    if code == INTERRUPTED:
+        typer.echo("interrupted; nothing was left behind", err=True)
+    if as_json and code in (BAD_USAGE, INTERRUPTED):
+        message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
+        print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})

@@ -1,0 +1,90 @@
+"""`parity`, `inspect` and `compare`: the commands that look at what has been written."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+
+
+def parity(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    *,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The full-precision MODEL; by default the built-in one it came from."),
+    ] = None,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Hold a bundle against its manifest and run the whole gate again on the written files."""
+    from llama_edge.cli.report import print_gate
+    from llama_edge.pipeline.parity import check_bundle
+
+    with progress_on_stderr() as progress:
+        outcome = check_bundle(bundle, against, progress)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        print_gate(bundle, outcome)
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A quantized checkpoint, a .pte, an ONNX folder or a bundle.")
+    ],
+    *,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Read codes and scales back out of a file and print a SHA-256 of each."""
+    from llama_edge.pipeline.inspect import inspect as look_into
+
+    with progress_on_stderr() as progress:
+        found = look_into(path, progress)
+    if as_json:
+        print_json(
+            {
+                "kind": found.kind,
+                "tensors": [asdict(tensor) for tensor in found.tensors],
+                "interface": None if found.interface is None else asdict(found.interface),
+                "placement": None if found.placement is None else asdict(found.placement),
+            }
+        )
+        return
+    rows = [
+        (
+            tensor.name,
+            " x ".join(map(str, tensor.shape)),
+            str(tensor.bits),
+            str(tensor.group_size),
+            tensor.codes_sha256[:12],
+            tensor.scales_sha256[:12],
+        )
+        for tensor in found.tensors
+    ]
+    print_table(found.kind, ("tensor", "shape", "bits", "group", "codes", "scales"), rows)
+
+
+def compare(
+    bundles: Annotated[list[Path], typer.Argument(help="One or more bundles.")],
+    *,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Show bundles side by side, and whether they hold the same codes."""
+    from llama_edge.cli.report import print_bundles
+    from llama_edge.export.bundle import open_bundle
+
+    opened = [open_bundle(path) for path in bundles]
+    if as_json:
+        manifests = [bundle.manifest for bundle in opened]
+        print_json(
+            {
+                "bundles": [manifest.to_json() for manifest in manifests],
+                "same_codes": len({manifest.tensors for manifest in manifests}) == 1,
+            }
+        )
+        return
+    print_bundles(opened)

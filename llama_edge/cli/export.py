@@ -1,0 +1,91 @@
+"""`export` and `quantize`: the commands that write something."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.export import TARGETS
+from llama_edge.export.base import LowerOptions
+from llama_edge.quantize import DEFAULT_RECIPE
+
+_OPTIONS = LowerOptions()
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A built-in name, a folder or file on this machine, or a Hugging Face id."),
+]
+Recipe = Annotated[str, typer.Option(help="How to quantize; `llama-edge recipes` lists them.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
+
+
+def export(
+    model: Model,
+    *,
+    target: Annotated[str, typer.Option(help=f"One of: {', '.join(TARGETS)}.")],
+    recipe: Recipe = DEFAULT_RECIPE,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; by default bundles/MODEL-TARGET.")
+    ] = None,
+    max_context: Annotated[
+        int, typer.Option(help="Tokens that the KV cache holds.")
+    ] = _OPTIONS.max_context,
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(
+            help="onnx only: 0 keeps activations in float32, 4 (its default) rounds to int8."
+        ),
+    ] = _OPTIONS.accuracy_level,
+    force: Force = False,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Quantize, lower, run what was written, and keep it only if it proves right."""
+    from llama_edge.cli.report import print_bundles
+    from llama_edge.pipeline.export import ExportRequest, export_model
+
+    options = LowerOptions(max_context=max_context, accuracy_level=accuracy_level)
+    request = ExportRequest(
+        model=model, target=target, recipe=recipe, out=out, options=options, force=force
+    )
+    with progress_on_stderr() as progress:
+        bundle = export_model(request, progress)
+    if as_json:
+        print_json({"bundle": str(bundle.root), "manifest": bundle.manifest.to_json()})
+        return
+    print_bundles([bundle])
+
+
+def quantize(
+    model: Model,
+    *,
+    recipe: Recipe = DEFAULT_RECIPE,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
+    ] = None,
+    force: Force = False,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Write codes and scales, the same for every backend, as a folder that `inspect` reads."""
+    from llama_edge.pipeline.quantize import quantize_model
+
+    with progress_on_stderr() as progress:
+        checkpoint = quantize_model(model, recipe, out, force=force, progress=progress)
+    size_bytes = sum(file.stat().st_size for file in checkpoint.root.iterdir())
+    if as_json:
+        print_json(
+            {
+                "quantized": str(checkpoint.root),
+                "recipe": checkpoint.recipe.to_json(),
+                "size_bytes": size_bytes,
+                "source_sha256": checkpoint.source_sha256,
+            }
+        )
+        return
+    rows = [
+        ("folder", str(checkpoint.root)),
+        ("recipe", checkpoint.recipe.name),
+        ("size", f"{size_bytes / 2**20:.1f} MiB"),
+        ("next", f"llama-edge inspect {checkpoint.root}"),
+    ]
+    print_table("", ("quantized", model), rows)

@@ -1,0 +1,88 @@
+"""The closing table: what was written, measured and left unchecked, and what to type next."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_edge.cli.console import print_table
+from llama_edge.export import TARGETS
+from llama_edge.export.bundle import Bundle
+from llama_edge.pipeline.gate import GateOutcome
+
+_NOT_MEASURED = "not measured: the full-precision model was not at hand (--against MODEL)"
+
+
+def parity_line(parity: Mapping[str, Any]) -> str:
+    """Graph parity in one line: blocks, then the distance end to end beside what it may be."""
+    if parity.get("reason") is not None:
+        return f"FAILED: {parity['reason']}"
+    blocks = parity["blocks"]
+    line = (
+        f"{blocks['count']} blocks right, the worst ({blocks['worst']}) at "
+        f"{blocks['severity']:.0%} of its limit; end to end KL {parity['mean_kl']:.2g} nats"
+    )
+    if parity["noise_floor_kl"] is None:
+        return f"{line}, top-1 {parity['top1_agreement']:.1%}"
+    return f"{line} at a noise floor of {parity['noise_floor_kl']:.2g}"
+
+
+def fidelity_line(fidelity: Mapping[str, Any] | None) -> str:
+    """The distance to the full-precision model in one line."""
+    if fidelity is None:
+        return _NOT_MEASURED
+    verdict = "" if fidelity["passed"] else "FAILED: "
+    return (
+        f"{verdict}KL {fidelity['mean_kl']:.3g} nats (limit {fidelity['limit_kl']:g}; 99.9th "
+        f"percentile {fidelity['p999_kl']:.3g}), top-1 {fidelity['top1_agreement']:.1%}, "
+        f"perplexity x {fidelity['perplexity_ratio']:.3f}"
+    )
+
+
+def _size(bundle: Bundle) -> str:
+    files = bundle.manifest.files
+    total = sum(file.size_bytes for file in files)
+    return f"{total / 2**20:.1f} MiB ({files[0].path}: {files[0].size_bytes / 2**20:.1f})"
+
+
+def _placement(bundle: Bundle) -> str:
+    placement = bundle.manifest.placement
+    share = placement.weight_bytes_delegated / placement.weight_bytes
+    return (
+        f"{placement.linears_delegated} of {placement.linears} linears, {share:.1%} of weights; "
+        f"{placement.operators_delegated} of {placement.operators} operators"
+    )
+
+
+_ROWS: Mapping[str, Callable[[Bundle], str]] = {
+    "model": lambda bundle: f"{bundle.manifest.model.source}, recipe {bundle.manifest.recipe.name}",
+    "verdict": lambda bundle: bundle.manifest.verdict.value,
+    "size": _size,
+    "graph parity": lambda bundle: parity_line(bundle.manifest.parity),
+    "fidelity": lambda bundle: fidelity_line(bundle.manifest.fidelity),
+    "on the fast path": _placement,
+    "context": lambda bundle: f"{bundle.manifest.artifact.max_context} tokens",
+    "not verified": lambda bundle: TARGETS[bundle.manifest.target].not_verified,
+    "next": lambda bundle: f'llama-edge run {bundle.root} "What is the capital of France?"',
+}
+
+
+def print_bundles(bundles: Sequence[Bundle]) -> None:
+    """One column per bundle; below it, whether all hold the same codes."""
+    header = ("", *(bundle.manifest.target for bundle in bundles))
+    rows = [(name, *(show(bundle) for bundle in bundles)) for name, show in _ROWS.items()]
+    if len(bundles) > 1:
+        same = len({bundle.manifest.tensors for bundle in bundles}) == 1
+        count = len(bundles[0].manifest.tensors)
+        answer = f"the same in all bundles, {count} matrices" if same else "differ"
+        rows.insert(3, ("codes and scales", *([answer] * len(bundles))))
+    print_table("", header, rows)
+
+
+def print_gate(folder: Path, outcome: GateOutcome) -> None:
+    """What `parity` found."""
+    rows = [
+        ("verdict", "passed" if outcome.passed else "failed"),
+        ("graph parity", parity_line(outcome.parity_summary())),
+        ("fidelity", fidelity_line(outcome.fidelity_summary())),
+    ]
+    print_table("", ("parity", str(folder)), rows)

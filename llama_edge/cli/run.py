@@ -1,0 +1,62 @@
+"""`run`: one prompt, one streamed answer."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_edge.cli.console import JsonOption, print_json
+from llama_edge.core.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    *,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Stop after so many tokens.")
+    ] = DEFAULT_MAX_NEW_TOKENS,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most probable token each time.")
+    ] = GREEDY.temperature,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the smallest set with this probability.")
+    ] = GREEDY.top_p,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from so many tokens; 0: from all.")
+    ] = GREEDY.top_k,
+    seed: Annotated[int, typer.Option(help="The same seed samples the same text.")] = GREEDY.seed,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Let a bundle answer a prompt on this machine; the text streams to stdout."""
+    from llama_edge.pipeline.run import Answer, PromptRequest
+
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    request = PromptRequest(
+        prompt=prompt, system=system, raw=raw, max_new_tokens=max_new_tokens, sampling=sampling
+    )
+    answer = Answer(bundle, request)
+    if answer.failed_gate:
+        typer.echo("warning: this bundle failed its gate; see its parity.json", err=True)
+    pieces = []
+    for piece in answer:
+        pieces.append(piece)
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if not as_json:
+        typer.echo()
+        return
+    print_json(
+        {
+            "text": "".join(pieces),
+            "prompt_tokens": answer.prompt_tokens,
+            "new_tokens": answer.new_tokens,
+            "stop_reason": answer.stop_reason,
+        }
+    )

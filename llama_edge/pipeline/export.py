@@ -1,0 +1,160 @@
+"""The whole way: load, quantize, lower, read back, run, and keep the bundle if every gate holds."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.files import output_folder, require_free_space, write_json
+from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
+from llama_edge.core.progress import Progress
+from llama_edge.core.text_assets import read_text_assets, write_text_assets
+from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.types import Artifact, Checkpoint, QuantizedCheckpoint
+from llama_edge.export import Target, get_exporter, get_target
+from llama_edge.export.base import Exporter, LowerOptions
+from llama_edge.export.bundle import (
+    PARITY_FILE,
+    Bundle,
+    compare_tensors,
+    list_files,
+    list_tensors,
+    write_manifest,
+)
+from llama_edge.pipeline.describe import describe_artifact, library_versions
+from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
+from llama_edge.pipeline.names import short_name, source_name
+from llama_edge.pipeline.quantize import quantized_size_bytes, require_absent
+from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
+from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.runtimes import get_runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export, for where, and how."""
+
+    model: str
+    target: str
+    recipe: str = DEFAULT_RECIPE
+    #: None: `bundles/MODEL-TARGET` under the current folder
+    out: Path | None = None
+    options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lowered:
+    """What lies in the bundle's folder before anything has run."""
+
+    source: QuantizedCheckpoint
+    exporter: Exporter
+    artifact: Artifact
+    tensors: tuple[TensorEntry, ...]
+
+
+def export_model(request: ExportRequest, progress: Progress) -> Bundle:
+    """Write a bundle whose files were run and found right.
+
+    Raises:
+        CheckFailedError: A gate failed; what was written lies beside the target as `OUT.failed`.
+        UnknownNameError: No such target or recipe.
+        LlamaEdgeError: What a reader, a backend or the disk says.
+    """
+    target, recipe = get_target(request.target), get_recipe(request.recipe)
+    exporter = get_exporter(target.backend)
+    get_runtime(target.backend)  # a missing package is worth knowing before the work
+    out = request.out or Path("bundles") / f"{short_name(request.model)}-{target.name}"
+    require_absent(out, force=request.force)
+    checkpoint = load_checkpoint(request.model)
+    # The quantized checkpoint and the artifact, which holds the same codes.
+    require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
+    with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
+        quantized = quantize_checkpoint(checkpoint, recipe, scratch, progress)
+        lowered = _lower(quantized, exporter, request.options, folder, progress)
+        outcome = _gate(lowered, checkpoint, progress)
+        bundle = _write(lowered, target, source_name(request.model), outcome)
+        if not outcome.passed:
+            raise CheckFailedError(_keep_failed(folder, out, outcome))
+    return Bundle(root=out, manifest=bundle.manifest)
+
+
+@contextmanager
+def _scratch_beside(folder: Path) -> Iterator[Path]:
+    """A folder on the same disk for what no bundle holds."""
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.scratch.", dir=folder.parent) as name:
+        yield Path(name)
+
+
+def _lower(
+    quantized: QuantizedCheckpoint,
+    exporter: Exporter,
+    options: LowerOptions,
+    folder: Path,
+    progress: Progress,
+) -> _Lowered:
+    exporter.requires(quantized, options)
+    exporter.lower(quantized, folder, options, progress)
+    write_text_assets(folder, quantized.text)
+    artifact = exporter.read_artifact(folder)
+    tensors = list_tensors(exporter.read_weights(artifact), progress)
+    return _Lowered(source=quantized, exporter=exporter, artifact=artifact, tensors=tensors)
+
+
+def _gate(lowered: _Lowered, checkpoint: Checkpoint, progress: Progress) -> GateOutcome:
+    source = lowered.source
+    try:
+        compare_tensors(list_tensors(source.weights, progress), lowered.tensors)
+    except CheckFailedError as error:
+        return GateOutcome.failed(error)
+    subject = GateSubject(
+        artifact=lowered.artifact,
+        end_tokens=lowered.exporter.end_tokens(lowered.artifact),
+        reference=source.weights,
+        recipe=source.recipe,
+        text=read_text_assets(lowered.artifact.root),
+        contract=build_text_contract(source.text),
+        full=checkpoint,
+    )
+    return run_gate(subject, progress)
+
+
+def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome) -> Bundle:
+    folder, quantized = lowered.artifact.root, lowered.source
+    write_json(folder / PARITY_FILE, outcome.to_json())
+    manifest = Manifest(
+        verdict=Verdict.PASSED if outcome.passed else Verdict.FAILED,
+        model=Model(
+            source=source,
+            source_sha256=quantized.source_sha256,
+            config=quantized.config,
+        ),
+        recipe=quantized.recipe,
+        target=target.name,
+        backend=target.backend,
+        files=list_files(folder, lowered.artifact.files),
+        artifact=describe_artifact(lowered.exporter, lowered.artifact),
+        text=build_text_contract(quantized.text),
+        tensors=lowered.tensors,
+        placement=lowered.exporter.placement(lowered.artifact),
+        parity=outcome.parity_summary(),
+        fidelity=outcome.fidelity_summary(),
+        versions=library_versions(target.backend),
+    )
+    return write_manifest(folder, manifest)
+
+
+def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:
+    """Move the failed bundle beside its place; the message says where and why."""
+    failed = out.with_name(f"{out.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    folder.chmod(0o755)
+    folder.rename(failed)
+    return (
+        f"{out}: not put in place, because {outcome.reason}; what was written lies in {failed}, "
+        f"with the measurements in {PARITY_FILE}"
+    )

@@ -1,0 +1,175 @@
+"""Run what was written, in a child process, and judge it."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
+from llama_edge.core.manifest import TextContract
+from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
+from llama_edge.core.progress import Progress
+from llama_edge.core.session import BlockTrace
+from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import Artifact, Checkpoint, QuantizedWeights, Recipe, TextAssets
+from llama_edge.runtimes.child import ChildRuntime
+from llama_edge.verify.blocks import BlocksReport, check_blocks
+from llama_edge.verify.contract import check_contract, check_end_tokens
+from llama_edge.verify.end_to_end import EndToEnd, measure_end_to_end
+from llama_edge.verify.findings import Finding, rounded
+from llama_edge.verify.parity import FidelityReport, ParityReport, check_fidelity, check_parity
+from llama_edge.verify.prompts import fidelity_prompts, gate_prompts
+from llama_edge.verify.tolerances import Tolerances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateSubject:
+    """What is judged, and what it is held against."""
+
+    artifact: Artifact
+    #: the end tokens that the artifact itself tells its runner
+    end_tokens: tuple[int, ...]
+    #: the text files that lie beside the artifact
+    text: TextAssets
+    #: what those text files must amount to
+    contract: TextContract
+    #: codes, scales and norms that the artifact must compute with
+    reference: QuantizedWeights
+    recipe: Recipe
+    #: the full-precision model; None when it is not at hand
+    full: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOutcome:
+    """The reports, or the reason why there are none."""
+
+    parity: ParityReport | None
+    fidelity: FidelityReport | None
+    #: why the gate failed, in one line; None when it passed
+    reason: str | None
+
+    @classmethod
+    def failed(cls, error: LlamaEdgeError) -> Self:
+        """A gate that ended before anything could be measured."""
+        return cls(parity=None, fidelity=None, reason=str(error))
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate held."""
+        return self.reason is None
+
+    def to_json(self) -> dict[str, Any]:
+        """The measurements in full, for `parity.json`."""
+        return {
+            "passed": self.passed,
+            "reason": self.reason,
+            "parity": None if self.parity is None else self.parity.to_json(),
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+        }
+
+    def parity_summary(self) -> dict[str, Any]:
+        """Graph parity for the manifest."""
+        summary: dict[str, Any] = {"passed": self.passed, "reason": self.reason}
+        if self.parity is None:
+            return summary
+        blocks, found = self.parity.blocks, self.parity.end_to_end
+        measured = {
+            "blocks": {
+                "count": len(blocks.blocks),
+                "worst": blocks.worst.name,
+                "severity": blocks.worst.severity,
+            },
+            "positions": found.artifact.positions,
+            "mean_kl": found.artifact.mean_kl,
+            "top1_agreement": found.artifact.top1_agreement,
+            "noise_floor_kl": found.noise_floor,
+        }
+        return {**summary, "passed": self.parity.passed, **rounded(measured)}
+
+    def fidelity_summary(self) -> dict[str, Any] | None:
+        """Fidelity for the manifest; None when it was not measured."""
+        if self.fidelity is None:
+            return None
+        found = self.fidelity.artifact
+        measured = {
+            "positions": found.positions,
+            "mean_kl": found.mean_kl,
+            "p999_kl": found.p999_kl,
+            "top1_agreement": found.top1_agreement,
+            "perplexity_ratio": found.perplexity_ratio,
+            "limit_kl": self.fidelity.max_mean_kl,
+        }
+        return {"passed": self.fidelity.passed, **rounded(measured)}
+
+
+def run_gate(subject: GateSubject, progress: Progress) -> GateOutcome:
+    """Judge the text files, every block, and whole sequences.
+
+    A runtime that refuses the file, crashes or hangs is a failed gate, not an error of the tool.
+    """
+    contract = _check_text(subject)
+    if contract:  # prompts through the wrong tokenizer would prove nothing
+        return GateOutcome(parity=None, fidelity=None, reason=_reason(contract))
+    tolerances = Tolerances()
+    try:
+        blocks = _check_blocks(subject, tolerances, progress)
+        measured = _measure(subject, tolerances, progress)
+    except (CheckFailedError, SessionError) as error:
+        return GateOutcome.failed(error)
+    parity = check_parity(subject.artifact.activation, blocks, measured, (), tolerances)
+    fidelity = check_fidelity(measured, subject.recipe)
+    findings = (*parity.findings, *(() if fidelity is None else fidelity.findings))
+    return GateOutcome(
+        parity=parity, fidelity=fidelity, reason=_reason(findings) if findings else None
+    )
+
+
+def _reason(findings: tuple[Finding, ...]) -> str:
+    first = findings[0]
+    more = f" (and {len(findings) - 1} more findings)" if len(findings) > 1 else ""
+    return f"{first.check}: {first.where}: {first.message}{more}"
+
+
+def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
+    expected, vocab_size = subject.contract, subject.artifact.config.vocab_size
+    found = build_text_contract(subject.text)
+    return (
+        *check_contract(expected, found, vocab_size),
+        *check_end_tokens(expected.eos_token_ids, subject.end_tokens, subject.artifact.files[0]),
+    )
+
+
+def _reference(subject: GateSubject) -> Llama:
+    artifact = subject.artifact
+    return Llama(artifact.config, DequantizedSource(subject.reference), artifact.activation)
+
+
+def _check_blocks(subject: GateSubject, tolerances: Tolerances, progress: Progress) -> BlocksReport:
+    artifact = subject.artifact
+    runtime = ChildRuntime(artifact.backend)
+    prompts = gate_prompts(Tokenizer(subject.text), artifact.max_context)
+    progress.start("run, and look into blocks", len(prompts))
+    traces: list[BlockTrace] = []
+    for prompt in prompts:
+        steps = [[token] for token in prompt.continuation]
+        traces.append(runtime.trace(artifact, [prompt.tokens, *steps]))
+        progress.advance()
+    progress.start("graph parity, block by block", artifact.config.num_hidden_layers)
+    return check_blocks(_reference(subject), traces, tolerances, progress)
+
+
+def _measure(subject: GateSubject, tolerances: Tolerances, progress: Progress) -> EndToEnd:
+    artifact, full = subject.artifact, subject.full
+    prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context)
+    precise = (
+        None if full is None else Llama(full.config, FullPrecisionSource(full.config, full.weights))
+    )
+    progress.start("parity and fidelity, end to end", _steps(artifact, len(prompts)))
+    with ChildRuntime(artifact.backend).open(artifact) as session:
+        return measure_end_to_end(
+            _reference(subject), precise, session, prompts, tolerances, progress
+        )
+
+
+def _steps(artifact: Artifact, prompts: int) -> int:
+    return artifact.config.num_hidden_layers + prompts
