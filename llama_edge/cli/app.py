@@ -75,24 +75,29 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
+def main() -> NoReturn:
     """Run the program and end the process with its exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in given
     _quiet_libraries()
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run_program(sys.argv[1:]))
+
+
+def run_program(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; every error that a user can cause is told."""
+    as_json = "--json" in arguments
     try:
-        app(given)
+        app(arguments)
     except LlamaEdgeError as error:
         print_error(error, as_json=as_json)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        _explain(end.code, as_json=as_json)
-        raise
-    raise AssertionError("a command line program ends by exiting")
+        return error.exit_code
+    except SystemExit as end:  # how the framework ends, good or bad
+        code = end.code if isinstance(end.code, int) else 0
+        _explain(code, as_json=as_json)
+        return code
+    return 0
 
 
-def _explain(code: str | int | None, *, as_json: bool) -> None:
+def _explain(code: int, *, as_json: bool) -> None:
     """What the framework's own exits leave unsaid."""
     if code == INTERRUPTED:
         typer.echo("interrupted; nothing was left behind", err=True)

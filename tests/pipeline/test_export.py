@@ -1,0 +1,144 @@
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_edge.core import files
+from llama_edge.core.errors import CheckFailedError, OutputError, UnknownNameError, UsageError
+from llama_edge.core.manifest import Verdict
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.types import Artifact
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.bundle import Bundle, open_bundle, read_manifest
+from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.runtimes.child import ChildRuntime
+from tests.pipeline.conftest import debug_request
+
+TARGETS = ("android", "onnx")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bundle_is_whole_and_says_what_it_is(
+    debug_bundles: Mapping[str, Bundle], target: str
+) -> None:
+    bundle = open_bundle(debug_bundles[target].root)
+    manifest = bundle.manifest
+    assert manifest.verdict is Verdict.PASSED
+    assert manifest.model.source == "tiny-llama"
+    assert manifest.parity["passed"] is True
+    assert manifest.fidelity is not None
+    assert manifest.text.eos_token_ids == (0, 2)
+    assert len(manifest.text.golden_chats) == 2
+    assert manifest.placement.linears == manifest.placement.linears_delegated
+    assert {entry.path for entry in manifest.files} >= {"tokenizer.json", "parity.json"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_manifest_names_no_place_and_no_time(
+    debug_bundles: Mapping[str, Bundle], target: str
+) -> None:
+    root = debug_bundles[target].root
+    for name in ("manifest.json", "parity.json"):
+        text = (root / name).read_text()
+        assert str(root.parent) not in text
+        assert "/tmp" not in text
+        assert str(Path.home()) not in text
+
+
+def test_codes_are_the_same_in_both_bundles(debug_bundles: Mapping[str, Bundle]) -> None:
+    android, onnx = debug_bundles["android"].manifest, debug_bundles["onnx"].manifest
+    assert android.tensors == onnx.tensors
+    assert android.model.source_sha256 == onnx.model.source_sha256
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_same_input_gives_the_same_bytes(
+    debug_bundles: Mapping[str, Bundle], debug_folder: Path, tmp_path: Path, target: str
+) -> None:
+    first = debug_bundles[target].root
+    again = export_model(
+        debug_request(debug_folder, target, tmp_path / "again"), SilentProgress()
+    ).root
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in again.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_an_existing_output_needs_force(debug_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        export_model(debug_request(debug_folder, "onnx", out), SilentProgress())
+    assert (out / "precious").read_text() == "mine"
+    bundle = export_model(debug_request(debug_folder, "onnx", out, force=True), SilentProgress())
+    assert not (out / "precious").exists()
+    assert open_bundle(out) == bundle
+
+
+def test_a_failed_gate_puts_nothing_in_place(
+    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = ChildRuntime.trace
+
+    def one_layer_off(
+        self: ChildRuntime, artifact: Artifact, calls: Sequence[Sequence[int]]
+    ) -> object:
+        found = trace(self, artifact, calls)
+        attention = (found.attention[0] * 1.05, *found.attention[1:])
+        return replace(found, attention=attention)
+
+    monkeypatch.setattr(ChildRuntime, "trace", one_layer_off)
+    out = tmp_path / "bundle"
+    with pytest.raises(CheckFailedError, match=r"blocks: layers\.0\.attention"):
+        export_model(debug_request(debug_folder, "onnx", out), SilentProgress())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
+    kept = open_bundle(tmp_path / "bundle.failed")
+    assert kept.manifest.verdict is Verdict.FAILED
+    assert kept.manifest.parity["passed"] is False
+    assert json.loads((kept.root / "parity.json").read_text())["passed"] is False
+
+
+def test_a_runtime_that_dies_is_a_failed_gate(
+    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: ChildRuntime, artifact: Artifact, calls: Sequence[Sequence[int]]) -> object:
+        raise CheckFailedError("the runtime was killed by SIGSEGV")
+
+    monkeypatch.setattr(ChildRuntime, "trace", die)
+    with pytest.raises(CheckFailedError, match="SIGSEGV"):
+        export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
+    manifest = read_manifest(tmp_path / "bundle.failed").manifest
+    assert manifest.parity == {"passed": False, "reason": "the runtime was killed by SIGSEGV"}
+
+
+def test_a_full_disk_is_found_before_the_work(
+    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = files.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="free some space"):
+        export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["target", "recipe"])
+def test_unknown_names_list_the_choices(debug_folder: Path, tmp_path: Path, field: str) -> None:
+    request = replace(debug_request(debug_folder, "onnx", tmp_path / "b"), **{field: "nonsense"})
+    with pytest.raises(UnknownNameError, match="choose from"):
+        export_model(request, SilentProgress())
+
+
+def test_an_option_of_another_backend_is_refused(debug_folder: Path, tmp_path: Path) -> None:
+    request = ExportRequest(
+        model=str(debug_folder),
+        target="android",
+        out=tmp_path / "bundle",
+        options=LowerOptions(accuracy_level=4),
+    )
+    with pytest.raises(UsageError, match="accuracy-level"):
+        export_model(request, SilentProgress())
+    assert list(tmp_path.iterdir()) == []
