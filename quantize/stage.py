@@ -11,6 +11,7 @@ from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
     QuantizedEntry,
+    float_shapes,
     matrix_bits,
     matrix_group_size,
     matrix_shape,
@@ -66,11 +67,12 @@ def quantize_checkpoint(
     names = tuple(stored_names(config))
     progress.start(f"quantize ({recipe.name})", len(names))
     digest = _SourceDigest()
+    floats = float_shapes(config)
 
     def entry(name: str) -> QuantizedEntry:
         tensor = checkpoint.weights.read(name)
         digest.update(name, tensor)
-        if tensor.ndim == 1:
+        if name in floats:
             return QuantizedEntry(name, tensor)
         bits, group_size = matrix_bits(recipe, name), matrix_group_size(config, recipe, name)
         return QuantizedEntry(

@@ -47,6 +47,18 @@ class BlockBuilder:
         keys, shape, group_size = self.store.int4(names)
         return graph.linear(x, graph.int4_filter(keys, shape, group_size), out=out)
 
+    def _rotate_product(self, graph: XnnpackGraph, product: Value) -> Value:
+        """R4 (`core.hadamard.rotate_product`): two small float products around a transpose."""
+        if self.config.down_proj_rotation is None:
+            return product
+        first, second = (
+            graph.constant(self.store.hadamard(order), (order, order))
+            for order in self.config.down_proj_rotation
+        )
+        matrix = graph.reshape(product, (1, 0, *self.config.down_proj_rotation))
+        turned = graph.linear(graph.transpose_last(graph.linear(matrix, second)), first)
+        return graph.reshape(turned, (1, 0, self.config.intermediate_size))
+
     def _rope(self, graph: XnnpackGraph, x: Value, cos: Value, signed_sin: Value) -> Value:
         """`x * cos + swapped(x) * sin`; the sine table has the minus of the first half."""
         half = self.config.head_dim // 2
@@ -84,6 +96,7 @@ class BlockBuilder:
         gate = self._linear(graph, normed, [block_weight(layer, "mlp.gate_proj")])
         up = self._linear(graph, normed, [block_weight(layer, "mlp.up_proj")])
         product = graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
+        product = self._rotate_product(graph, product)
         down_proj = [block_weight(layer, "mlp.down_proj")]
         graph.add(x, self._linear(graph, graph.quantize_per_token(product), down_proj), out=out)
 
@@ -120,7 +133,11 @@ class BlockBuilder:
         graph = XnnpackGraph()
         x = graph.input((1, 1, self.config.hidden_size))
         out = graph.output((1, 1, self.config.vocab_size))
-        normed = graph.quantize_per_token(self._rms_norm(graph, x, FINAL_NORM))
+        normed = self._rms_norm(graph, x, FINAL_NORM)
+        if self.config.head_rotation:
+            width = self.config.hidden_size
+            rotation = graph.constant(self.store.head_rotation(), (width, width))
+            normed = graph.linear(normed, rotation)
         keys, shape = self.store.int8(LM_HEAD)
-        graph.linear(normed, graph.int8_filter(keys, shape), out=out)
+        graph.linear(graph.quantize_per_token(normed), graph.int8_filter(keys, shape), out=out)
         return graph

@@ -12,7 +12,7 @@ from torch import Tensor
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
-from llama_edge.core.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.types import ActivationQuantization, Artifact, Recipe
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
@@ -177,4 +177,4 @@ class PteWeights:
 
     def vector(self, name: str) -> Tensor:
         """See `QuantizedWeights`."""
-        return self._data(name, torch.float32, (self.config.hidden_size,))
+        return self._data(name, torch.float32, float_shapes(self.config)[name])

@@ -7,10 +7,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
 from llama_edge.core.types import QuantizedWeights
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_linear_shapes
+from llama_edge.core.weight_names import (
+    EMBEDDING,
+    HEAD_ROTATION,
+    LM_HEAD,
+    block_linear_shapes,
+)
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
 
 MEAN_KEY: Final = "rms_norm.mean"
@@ -53,6 +59,15 @@ class WeightStore:
         self._put(MEAN_KEY, 4 * width, lambda: torch.full((1, width), 1 / width))
         self._put(EPS_KEY, 4, lambda: torch.tensor([eps], dtype=torch.float32))
         return MEAN_KEY, EPS_KEY
+
+    def head_rotation(self) -> str:
+        """Key of the head's rotation, float32 (D, D)."""
+        size_bytes = 4 * self._config.hidden_size**2
+        return self._put(HEAD_ROTATION, size_bytes, lambda: self._weights.vector(HEAD_ROTATION))
+
+    def hadamard(self, order: int) -> str:
+        """Key of an orthogonal Hadamard matrix, float32 (order, order)."""
+        return self._put(f"hadamard.{order}", 4 * order**2, lambda: hadamard(order))
 
     def vector(self, name: str) -> str:
         """Key of a norm weight, float32 (D,)."""

@@ -207,6 +207,14 @@ class XnnpackGraph:
         )
         return result
 
+    def transpose_last(self, value: Value) -> Value:
+        """The last two axes swapped."""
+        rank = len(value.shape)
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        result = self._float(tuple(value.shape[axis] for axis in order))
+        self._add_node(schema.XNNStaticTranspose(rank, order, value.index, result.index, 0))
+        return result
+
     def slice(
         self, value: Value, axis: int, start: int, length: int, out: Value | None = None
     ) -> Value:

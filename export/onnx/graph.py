@@ -16,6 +16,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_uint4
 from llama_edge.core.types import ActivationQuantization
@@ -39,7 +40,7 @@ FUSED_OPERATORS: Final = frozenset(
 #: MatMulNBits' and our int8 tables' block: the one in which ONNX Runtime quantizes activations.
 TABLE_BLOCK: Final = 32
 
-Attributes = Mapping[str, int | float]
+Attributes = Mapping[str, int | float | Sequence[int]]
 
 
 def table_blocks(weight: QuantizedTensor) -> torch.Tensor:
@@ -144,6 +145,27 @@ class GraphBuilder:
         scales = self.add("Expand", [scales, shape], ["lm_head.scales.blocks"])
         attributes = {"N": rows, "K": columns, "bits": 8, "block_size": TABLE_BLOCK}
         return self._matmul([x, codes, scales], output, attributes)
+
+    def rotate_product(self, product: str, output: str) -> str:
+        """R4 (`core.hadamard.rotate_product`); needs `store_rotations`."""
+        if self.config.down_proj_rotation is None:
+            return product
+        first, second = self.config.down_proj_rotation
+        matrix = self.add("Reshape", [product, "rotation.split"], [f"{output}.matrix"])
+        half = self.add("MatMul", [matrix, f"hadamard.{second}"], [f"{output}.half"])
+        half = self.add("Transpose", [half], [f"{output}.swapped"], {"perm": (0, 1, 3, 2)})
+        turned = self.add("MatMul", [half, f"hadamard.{first}"], [f"{output}.turned"])
+        return self.add("Reshape", [turned, "rotation.join"], [output])
+
+    def store_rotations(self) -> None:
+        """The matrices and shapes that `rotate_product` uses in every block."""
+        factors = self.config.down_proj_rotation
+        if factors is None:
+            return
+        self.constant("rotation.split", [0, 0, *factors])
+        self.constant("rotation.join", [0, 0, self.config.intermediate_size])
+        for order in dict.fromkeys(factors):
+            self.store(f"hadamard.{order}", hadamard(order).T)
 
     def rms_norm(self, x: str, weight: str, output: str) -> str:
         """RMSNorm of a value that no residual is added to."""

@@ -14,7 +14,13 @@ from llama_edge.core.packing import QuantizedTensor, concatenate_rows
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD, block_weight
+from llama_edge.core.weight_names import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD_ROTATION,
+    LM_HEAD,
+    block_weight,
+)
 from llama_edge.export.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
 from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
 from llama_edge.export.onnx.metadata import Lowering, metadata_entries
@@ -70,6 +76,7 @@ def _network(
     cos, sin = rope_tables(graph.config, 0, max_context)
     graph.store("rope.cos", cos)
     graph.store("rope.sin", sin)
+    graph.store_rotations()
     lengths = graph.sequence_lengths("attention_mask")
     norm = _store_norm(graph, weights, block_weight(0, "input_layernorm"))
     normed = graph.rms_norm(x, norm, "model.layers.0.input_layernorm.output")
@@ -78,6 +85,10 @@ def _network(
         progress.advance()
     if not tied:
         table = graph.table(LM_HEAD, weights.quantized(LM_HEAD))
+    if graph.config.head_rotation:
+        rotation = graph.store(HEAD_ROTATION, weights.vector(HEAD_ROTATION))
+        # The rotation is symmetric, so it needs no transpose before MatMul.
+        normed = graph.add("MatMul", [normed, rotation], ["lm_head.rotated"])
     graph.head(normed, table, "logits")
     progress.advance()
 
@@ -105,6 +116,7 @@ def _block(
     normed = graph.add_rms_norm(x, attended, norm, middle)
     gate, up = linear(normed, "mlp.gate_proj"), linear(normed, "mlp.up_proj")
     product = graph.swiglu(gate, up, f"{prefix}mlp.product")
+    product = graph.rotate_product(product, f"{prefix}mlp.rotated")
     branch = linear(product, "mlp.down_proj")
     norm = _store_norm(graph, weights, _next_norm(graph.config, layer))
     outputs = (f"{prefix}next_layernorm.output", hidden_value(layer + 1))

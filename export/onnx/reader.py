@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
-from llama_edge.core.quantized_checkpoint import matrix_shape, norm_names, quantized_names
+from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.export.onnx.external_data import (
@@ -56,9 +56,10 @@ class OnnxWeights:
 
     def vector(self, name: str) -> Tensor:
         """See `QuantizedWeights`."""
-        if name not in norm_names(self._config):
-            raise UnknownNameError(f"{self._path}: {name} is not a norm of this model")
-        return self._tensors.read(name, torch.float32, (self._config.hidden_size,))
+        shapes = float_shapes(self._config)
+        if name not in shapes:
+            raise UnknownNameError(f"{self._path}: {name} is not a float weight of this model")
+        return self._tensors.read(name, torch.float32, shapes[name])
 
     def _table(self, name: str) -> QuantizedTensor:
         rows, columns = matrix_shape(self._config, name)

@@ -104,5 +104,6 @@ def rotate_product(x: Tensor, factors: tuple[int, int]) -> Tensor:
     """
     first, second = factors
     matrix = x.reshape(*x.shape[:-1], first, second)
-    turned: Tensor = (matrix @ hadamard(second).T).transpose(-1, -2) @ hadamard(first).T
+    left, right = hadamard(first).T.to(x.dtype), hadamard(second).T.to(x.dtype)
+    turned: Tensor = (matrix @ right).transpose(-1, -2) @ left
     return turned.reshape(x.shape)

@@ -77,6 +77,8 @@ class DequantizedSource:
 
     def matrix(self, name: str) -> Tensor:
         """See `MatrixSource`."""
+        if name == HEAD_ROTATION:
+            return self._weights.vector(name)
         return self._weights.quantized(name).dequantize()
 
     def vector(self, name: str) -> Tensor:

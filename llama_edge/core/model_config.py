@@ -1,5 +1,6 @@
 """The shape of a Llama: field names as in Hugging Face's `config.json`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -94,6 +95,20 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"config: head_dim {self.head_dim} is odd; RoPE turns pairs")
+        self._check_rotations()
+
+    def _check_rotations(self) -> None:
+        if not isinstance(self.head_rotation, bool):
+            raise ConfigError(f"config: head_rotation is {self.head_rotation!r}; true or false")
+        factors = self.down_proj_rotation
+        if factors is None:
+            return
+        integers = all(isinstance(order, int) for order in factors)
+        if len(factors) != 2 or not integers or math.prod(factors) != self.intermediate_size:
+            raise ConfigError(
+                f"config: down_proj_rotation is {factors!r}; two orders whose product is "
+                f"intermediate_size {self.intermediate_size} are needed"
+            )
 
     @property
     def query_size(self) -> int:
@@ -121,6 +136,9 @@ class ModelConfig:
             scaling = fields.get("rope_scaling")
             if scaling is not None:
                 fields["rope_scaling"] = RopeScaling(**scaling)
+            rotation = fields.get("down_proj_rotation")
+            if rotation is not None:
+                fields["down_proj_rotation"] = tuple(rotation)
             return cls(**fields)
         except TypeError as error:
             raise ConfigError(f"model config: {error}") from error

@@ -26,6 +26,7 @@ from llama_edge.core.weight_names import (
     BLOCK_NORMS,
     EMBEDDING,
     FINAL_NORM,
+    HEAD_ROTATION,
     LM_HEAD,
     block_linear_names,
     block_linear_shapes,
@@ -51,12 +52,18 @@ def matrix_shape(config: ModelConfig, name: str) -> tuple[int, int]:
     return block_linear_shapes(config)[name.split(".", 3)[3].removesuffix(".weight")]
 
 
-def norm_names(config: ModelConfig) -> Iterator[str]:
-    """Every norm weight in canonical order."""
-    for layer in range(config.num_hidden_layers):
-        for norm in BLOCK_NORMS:
-            yield block_weight(layer, norm)
-    yield FINAL_NORM
+def float_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that stays float32: the norms, and a head's rotation."""
+    width = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        block_weight(layer, norm): (width,)
+        for layer in range(config.num_hidden_layers)
+        for norm in BLOCK_NORMS
+    }
+    shapes[FINAL_NORM] = (width,)
+    if config.head_rotation:
+        shapes[HEAD_ROTATION] = (width, width)
+    return shapes
 
 
 def matrix_bits(recipe: Recipe, name: str) -> int:
@@ -70,11 +77,11 @@ def matrix_group_size(config: ModelConfig, recipe: Recipe, name: str) -> int:
 
 
 def stored_names(config: ModelConfig) -> Iterator[str]:
-    """Every weight that the file holds, in its order: norms, then matrices; a tied head is none.
+    """Every weight that the file holds, in its order: floats, then codes; a tied head is none.
 
-    Norms first, since float32 then starts at a multiple of four whatever the vocabulary's size.
+    Floats first, so that they start at a multiple of four whatever the vocabulary's size.
     """
-    yield from norm_names(config)
+    yield from float_shapes(config)
     for name in quantized_names(config):
         if not (name == LM_HEAD and config.tie_word_embeddings):
             yield name
@@ -83,10 +90,10 @@ def stored_names(config: ModelConfig) -> Iterator[str]:
 def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Safetensors dtype and shape of every stored tensor, in file order."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    norms = set(norm_names(config))
+    floats = float_shapes(config)
     for name in stored_names(config):
-        if name in norms:
-            layout[name] = ("F32", (config.hidden_size,))
+        if name in floats:
+            layout[name] = ("F32", floats[name])
             continue
         rows, columns = matrix_shape(config, name)
         is_packed = matrix_bits(recipe, name) == 4

@@ -123,7 +123,7 @@ class QuantizedWeights(Protocol):
         ...
 
     def vector(self, name: str) -> Tensor:
-        """A norm weight, float32."""
+        """A weight that is not quantized, float32: a norm (D,), or the head's rotation (D, D)."""
         ...
 
 

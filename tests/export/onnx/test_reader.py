@@ -9,7 +9,7 @@ import torch
 
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
-from llama_edge.core.quantized_checkpoint import norm_names
+from llama_edge.core.quantized_checkpoint import float_shapes
 from llama_edge.core.types import Artifact, QuantizedCheckpoint, QuantizedWeights
 from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.export.onnx.reader import OnnxWeights, read_artifact, read_placement
@@ -52,7 +52,7 @@ def test_codes_scales_and_norms_come_back(
 ) -> None:
     weights = OnnxExporter().read_weights(debug_onnx[4])
     assert_same(weights, debug_quantized.weights)
-    for name in norm_names(debug_quantized.config):
+    for name in float_shapes(debug_quantized.config):
         assert torch.equal(weights.vector(name), debug_quantized.weights.vector(name))
 
 
@@ -84,7 +84,7 @@ def test_names_that_the_model_has_not(debug_onnx: Mapping[int, Artifact]) -> Non
     for name in ("model.layers.2.mlp.up_proj.weight", "model.norm.weight", "x"):
         with pytest.raises(UnknownNameError, match="not a quantized matrix"):
             weights.quantized(name)
-    with pytest.raises(UnknownNameError, match="not a norm"):
+    with pytest.raises(UnknownNameError, match="not a float weight"):
         weights.vector(K_PROJ)
 
 

@@ -1,0 +1,158 @@
+"""Rotations merged into the weights: the network computes the same, its activations lose outliers.
+
+SpinQuant (Liu et al., 2024, section 3) and QuaRot (Ashkboos et al., 2024, section 4): norm weights
+are folded into the linears behind them, R1 (D, D) turns the residual stream, R2 (H, H) each head
+between v_proj and o_proj, R4 the input of down_proj while the network runs. Shape suffixes: O out,
+I in, D hidden, F intermediate, H head_dim.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.types import Checkpoint, Weights
+from llama_edge.core.weight_names import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD_ROTATION,
+    LM_HEAD,
+    block_weight,
+)
+
+
+class Rotation(StrEnum):
+    """The rotations of SpinQuant that this package merges or runs."""
+
+    R1 = "R1"
+    R2 = "R2"
+    R4 = "R4"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationMatrices:
+    """R1 (D, D), R2 per layer (H, H), and the orders of R4's Hadamard matrices, or None."""
+
+    r1: Tensor
+    r2: Sequence[Tensor]
+    r4: tuple[int, int] | None
+
+
+def random_hadamard(order: int, generator: torch.Generator) -> Tensor:
+    """A Hadamard matrix whose rows have random signs (QuaRot, section 3), float64."""
+    signs = torch.randint(0, 2, (order, 1), generator=generator) * 2 - 1
+    return hadamard(order).double() * signs
+
+
+def choose_rotations(config: ModelConfig, names: Sequence[Rotation], seed: int) -> RotationMatrices:
+    """Seeded Hadamard rotations; those that are not named are the identity.
+
+    Raises:
+        ConfigError: A width has no Hadamard matrix.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(name: Rotation, order: int) -> Tensor:
+        if name not in names:
+            return torch.eye(order, dtype=torch.float64)
+        return random_hadamard(order, generator)
+
+    return RotationMatrices(
+        r1=matrix(Rotation.R1, config.hidden_size),
+        r2=[matrix(Rotation.R2, config.head_dim) for _ in range(config.num_hidden_layers)],
+        r4=hadamard_factors(config.intermediate_size) if Rotation.R4 in names else None,
+    )
+
+
+class RotatedWeights:
+    """`Weights` of the rotated network, each turned when it is read.
+
+    A tied table stays tied: rotated rows `E R1` serve the embedding as they are and the head
+    through `lm_head_rotation`, R1^T diag(final norm) R1, which turns its input.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, matrices: RotationMatrices) -> None:
+        self._config = config
+        self._weights = weights
+        self._matrices = matrices
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._weights
+        if self._config.tie_word_embeddings:
+            yield HEAD_ROTATION
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `Weights`."""
+        if name == HEAD_ROTATION:
+            return self._config.hidden_size, self._config.hidden_size
+        return self._weights.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights`; the products run in float64, so that rounding stays that of float32."""
+        if name == HEAD_ROTATION:
+            norm = self._weights.read(FINAL_NORM).double()
+            return self._turn_back(norm[:, None] * self._matrices.r1).float()
+        weight = self._weights.read(name)
+        if weight.ndim == 1:
+            return torch.ones_like(weight)
+        return self._rotate(name, weight.double()).float()
+
+    def _turn_back(self, weight_DI: Tensor) -> Tensor:
+        """Of a matrix that writes to the residual stream: R1^T W."""
+        return self._matrices.r1.T @ weight_DI
+
+    def _fold(self, weight_OD: Tensor, norm: str) -> Tensor:
+        """Of a matrix behind a norm: W diag(norm) R1."""
+        return (weight_OD * self._weights.read(norm).double()) @ self._matrices.r1
+
+    def _rotate(self, name: str, weight: Tensor) -> Tensor:
+        if name == EMBEDDING:
+            return weight @ self._matrices.r1
+        if name == LM_HEAD:
+            return self._fold(weight, FINAL_NORM)
+        layer, part = self._place(name)
+        if part == "self_attn.o_proj":
+            return self._turn_back(self._turn_heads_in(weight, self._matrices.r2[layer]))
+        if part == "mlp.down_proj":
+            turned = self._turn_back(weight)
+            return (
+                turned if self._matrices.r4 is None else rotate_product(turned, self._matrices.r4)
+            )
+        before = "input_layernorm" if part.startswith("self_attn") else "post_attention_layernorm"
+        folded = self._fold(weight, block_weight(layer, before))
+        if part == "self_attn.v_proj":
+            heads = folded.view(-1, self._config.head_dim, folded.shape[1])
+            return (self._matrices.r2[layer].T @ heads).view_as(folded)
+        return folded
+
+    def _turn_heads_in(self, weight_OI: Tensor, r2_HH: Tensor) -> Tensor:
+        heads = weight_OI.view(weight_OI.shape[0], -1, self._config.head_dim)
+        return (heads @ r2_HH).reshape(weight_OI.shape)
+
+    @staticmethod
+    def _place(name: str) -> tuple[int, str]:
+        _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+        return int(layer), part
+
+
+def rotate(checkpoint: Checkpoint, names: Sequence[Rotation], seed: int) -> Checkpoint:
+    """The same network with rotations merged in; nothing is read yet.
+
+    Raises:
+        ConfigError: A width has no Hadamard matrix.
+    """
+    matrices = choose_rotations(checkpoint.config, names, seed)
+    config = replace(
+        checkpoint.config,
+        down_proj_rotation=matrices.r4,
+        head_rotation=checkpoint.config.tie_word_embeddings,
+    )
+    return replace(
+        checkpoint,
+        config=config,
+        weights=RotatedWeights(checkpoint.config, checkpoint.weights, matrices),
+    )

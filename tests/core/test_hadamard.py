@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from llama_edge.core.errors import ConfigError
+from llama_edge.core.hadamard import hadamard, hadamard_factors, has_hadamard, rotate_product
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 12, 20, 24, 28, 36, 48, 64, 576, 1536, 2048, 3072])
+def test_rows_are_orthonormal_and_flat(order: int) -> None:
+    matrix = hadamard(order)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(order), atol=3e-6, rtol=0)
+    torch.testing.assert_close(matrix.abs(), torch.full((order, order), order**-0.5))
+
+
+@pytest.mark.parametrize("order", [3, 6, 18, 34, 92])
+def test_an_order_without_a_construction(order: int) -> None:
+    assert not has_hadamard(order)
+    with pytest.raises(ConfigError, match=f"order {order}"):
+        hadamard(order)
+
+
+@pytest.mark.parametrize(
+    ("width", "factors"),
+    [(1536, (32, 48)), (8192, (64, 128)), (160, (8, 20)), (576, (24, 24)), (12, (1, 12))],
+)
+def test_factors_are_as_square_as_can_be(width: int, factors: tuple[int, int]) -> None:
+    assert hadamard_factors(width) == factors
+
+
+def test_a_width_without_factors() -> None:
+    with pytest.raises(ConfigError, match="width 33"):
+        hadamard_factors(33)
+
+
+def test_rotate_product_is_one_orthogonal_matrix() -> None:
+    matrix = rotate_product(torch.eye(96), (8, 12))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(96), atol=1e-5, rtol=0)
+    x = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotate_product(x, (8, 12)), x @ matrix, atol=1e-5, rtol=0)
+
+
+def test_rotate_product_by_hand() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])  # [[1, 2], [3, 4]]; Ha X Hb.T = [[5, -1], [-2, 0]]
+    torch.testing.assert_close(rotate_product(x, (2, 2)), torch.tensor([5.0, -2.0, -1.0, 0.0]))
