@@ -1,10 +1,11 @@
 """Quantization recipes, and the stage that turns a `Checkpoint` into a `QuantizedCheckpoint`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from llama_edge.core.errors import UnknownNameError
-from llama_edge.core.types import Recipe
+from llama_edge.core.types import Recipe, Rotation, Rounding, Scales
 
 W4A8_RTN: Final = Recipe(
     name="w4a8-rtn",
@@ -14,7 +15,23 @@ W4A8_RTN: Final = Recipe(
     ),
 )
 
-RECIPES: Final[Mapping[str, Recipe]] = {W4A8_RTN.name: W4A8_RTN}
+W4A8_GPTQ: Final = replace(
+    W4A8_RTN,
+    name="w4a8-gptq",
+    summary="as w4a8-rtn, with searched scales, and GPTQ on calibration text",
+    scales=Scales.SEARCHED,
+    rounding=Rounding.GPTQ,
+)
+W4A8_HADAMARD: Final = replace(
+    W4A8_GPTQ,
+    name="w4a8-hadamard",
+    summary="as w4a8-gptq, behind Hadamard rotations R1, R2 and R4, without training",
+    rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
+)
+
+RECIPES: Final[Mapping[str, Recipe]] = {
+    recipe.name: recipe for recipe in (W4A8_RTN, W4A8_GPTQ, W4A8_HADAMARD)
+}
 DEFAULT_RECIPE: Final = W4A8_RTN.name
 
 

@@ -29,6 +29,7 @@ def _inverse_factor(name: str, hessian_II: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)
+            factor: Tensor
             factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
                 return factor

@@ -8,14 +8,13 @@ I in, D hidden, F intermediate, H head_dim.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Checkpoint, Weights
+from llama_edge.core.types import Checkpoint, Rotation, Weights
 from llama_edge.core.weight_names import (
     EMBEDDING,
     FINAL_NORM,
@@ -23,14 +22,6 @@ from llama_edge.core.weight_names import (
     LM_HEAD,
     block_weight,
 )
-
-
-class Rotation(StrEnum):
-    """The rotations of SpinQuant that this package merges or runs."""
-
-    R1 = "R1"
-    R2 = "R2"
-    R4 = "R4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

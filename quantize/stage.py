@@ -1,16 +1,18 @@
-"""Checkpoint -> QuantizedCheckpoint, one tensor at a time."""
+"""Checkpoint -> QuantizedCheckpoint: rotate, round, write; one tensor or one layer at a time."""
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.packing import tensor_bytes
+from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
     QuantizedEntry,
+    SourceDescription,
     float_shapes,
     matrix_bits,
     matrix_group_size,
@@ -19,22 +21,39 @@ from llama_edge.core.quantized_checkpoint import (
     stored_names,
     write_quantized_checkpoint,
 )
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
+from llama_edge.core.weight_names import EMBEDDING, block_linear_names
+from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise
+from llama_edge.quantize.rotate import rotate
+from llama_edge.quantize.sequential import round_blocks
 
 
-class _SourceDigest:
-    """SHA-256 over every weight as it streams by: name, shape and float32 values."""
+class _HashedWeights:
+    """Full-precision weights that are hashed when they are first read."""
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._digests: dict[str, str] = {}
 
-    def update(self, name: str, tensor: Tensor) -> None:
-        self._digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        self._digest.update(tensor_bytes(tensor))
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `Weights`."""
+        return self._weights.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights`."""
+        tensor = self._weights.read(name)
+        if name not in self._digests:
+            self._digests[name] = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+        return tensor
 
     def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+        """SHA-256 over every weight's name, shape and hash, in the order of names."""
+        lines = [f"{n} {self.shape(n)} {self._digests[n]}\n" for n in sorted(self._digests)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -53,37 +72,78 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
             )
 
 
+def _nearest(checkpoint: Checkpoint, recipe: Recipe, name: str) -> QuantizedTensor:
+    return quantize_groupwise(
+        name,
+        checkpoint.weights.read(name),
+        bits=matrix_bits(recipe, name),
+        group_size=matrix_group_size(checkpoint.config, recipe, name),
+    )
+
+
+def _entries(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationSet | None
+) -> Iterator[QuantizedEntry]:
+    """Everything that is stored, in its order: floats, embedding, blocks, an untied head."""
+    floats = float_shapes(checkpoint.config)
+    blocks = set(block_linear_names(checkpoint.config))
+    rounded: Iterator[QuantizedEntry] = iter(())
+    for name in stored_names(checkpoint.config):
+        if name in floats:
+            yield QuantizedEntry(name, checkpoint.weights.read(name))
+        elif name in blocks and calibration is not None:
+            yield next(rounded)
+        else:
+            tensor = _nearest(checkpoint, recipe, name)
+            yield QuantizedEntry(name, tensor)
+            if name == EMBEDDING and calibration is not None:
+                rounded = round_blocks(checkpoint, recipe, tensor, calibration.tokens)
+
+
 def quantize_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    calibration: CalibrationSet | None = None,
 ) -> QuantizedCheckpoint:
-    """Quantize every matrix by `recipe` and write the folder; holds one tensor at a time.
+    """Quantize every matrix by `recipe` and write the folder.
+
+    Args:
+        checkpoint: Full precision; it is hashed while it is read.
+        recipe: What to do.
+        folder: Exists, and is empty.
+        progress: Advances once a tensor.
+        calibration: Needed by GPTQ, and by nothing else.
 
     Raises:
         QuantizeError: A width or a value does not fit the recipe.
         CheckpointError: A weight is damaged or not finite.
     """
     check_widths(checkpoint, recipe)
-    config = checkpoint.config
-    names = tuple(stored_names(config))
-    progress.start(f"quantize ({recipe.name})", len(names))
-    digest = _SourceDigest()
-    floats = float_shapes(config)
-
-    def entry(name: str) -> QuantizedEntry:
-        tensor = checkpoint.weights.read(name)
-        digest.update(name, tensor)
-        if name in floats:
-            return QuantizedEntry(name, tensor)
-        bits, group_size = matrix_bits(recipe, name), matrix_group_size(config, recipe, name)
-        return QuantizedEntry(
-            name, quantize_groupwise(name, tensor, bits=bits, group_size=group_size)
+    if (recipe.rounding is Rounding.GPTQ) is not (calibration is not None):
+        raise QuantizeError(
+            f"recipe {recipe.name}: rounding is {recipe.rounding.value}; calibration text goes "
+            "with gptq and with nothing else"
         )
+    hashed = _HashedWeights(checkpoint.weights)
+    source = replace(checkpoint, weights=hashed)
+    if recipe.rotations:
+        source = rotate(source, recipe.rotations, recipe.seed)
+    progress.start(f"quantize ({recipe.name})", len(list(stored_names(source.config))))
 
-    def entries() -> Iterator[QuantizedEntry]:
-        for name in names:
-            yield entry(name)
+    def counted() -> Iterator[QuantizedEntry]:
+        for entry in _entries(source, recipe, calibration):
+            yield entry
             progress.advance()
 
     return write_quantized_checkpoint(
-        folder, config, recipe, checkpoint.text, entries(), digest.hexdigest
+        folder,
+        source.config,
+        recipe,
+        checkpoint.text,
+        counted(),
+        lambda: SourceDescription(
+            hashed.hexdigest(), None if calibration is None else calibration.record()
+        ),
     )

@@ -30,7 +30,7 @@ def read_description(pte: PteFile) -> tuple[ModelConfig, Recipe]:
     """
     try:
         description = json.loads(pte.text(CONFIG_METHOD))
-        return ModelConfig.from_json(description["config"]), Recipe(**description["recipe"])
+        return ModelConfig.from_json(description["config"]), Recipe.from_json(description["recipe"])
     except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{pte.path}: {CONFIG_METHOD}: {error}") from error
 

@@ -153,7 +153,7 @@ class Manifest:
         return cls(
             verdict=Verdict(value["verdict"]),
             model=Model(**{**model, "config": ModelConfig.from_json(model["config"])}),
-            recipe=Recipe(**value["recipe"]),
+            recipe=Recipe.from_json(value["recipe"]),
             target=value["target"],
             backend=value["backend"],
             files=tuple(FileEntry(**entry) for entry in value["files"]),

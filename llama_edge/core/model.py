@@ -306,8 +306,11 @@ class Llama:
     def mlp_block(self, layer: int, x_TD: Tensor, attention_TQ: Tensor) -> Tensor:
         """o_proj, residual, norm, SwiGLU, residual: the block's output (T, D)."""
         x_TD = self.after_attention(layer, x_TD, self.quantize_activation(attention_TQ))
-        product = self.mlp_product(layer, self.mlp_input(layer, x_TD))
-        return x_TD + self._linear(product, block_weight(layer, "mlp.down_proj"))
+        return self.after_mlp(layer, x_TD, self.mlp_product(layer, self.mlp_input(layer, x_TD)))
+
+    def after_mlp(self, layer: int, x_TD: Tensor, product_TF: Tensor) -> Tensor:
+        """The residual stream (T, D) behind down_proj, whose input is already rounded."""
+        return x_TD + self._linear(product_TF, block_weight(layer, "mlp.down_proj"))
 
     def head(self, x_TD: Tensor) -> Tensor:
         """Final norm and lm_head: logits (T, V)."""

@@ -21,7 +21,12 @@ from llama_edge.core.files import canonical_json, read_json_object, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
-from llama_edge.core.types import QuantizedCheckpoint, Recipe, TextAssets
+from llama_edge.core.types import (
+    CalibrationRecord,
+    QuantizedCheckpoint,
+    Recipe,
+    TextAssets,
+)
 from llama_edge.core.weight_names import (
     BLOCK_NORMS,
     EMBEDDING,
@@ -212,26 +217,36 @@ def _stored(entry: QuantizedEntry) -> Iterator[tuple[str, Tensor]]:
         yield entry.name, value
 
 
+@dataclass(frozen=True, slots=True)
+class SourceDescription:
+    """What was quantized (`QuantizedCheckpoint.source_sha256`), and on which text."""
+
+    sha256: str
+    calibration: CalibrationRecord | None
+
+
 def write_quantized_checkpoint(
     folder: Path,
     config: ModelConfig,
     recipe: Recipe,
     text: TextAssets,
     entries: Iterable[QuantizedEntry],
-    source_sha256: Callable[[], str],
+    describe: Callable[[], SourceDescription],
 ) -> QuantizedCheckpoint:
     """Stream `entries`, in the order of `stored_names`, into `folder`.
 
-    `source_sha256` is asked once the last entry is written, since the source is hashed while it
+    `describe` is asked once the last entry is written, since the source is hashed while it
     streams through the quantizer.
     """
     tensors = (stored for entry in entries for stored in _stored(entry))
     write_safetensors(folder / WEIGHTS_FILE, stored_tensors(config, recipe), tensors)
+    source = describe()
     description = {
         "format_version": FORMAT_VERSION,
         "config": config.to_json(),
         "recipe": recipe.to_json(),
-        "source_sha256": source_sha256(),
+        "source_sha256": source.sha256,
+        "calibration": None if source.calibration is None else source.calibration.to_json(),
     }
     write_json(folder / CONFIG_FILE, description)
     write_text_assets(folder, text)
@@ -253,8 +268,10 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         )
     try:
         config = ModelConfig.from_json(description["config"])
-        recipe = Recipe(**description["recipe"])
+        recipe = Recipe.from_json(description["recipe"])
         source_sha256 = str(description["source_sha256"])
+        record = description["calibration"]
+        calibration = None if record is None else CalibrationRecord(**record)
     except KeyError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error} is missing") from error
     except (ConfigError, TypeError) as error:
@@ -266,4 +283,5 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         weights=FolderWeights(folder / WEIGHTS_FILE, config, recipe),
         text=read_text_assets(folder),
         source_sha256=source_sha256,
+        calibration=calibration,
     )

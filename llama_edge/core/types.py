@@ -17,6 +17,28 @@ if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge --help` must not
     from llama_edge.core.packing import QuantizedTensor
 
 
+class Rotation(StrEnum):
+    """The rotations of SpinQuant (section 3) that a recipe can ask for."""
+
+    R1 = "R1"
+    R2 = "R2"
+    R4 = "R4"
+
+
+class Rounding(StrEnum):
+    """How codes are chosen once their scales are."""
+
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+
+
+class Scales(StrEnum):
+    """How a group's scale is chosen: clipping nothing, or losing least squared error."""
+
+    WIDEST = "widest"
+    SEARCHED = "searched"
+
+
 class ActivationQuantization(StrEnum):
     """What an artifact's linears do to their input before the integer product."""
 
@@ -83,6 +105,12 @@ class Recipe:
     group_size: int = 32
     #: embedding and lm_head: one scale per row
     table_bits: int = 8
+    scales: Scales = Scales.WIDEST
+    rounding: Rounding = Rounding.NEAREST
+    #: merged into the weights before rounding; R4 also runs online
+    rotations: tuple[Rotation, ...] = ()
+    #: of the rotations' random signs
+    seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
     max_fidelity_kl: float = 1.0
 
@@ -102,6 +130,22 @@ class Recipe:
                 f"recipe {self.name}: max_fidelity_kl is {self.max_fidelity_kl!r}; "
                 "a positive number of nats is needed"
             )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: A field is absent, unknown or out of range.
+        """
+        try:
+            fields = {**value}
+            fields["scales"] = Scales(fields["scales"])
+            fields["rounding"] = Rounding(fields["rounding"])
+            fields["rotations"] = tuple(Rotation(name) for name in fields["rotations"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"recipe: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Every parameter, for `quantization.json` and the manifest."""
@@ -128,6 +172,20 @@ class QuantizedWeights(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRecord:
+    """Which text a model was calibrated on: its hash stands for the token ids, int64 row-major."""
+
+    origin: str
+    sequences: int
+    length: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For `quantization.json` and the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedCheckpoint:
     """One set of codes and scales for every backend; `root` holds it on disk."""
 
@@ -138,6 +196,8 @@ class QuantizedCheckpoint:
     text: TextAssets
     #: SHA-256 over names, shapes and float32 values of the full-precision weights
     source_sha256: str
+    #: None for a recipe that needs no text
+    calibration: CalibrationRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,113 @@
+"""Calibration tokens: text that the model writes itself from seeded prompts, or the user's own.
+
+Self-generated text needs no data set and leaks none (LLM-QAT, Liu et al., 2023, section 3.1): what
+the model says at temperature 1 is its own distribution, which is what rounding must keep.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama
+from llama_edge.core.packing import tensor_sha256
+from llama_edge.core.progress import Progress
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import CalibrationRecord, Checkpoint
+from llama_edge.quantize.calibration_prompts import PROMPTS
+
+#: Tokens of one sequence, and sequences of a self-generated set: 8192 tokens in all.
+LENGTH: Final = 512
+SEQUENCES: Final = 16
+#: Fewer tokens than a group of weights say nothing about it.
+MIN_TOKENS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSet:
+    """Token ids int64 (N, T), and where they come from."""
+
+    tokens: Tensor
+    #: "self-generated, seed 0" or the names of the files
+    origin: str
+
+    def record(self) -> CalibrationRecord:
+        """What is written down of it."""
+        sequences, length = self.tokens.shape
+        return CalibrationRecord(
+            origin=self.origin,
+            sequences=sequences,
+            length=length,
+            sha256=tensor_sha256(self.tokens),
+        )
+
+
+@torch.no_grad()
+def generate_calibration(
+    checkpoint: Checkpoint, seed: int, progress: Progress, length: int = LENGTH
+) -> CalibrationSet:
+    """Let the full-precision model continue each prompt at temperature 1, all of them in step.
+
+    A sequence takes its own prompt's tokens until they end and samples from there on, so sequences
+    with prompts of different lengths need no padding. A sequence that ends a turn goes on.
+    """
+    length = min(length, checkpoint.config.max_position_embeddings)
+    prompts = _encode_prompts(checkpoint, length // 2)
+    model = Llama(
+        checkpoint.config,
+        CachedSource(FullPrecisionSource(checkpoint.config, checkpoint.weights)),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.zeros(len(prompts), length, dtype=torch.int64)
+    given = torch.tensor([len(prompt) for prompt in prompts])
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    progress.start("write calibration text", length - 1)
+    cache = KVCache()
+    for step in range(length - 1):
+        logits = model.logits(rows[:, step : step + 1], cache)[:, 0]
+        sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        rows[:, step + 1] = torch.where(step + 1 < given, rows[:, step + 1], sampled)
+        progress.advance()
+    return CalibrationSet(tokens=rows, origin=f"self-generated, seed {seed}")
+
+
+def _encode_prompts(checkpoint: Checkpoint, longest: int) -> list[list[int]]:
+    tokenizer = Tokenizer(checkpoint.text)
+    prompts = PROMPTS[:SEQUENCES]
+    if not tokenizer.has_chat_template:
+        return [tokenizer.encode(text)[:longest] for text in prompts]
+    chats = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in prompts]
+    return [chat[:longest] for chat in chats]
+
+
+def read_calibration(
+    checkpoint: Checkpoint, paths: Sequence[Path], length: int = LENGTH
+) -> CalibrationSet:
+    """The user's own text, cut into windows of `length` tokens; what is left over is not used.
+
+    Raises:
+        QuantizeError: A file is not UTF-8 text, or all of them together are too short.
+    """
+    tokenizer = Tokenizer(checkpoint.text)
+    tokens: list[int] = []
+    for path in paths:
+        try:
+            tokens += tokenizer.encode(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise QuantizeError(f"{path}: not readable as UTF-8 text: {error}") from error
+    if len(tokens) < MIN_TOKENS:
+        raise QuantizeError(
+            f"{', '.join(map(str, paths))}: {len(tokens)} tokens of calibration text; at least "
+            f"{MIN_TOKENS} are needed and about {LENGTH * SEQUENCES} are good"
+        )
+    window = min(length, len(tokens))
+    count = len(tokens) // window
+    windows = torch.tensor(tokens[: count * window]).view(count, window)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    return CalibrationSet(tokens=windows, origin=f"text with SHA-256 {digest}")
