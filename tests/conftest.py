@@ -31,11 +31,12 @@ from llama_edge.core.types import (
 )
 from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import list_tensors
+from llama_edge.export.bundle import Bundle, list_tensors
 from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
-from tests.checkpoint_writers import write_llama32_shaped
+from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
 
 #: Three query heads a key/value head, llama3 rope scaling that bites within a short context.
 DEBUG_CONFIG = ModelConfig(
@@ -208,3 +209,28 @@ def debug_manifest(debug_quantized: QuantizedCheckpoint) -> Manifest:
         fidelity=None,
         versions={"llama-edge": "0"},
     )
+
+
+@pytest.fixture(scope="session")
+def debug_folder(debug_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The debug model as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("debug") / "tiny-llama"
+    weights = MemoryWeights(DEBUG_CONFIG).tensors
+    return write_huggingface(folder, DEBUG_CONFIG, weights, debug_checkpoint.text)
+
+
+@pytest.fixture(scope="session")
+def debug_bundles(
+    debug_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Bundle]:
+    """The debug model, exported for each target through the whole pipeline."""
+    place = tmp_path_factory.mktemp("bundles")
+    return {
+        target: export_model(debug_request(debug_folder, target, place / target), SilentProgress())
+        for target in ("android", "onnx")
+    }
+
+
+def debug_request(model: Path, target: str, out: Path, *, force: bool = False) -> ExportRequest:
+    options = LowerOptions(max_context=512)
+    return ExportRequest(model=str(model), target=target, out=out, options=options, force=force)

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from llama_edge.core.progress import Progress
 
 #: `--json`, the same on every command.
 JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
+
+#: Columns of a table that goes to a file or a pipe.
+_LOG_WIDTH: Final = 132
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -31,7 +34,16 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    console.print(table)
+
+
+def print_next(*commands: str) -> None:
+    """What to type now, on lines of its own so that it can be copied."""
+    for command in commands:
+        typer.echo(f"next: {command}")
 
 
 def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:

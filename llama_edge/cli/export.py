@@ -1,11 +1,18 @@
 """`export` and `quantize`: the commands that write something."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    print_json,
+    print_next,
+    print_table,
+    progress_on_stderr,
+)
 from llama_edge.export import TARGETS
 from llama_edge.export.base import LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
@@ -86,6 +93,6 @@ def quantize(
         ("folder", str(checkpoint.root)),
         ("recipe", checkpoint.recipe.name),
         ("size", f"{size_bytes / 2**20:.1f} MiB"),
-        ("next", f"llama-edge inspect {checkpoint.root}"),
     ]
     print_table("", ("quantized", model), rows)
+    print_next(f"llama-edge inspect {shlex.quote(str(checkpoint.root))}")

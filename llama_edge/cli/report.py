@@ -1,10 +1,11 @@
 """The closing table: what was written, measured and left unchecked, and what to type next."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_edge.cli.console import print_table
+from llama_edge.cli.console import print_next, print_table
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.gate import GateOutcome
@@ -62,7 +63,6 @@ _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "on the fast path": _placement,
     "context": lambda bundle: f"{bundle.manifest.artifact.max_context} tokens",
     "not verified": lambda bundle: TARGETS[bundle.manifest.target].not_verified,
-    "next": lambda bundle: f'llama-edge run {bundle.root} "What is the capital of France?"',
 }
 
 
@@ -76,6 +76,8 @@ def print_bundles(bundles: Sequence[Bundle]) -> None:
         answer = f"the same in all bundles, {count} matrices" if same else "differ"
         rows.insert(3, ("codes and scales", *([answer] * len(bundles))))
     print_table("", header, rows)
+    question = shlex.quote("What is the capital of France?")
+    print_next(*(f"llama-edge run {shlex.quote(str(b.root))} {question}" for b in bundles))
 
 
 def print_gate(folder: Path, outcome: GateOutcome) -> None:

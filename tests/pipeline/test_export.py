@@ -1,11 +1,11 @@
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llama_edge.core import files
 from llama_edge.core.errors import CheckFailedError, OutputError, UnknownNameError, UsageError
 from llama_edge.core.manifest import Verdict
 from llama_edge.core.progress import SilentProgress
@@ -14,7 +14,7 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle, open_bundle, read_manifest
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.runtimes.child import ChildRuntime
-from tests.pipeline.conftest import debug_request
+from tests.conftest import debug_request
 
 TARGETS = ("android", "onnx")
 
@@ -118,18 +118,18 @@ def test_a_runtime_that_dies_is_a_failed_gate(
 def test_a_full_disk_is_found_before_the_work(
     debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = files.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="free some space"):
         export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("field", ["target", "recipe"])
-def test_unknown_names_list_the_choices(debug_folder: Path, tmp_path: Path, field: str) -> None:
-    request = replace(debug_request(debug_folder, "onnx", tmp_path / "b"), **{field: "nonsense"})
-    with pytest.raises(UnknownNameError, match="choose from"):
-        export_model(request, SilentProgress())
+def test_unknown_names_list_the_choices(debug_folder: Path, tmp_path: Path) -> None:
+    request = debug_request(debug_folder, "onnx", tmp_path / "b")
+    for wrong in (replace(request, target="nonsense"), replace(request, recipe="nonsense")):
+        with pytest.raises(UnknownNameError, match="choose from"):
+            export_model(wrong, SilentProgress())
 
 
 def test_an_option_of_another_backend_is_refused(debug_folder: Path, tmp_path: Path) -> None:

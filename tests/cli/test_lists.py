@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+from llama_edge import __version__
+from tests.cli.conftest import Program
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "name"),
+    [
+        ("models", "models", "smollm2-135m"),
+        ("targets", "targets", "android"),
+        ("recipes", "recipes", "w4a8-rtn"),
+    ],
+)
+def test_lists_for_people_and_for_programs(
+    program: Program, command: str, key: str, name: str
+) -> None:
+    assert name in program(command).out
+    result = program(command, "--json")
+    assert result.code == 0
+    assert name in [entry["name"] for entry in result.json[key]]
+
+
+def test_what_is_not_verified_is_said(program: Program) -> None:
+    assert all(entry["not_verified"] for entry in program("targets", "--json").json["targets"])
+
+
+def test_version(program: Program) -> None:
+    assert program("--version").out == f"llama-edge {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "models", "targets", "recipes"])
+def test_what_needs_no_model_imports_no_torch(command: str) -> None:
+    code = (
+        "import sys\n"
+        "from llama_edge.cli.app import run_program\n"
+        f"code = run_program([{command!r}])\n"
+        "heavy = {'torch', 'torchao', 'executorch', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
