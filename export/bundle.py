@@ -47,10 +47,12 @@ def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
     )
 
 
-def list_tensors(weights: QuantizedWeights, progress: Progress) -> tuple[TensorEntry, ...]:
+def list_tensors(
+    weights: QuantizedWeights, progress: Progress, stage: str = "read codes back"
+) -> tuple[TensorEntry, ...]:
     """Every quantized matrix with the hashes of its codes and scales, in canonical order."""
     names = weights.quantized_names()
-    progress.start("hash codes", len(names))
+    progress.start(stage, len(names))
 
     def entries() -> Iterator[TensorEntry]:
         for name in names:

@@ -108,7 +108,8 @@ def _lower(
 def _gate(lowered: _Lowered, checkpoint: Checkpoint, progress: Progress) -> GateOutcome:
     source = lowered.source
     try:
-        compare_tensors(list_tensors(source.weights, progress), lowered.tensors)
+        given = list_tensors(source.weights, progress, "hash the codes given")
+        compare_tensors(given, lowered.tensors)
     except CheckFailedError as error:
         return GateOutcome.failed(error)
     subject = GateSubject(

@@ -103,12 +103,12 @@ class _Limits:
         return max(stats.median / self.median, stats.p90 / self.p90, stats.max / self.max)
 
 
-def _limits(tolerances: Tolerances, *, rounds_activations: bool) -> _Limits:
-    if not rounds_activations:
+def _limits(tolerances: Tolerances, activation: ActivationQuantization) -> _Limits:
+    if activation is ActivationQuantization.NONE:
         return _Limits(tolerances.block_max, tolerances.block_max, tolerances.block_max)
-    return _Limits(
-        tolerances.int8_block_median, tolerances.int8_block_p90, tolerances.int8_block_max
-    )
+    per_block = activation is ActivationQuantization.INT8_PER_BLOCK
+    median = tolerances.int8_per_block_median if per_block else tolerances.int8_block_median
+    return _Limits(median, tolerances.int8_block_p90, tolerances.int8_block_max)
 
 
 def _stats(errors: Errors) -> ErrorStats:
@@ -152,9 +152,8 @@ def check_blocks(
     """
     for trace in traces:
         _require_shapes(reference.config, trace)
-    exact = _limits(tolerances, rounds_activations=False)
-    rounds = reference.activation is not ActivationQuantization.NONE
-    limits = _limits(tolerances, rounds_activations=rounds)
+    exact = _limits(tolerances, ActivationQuantization.NONE)
+    limits = _limits(tolerances, reference.activation)
     blocks = [_pooled("embedding", traces, _embedding_errors(reference, traces), exact)]
     for layer in range(reference.config.num_hidden_layers):
         model = with_source(reference, CachedSource(reference.source))
