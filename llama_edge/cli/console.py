@@ -1,9 +1,11 @@
 """What a person sees: progress on stderr, results on stdout, one JSON object where asked for."""
 
+import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -41,9 +43,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_next(*commands: str) -> None:
-    """What to type now, on lines of its own so that it can be copied."""
+    """What to type now, on lines of its own, with the program as the user has called it."""
+    program = sys.argv[0] if "bin/llama-edge" in sys.argv[0] else "llama-edge"
+    with contextlib.suppress(ValueError):
+        program = str(Path(program).relative_to(Path.cwd()))
     for command in commands:
-        typer.echo(f"next: {command}")
+        typer.echo(f"next: {program} {command}")
 
 
 def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:
@@ -100,7 +105,7 @@ class _Lines:
         self._stage = ""
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_on_stderr() -> Iterator[Progress]:
     """Bars on a terminal, plain lines elsewhere; the last stage counts as done on a good end."""
     console = Console(stderr=True)

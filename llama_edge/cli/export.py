@@ -95,4 +95,4 @@ def quantize(
         ("size", f"{size_bytes / 2**20:.1f} MiB"),
     ]
     print_table("", ("quantized", model), rows)
-    print_next(f"llama-edge inspect {shlex.quote(str(checkpoint.root))}")
+    print_next(f"inspect {shlex.quote(str(checkpoint.root))}")

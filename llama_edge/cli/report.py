@@ -77,7 +77,7 @@ def print_bundles(bundles: Sequence[Bundle]) -> None:
         rows.insert(3, ("codes and scales", *([answer] * len(bundles))))
     print_table("", header, rows)
     question = shlex.quote("What is the capital of France?")
-    print_next(*(f"llama-edge run {shlex.quote(str(b.root))} {question}" for b in bundles))
+    print_next(*(f"run {shlex.quote(str(b.root))} {question}" for b in bundles))
 
 
 def print_gate(folder: Path, outcome: GateOutcome) -> None:
