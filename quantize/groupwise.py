@@ -43,27 +43,29 @@ def choose_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     return torch.where(nearest < scale, above, nearest).view(weight_OI.shape[0], -1)
 
 
-def quantize_groupwise(
-    name: str, weight_OI: Tensor, *, bits: int, group_size: int
-) -> QuantizedTensor:
-    """Round a float32 matrix to the nearest codes.
+def check_scales(name: str, weight_OI: Tensor, scales: Tensor) -> Tensor:
+    """The scales, if every backend holds them exactly.
 
     Raises:
-        QuantizeError: The width is not a multiple of the group, or a scale leaves the range that
-            every backend holds exactly.
+        QuantizeError: One is too large, or NaN.
     """
-    rows, columns = weight_OI.shape
-    if columns % group_size:
-        raise QuantizeError(
-            f"{name}: in_features {columns} is not divisible by group_size {group_size}; "
-            "this model's widths need a recipe with a group size that divides them"
-        )
-    scales = choose_scales(weight_OI, bits, group_size)
     if not scales.max() <= MAX_SCALE:  # false for NaN too
         raise QuantizeError(
             f"{name}: a weight of {weight_OI.abs().max():.4g} needs a scale of {scales.max():.4g}; "
             f"fp16 holds at most {MAX_SCALE:.0f}, so the checkpoint is damaged or not a Llama"
         )
+    return scales
+
+
+def round_to_nearest(name: str, weight_OI: Tensor, scales_OG: Tensor, bits: int) -> QuantizedTensor:
+    """Round a float32 matrix to the codes nearest to it, given one scale per group.
+
+    Raises:
+        QuantizeError: A scale leaves the range that every backend holds exactly.
+    """
+    check_scales(name, weight_OI, scales_OG)
+    rows, columns = weight_OI.shape
+    group_size = columns // scales_OG.shape[1]
     codes = torch.empty(rows, columns, dtype=torch.int8)
     step = max(1, _PIECE // columns)
     for start in range(0, rows, step):
@@ -71,10 +73,28 @@ def quantize_groupwise(
         codes[piece] = quantize_affine(
             weight_OI[piece],
             (1, group_size),
-            scales[piece].float(),
-            torch.zeros_like(scales[piece], dtype=torch.float32),
+            scales_OG[piece].float(),
+            torch.zeros_like(scales_OG[piece], dtype=torch.float32),
             torch.int8,
             quant_min=-(2 ** (bits - 1)),
             quant_max=2 ** (bits - 1) - 1,
         )
-    return QuantizedTensor(codes=codes, scales=scales, bits=bits, group_size=group_size)
+    return QuantizedTensor(codes=codes, scales=scales_OG, bits=bits, group_size=group_size)
+
+
+def quantize_groupwise(
+    name: str, weight_OI: Tensor, *, bits: int, group_size: int
+) -> QuantizedTensor:
+    """Round a float32 matrix to nearest with scales that clip nothing.
+
+    Raises:
+        QuantizeError: The width is not a multiple of the group, or a scale leaves the range that
+            every backend holds exactly.
+    """
+    columns = weight_OI.shape[1]
+    if columns % group_size:
+        raise QuantizeError(
+            f"{name}: in_features {columns} is not divisible by group_size {group_size}; "
+            "this model's widths need a recipe with a group size that divides them"
+        )
+    return round_to_nearest(name, weight_OI, choose_scales(weight_OI, bits, group_size), bits)

@@ -1,9 +1,10 @@
 """Block linears rounded one after the other, each on what the rounded ones before it really give.
 
-The calibration text runs through the network once. At each linear its inputs, rounded as the
-artifact will round them, give the Hessian; the linear is rounded; and only then its outputs are
-computed, so every later layer sees the errors of the earlier ones. Memory holds one layer's
-weights and the activations between two linears; large activations lie in a file.
+The calibration text runs through the network twice, side by side: in full precision, and rounded.
+At each linear the rounded inputs, as the artifact will see them, give the Hessian; where they have
+drifted from the full-precision ones, the weight is first moved to make up for it (GPTAQ, Li et al.,
+2025: asymmetric calibration); then it is rounded, and only then its outputs are computed. Memory
+holds one layer's weights and the activations between two linears; large activations lie in a file.
 
 Shape legend: N sequences, T tokens, D hidden, Q query_size, F intermediate, I in_features.
 """
@@ -17,17 +18,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import KVCache, Llama
+from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import QuantizedEntry
-from llama_edge.core.types import ActivationQuantization, Checkpoint, Recipe, Scales
+from llama_edge.core.types import ActivationQuantization, Checkpoint, Recipe
 from llama_edge.core.weight_names import block_weight
 from llama_edge.quantize.gptq import gptq_codes
-from llama_edge.quantize.groupwise import choose_scales
-from llama_edge.quantize.scale_search import search_scales
+from llama_edge.quantize.scale_search import recipe_scales
 
 #: Activations above this many bytes lie in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
+#: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits
+#: the calibration text's own noise.
+DRIFT_RIDGE: Final = 0.3
 
 
 class _LayerSource:
@@ -57,25 +60,38 @@ class _Rounder:
         self._recipe = recipe
         self._source = source
 
-    def round(self, names: Sequence[str], hessian: Tensor) -> Iterator[QuantizedEntry]:
+    def round(
+        self, names: Sequence[str], inputs: Tensor, full_inputs: Tensor
+    ) -> Iterator[QuantizedEntry]:
+        """Round the linears that multiply `inputs` (N, T, I), in full precision `full_inputs`."""
+        hessian, drift = _second_moments(inputs, full_inputs)
+        correction = _correction(hessian, drift)
         bits, group_size = self._recipe.weight_bits, self._recipe.group_size
-        searched = self._recipe.scales is Scales.SEARCHED
-        choose = search_scales if searched else choose_scales
         for name in names:
             weight = self._checkpoint.weights.read(name)
-            scales = choose(weight, bits, group_size)
-            codes = gptq_codes(name, weight, hessian, scales, bits)
+            scales = recipe_scales(name, weight, self._recipe)
+            codes = gptq_codes(name, weight + weight @ correction, hessian, scales, bits)
             tensor = QuantizedTensor(codes=codes, scales=scales, bits=bits, group_size=group_size)
             self._source.rounded[name] = tensor.dequantize()
             yield QuantizedEntry(name, tensor)
 
 
-def _hessian(rows: Tensor) -> Tensor:
-    """Sum of x x^T over sequences and tokens, float32 (I, I)."""
-    total = torch.zeros(rows.shape[-1], rows.shape[-1])
-    for sequence in rows:
-        total.addmm_(sequence.T, sequence)
-    return total
+def _second_moments(inputs: Tensor, full_inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over sequences and tokens of x x^T and (x_full - x) x^T, float32 (I, I)."""
+    width = inputs.shape[-1]
+    hessian, drift = torch.zeros(width, width), torch.zeros(width, width)
+    for x, full in zip(inputs, full_inputs, strict=True):
+        hessian.addmm_(x.T, x)
+        drift.addmm_((full - x).T, x)
+    return hessian, drift
+
+
+def _correction(hessian: Tensor, drift: Tensor) -> Tensor:
+    """C (I, I) for which `W + W C` on the drifted inputs comes nearest to W on the right ones."""
+    ridge = DRIFT_RIDGE * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    damped = hessian + ridge * torch.eye(hessian.shape[0])
+    correction: Tensor = torch.linalg.solve(damped, drift.T).T
+    return correction
 
 
 def _buffer(shape: Sequence[int], path: Path) -> Tensor:
@@ -91,6 +107,8 @@ class _CalibrationPass:
 
     def __init__(self, model: Llama, tokens_NT: Tensor, scratch: Path) -> None:
         config = model.config
+
+        scratch.mkdir()
 
         def buffer(name: str, width: int) -> Tensor:
             return _buffer((*tokens_NT.shape, width), scratch / name)
@@ -156,23 +174,34 @@ def round_blocks(
     Raises:
         QuantizeError: Activations are not finite, or a Hessian is degenerate.
     """
+    config = checkpoint.config
     source = _LayerSource(checkpoint, embedding)
-    model = Llama(checkpoint.config, source, ActivationQuantization.INT8_PER_TOKEN)
     rounder = _Rounder(checkpoint, recipe, source)
+    rounded = Llama(config, source, ActivationQuantization.INT8_PER_TOKEN)
+    full = Llama(config, FullPrecisionSource(config, checkpoint.weights))
     with tempfile.TemporaryDirectory() as scratch:
-        running = _CalibrationPass(model, tokens_NT, Path(scratch))
-        steps = (
-            (
-                ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                running.attention_inputs,
-            ),
-            (("self_attn.o_proj",), running.attention_outputs),
-            (("mlp.gate_proj", "mlp.up_proj"), running.mlp_inputs),
-            (("mlp.down_proj",), running.mlp_products),
-        )
-        for layer in range(checkpoint.config.num_hidden_layers):
-            for parts, inputs_of in steps:
+        artifact = _CalibrationPass(rounded, tokens_NT, Path(scratch, "rounded"))
+        wanted = _CalibrationPass(full, tokens_NT, Path(scratch, "full"))
+        for layer in range(config.num_hidden_layers):
+            # Every weight of the layer is read once for the full-precision pass.
+            full.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
+            for parts, inputs_of in _STEPS:
                 names = [block_weight(layer, part) for part in parts]
-                yield from rounder.round(names, _hessian(inputs_of(layer)))
-            running.finish(layer)
+                yield from rounder.round(
+                    names, inputs_of(artifact, layer), inputs_of(wanted, layer)
+                )
+            artifact.finish(layer)
+            wanted.finish(layer)
             source.rounded.clear()
+
+
+#: The linears of a block that share their input, in order, and what that input is.
+_STEPS: Final = (
+    (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        _CalibrationPass.attention_inputs,
+    ),
+    (("self_attn.o_proj",), _CalibrationPass.attention_outputs),
+    (("mlp.gate_proj", "mlp.up_proj"), _CalibrationPass.mlp_inputs),
+    (("mlp.down_proj",), _CalibrationPass.mlp_products),
+)

@@ -11,10 +11,10 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
+    TABLES,
     QuantizedEntry,
     SourceDescription,
     float_shapes,
-    matrix_bits,
     matrix_group_size,
     matrix_shape,
     quantized_names,
@@ -24,8 +24,9 @@ from llama_edge.core.quantized_checkpoint import (
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
 from llama_edge.core.weight_names import EMBEDDING, block_linear_names
 from llama_edge.quantize.calibration import CalibrationSet
-from llama_edge.quantize.groupwise import quantize_groupwise
+from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.rotate import rotate
+from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
 
 
@@ -73,12 +74,10 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def _nearest(checkpoint: Checkpoint, recipe: Recipe, name: str) -> QuantizedTensor:
-    return quantize_groupwise(
-        name,
-        checkpoint.weights.read(name),
-        bits=matrix_bits(recipe, name),
-        group_size=matrix_group_size(checkpoint.config, recipe, name),
-    )
+    weight = checkpoint.weights.read(name)
+    if name in TABLES:
+        return quantize_groupwise(name, weight, bits=recipe.table_bits, group_size=weight.shape[1])
+    return round_to_nearest(name, weight, recipe_scales(name, weight, recipe), recipe.weight_bits)
 
 
 def _entries(

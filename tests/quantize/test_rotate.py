@@ -9,12 +9,12 @@ from llama_edge.core.errors import ConfigError
 from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.types import Checkpoint, Rotation
 from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.quantize import W4A8_RTN
-from llama_edge.quantize.rotate import Rotation, rotate
+from llama_edge.quantize.rotate import rotate
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
