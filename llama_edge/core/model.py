@@ -173,13 +173,13 @@ def attention(q_NTH: Tensor, k_KSH: Tensor, v_KSH: Tensor) -> Tensor:
     """Causal grouped-query attention; the last T of S positions ask. Returns (T, Q)."""
     heads, tokens, head_dim = q_NTH.shape[-3:]
     groups, length = k_KSH.shape[-3:-1]
-    repeat = heads // groups
-    keys = k_KSH.repeat_interleave(repeat, dim=-3)
-    values = v_KSH.repeat_interleave(repeat, dim=-3)
-    scores = q_NTH @ keys.transpose(-1, -2) / math.sqrt(head_dim)
-    asks = torch.arange(length - tokens, length)[:, None]
-    scores = scores.masked_fill(torch.arange(length)[None, :] > asks, -torch.inf)
-    out_NTH = scores.softmax(-1) @ values
+    # The query heads of one key head ask together, so that no key or value is copied.
+    queries = q_NTH.reshape(*q_NTH.shape[:-3], groups, heads // groups * tokens, head_dim)
+    scores = queries @ k_KSH.transpose(-1, -2) / math.sqrt(head_dim)
+    if tokens > 1:
+        asks = torch.arange(length - tokens, length).repeat(heads // groups)[:, None]
+        scores = scores.masked_fill(torch.arange(length)[None, :] > asks, -torch.inf)
+    out_NTH = (scores.softmax(-1) @ v_KSH).view(q_NTH.shape)
     return out_NTH.transpose(-3, -2).flatten(-2)
 
 
@@ -312,12 +312,20 @@ class Llama:
         """The residual stream (T, D) behind down_proj, whose input is already rounded."""
         return x_TD + self._linear(product_TF, block_weight(layer, "mlp.down_proj"))
 
-    def head(self, x_TD: Tensor) -> Tensor:
-        """Final norm and lm_head: logits (T, V)."""
+    def head_input(self, x_TD: Tensor) -> Tensor:
+        """What lm_head multiplies: the final norm (T, D), turned where tables are shared, rounded."""
         normed = self._norm(x_TD, FINAL_NORM)
         if self.config.head_rotation:
             normed = self._linear(normed, HEAD_ROTATION)
-        return self._linear(self.quantize_activation(normed), LM_HEAD)
+        return self.quantize_activation(normed)
+
+    def after_head(self, rounded_TD: Tensor) -> Tensor:
+        """Logits (T, V) of lm_head's input, which is already rounded."""
+        return self._linear(rounded_TD, LM_HEAD)
+
+    def head(self, x_TD: Tensor) -> Tensor:
+        """Final norm and lm_head: logits (T, V)."""
+        return self.after_head(self.head_input(x_TD))
 
     @torch.no_grad()
     def hidden(self, x_TD: Tensor, cache: KVCache) -> Tensor:
