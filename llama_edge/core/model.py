@@ -313,7 +313,7 @@ class Llama:
         return x_TD + self._linear(product_TF, block_weight(layer, "mlp.down_proj"))
 
     def head_input(self, x_TD: Tensor) -> Tensor:
-        """What lm_head multiplies: the final norm (T, D), turned where tables are shared, rounded."""
+        """What lm_head multiplies: the final norm (T, D), turned if tables are shared; rounded."""
         normed = self._norm(x_TD, FINAL_NORM)
         if self.config.head_rotation:
             normed = self._linear(normed, HEAD_ROTATION)

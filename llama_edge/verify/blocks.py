@@ -3,16 +3,13 @@
 End to end, int8 activations are chaotic; here nothing adds up, so that a right block is right to
 1e-4 and a wrong one is named. Prefill and decode are judged apart: they take different paths
 through a runtime's cache.
-
-Shape legend: T tokens, D hidden, Q query_size, C calls, V vocab.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_edge.core.errors import CheckFailedError
@@ -21,23 +18,30 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace, FloatArray
 from llama_edge.core.types import ActivationQuantization
-from llama_edge.verify.teacher import empty_cache, with_source
+from llama_edge.verify.block_errors import (
+    Errors,
+    RowErrors,
+    attention_errors,
+    exact_errors,
+    head_errors,
+    mlp_errors,
+)
+from llama_edge.verify.teacher import with_source
 from llama_edge.verify.tolerances import Tolerances
-
-#: Stands for the error of a row that holds NaN or infinity, so that reports stay plain JSON.
-BROKEN = 1e9
-
-Errors = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorStats:
-    """Relative errors, L2(error) / L2(reference row), over tokens of all prompts."""
+    """Relative errors, L2(error) / L2(reference row), over tokens of all prompts.
+
+    Activation codes that fell the other way on a rounding border are taken back, but in `raw_max`.
+    """
 
     rows: int
     median: float
-    p90: float
+    p99: float
     max: float
+    raw_max: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,8 @@ class BlockResult:
     prefill: ErrorStats
     #: None when no prompt decoded
     decode: ErrorStats | None
+    #: activation codes on a rounding border that fell the other way
+    flips: int
     #: the largest of error / limit; above 1 the block is wrong
     severity: float
     #: which of "prefill" and "decode" are out of tolerance
@@ -81,60 +87,6 @@ class BlocksReport:
         return tuple(block for block in self.blocks if not block.passed)
 
 
-def relative_errors(candidate: Tensor, reference: Tensor) -> Errors:
-    """L2(candidate - reference) / L2(reference) per row, float64 (T,).
-
-    A zero reference row is held against 1; a row that is not finite is `BROKEN`.
-    """
-    wanted, found = reference.double(), candidate.double()
-    norm = wanted.norm(dim=-1)
-    error = (found - wanted).norm(dim=-1) / torch.where(norm == 0, torch.ones_like(norm), norm)
-    result: Errors = np.nan_to_num(error.numpy(), nan=BROKEN, posinf=BROKEN).clip(max=BROKEN)
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    median: float
-    p90: float
-    max: float
-
-    def severity(self, stats: ErrorStats) -> float:
-        return max(stats.median / self.median, stats.p90 / self.p90, stats.max / self.max)
-
-
-def _limits(tolerances: Tolerances, activation: ActivationQuantization) -> _Limits:
-    if activation is ActivationQuantization.NONE:
-        return _Limits(tolerances.block_max, tolerances.block_max, tolerances.block_max)
-    per_block = activation is ActivationQuantization.INT8_PER_BLOCK
-    median = tolerances.int8_per_block_median if per_block else tolerances.int8_block_median
-    return _Limits(median, tolerances.int8_block_p90, tolerances.int8_block_max)
-
-
-def _stats(errors: Errors) -> ErrorStats:
-    return ErrorStats(
-        rows=len(errors),
-        median=float(np.median(errors)),
-        p90=float(np.percentile(errors, 90)),
-        max=float(errors.max()),
-    )
-
-
-def _result(
-    name: str, prefill: Sequence[Errors], decode: Sequence[Errors], limits: _Limits
-) -> BlockResult:
-    phases = {"prefill": np.concatenate(prefill), "decode": np.concatenate(decode)}
-    stats = {phase: _stats(errors) for phase, errors in phases.items() if len(errors)}
-    severities = {phase: limits.severity(found) for phase, found in stats.items()}
-    return BlockResult(
-        name=name,
-        prefill=stats["prefill"],
-        decode=stats.get("decode"),
-        severity=max(severities.values()),
-        wrong_in=tuple(phase for phase, severity in severities.items() if severity > 1),
-    )
-
-
 @torch.no_grad()
 def check_blocks(
     reference: Llama, traces: Sequence[BlockTrace], tolerances: Tolerances, progress: Progress
@@ -152,69 +104,113 @@ def check_blocks(
     """
     for trace in traces:
         _require_shapes(reference.config, trace)
-    exact = _limits(tolerances, ActivationQuantization.NONE)
-    limits = _limits(tolerances, reference.activation)
-    blocks = [_pooled("embedding", traces, _embedding_errors(reference, traces), exact)]
+    check = _Check(traces, tolerances, reference.activation)
+    blocks = [check.block("embedding", _embedding(reference, traces))]
     for layer in range(reference.config.num_hidden_layers):
         model = with_source(reference, CachedSource(reference.source))
-        for part, errors in (
-            ("attention", _attention_errors(model, traces, layer)),
-            ("mlp", _mlp_errors(model, traces, layer)),
-        ):
-            blocks.append(_pooled(f"layers.{layer}.{part}", traces, errors, limits))
+        attention = _attention(model, traces, layer, tolerances.block)
+        blocks.append(check.block(f"layers.{layer}.attention", attention))
+        mlp = _mlp(model, traces, layer, tolerances.block)
+        blocks.append(check.block(f"layers.{layer}.mlp", mlp))
         progress.advance()
-    blocks.append(_head(reference, traces, limits))
+    blocks.append(check.head(_head(reference, traces, tolerances.block)))
     return BlocksReport(blocks=tuple(blocks))
 
 
-def _pooled(
-    name: str, traces: Sequence[BlockTrace], errors: Iterator[Errors], limits: _Limits
-) -> BlockResult:
-    """Rows of all traces together, those of each first call as prefill, the others as decode."""
-    prefill, decode = [], []
-    for trace, found in zip(traces, errors, strict=True):
-        prefill.append(found[: trace.calls[0]])
-        decode.append(found[trace.calls[0] :])
-    return _result(name, prefill, decode, limits)
+class _Check:
+    """Pools the rows of all traces by phase and holds them against the limits."""
+
+    def __init__(
+        self,
+        traces: Sequence[BlockTrace],
+        tolerances: Tolerances,
+        activation: ActivationQuantization,
+    ) -> None:
+        self._prefill_rows = [trace.calls[0] for trace in traces]
+        self._limit = tolerances.block
+        rounds = activation is not ActivationQuantization.NONE
+        self._max = tolerances.int8_block_max if rounds else tolerances.block
+
+    def block(self, name: str, rows: Iterable[RowErrors]) -> BlockResult:
+        """One row per token: those of each first call are prefill, the others decode."""
+        return self._result(name, list(rows), self._prefill_rows)
+
+    def head(self, rows: Iterable[RowErrors]) -> BlockResult:
+        """One row per call: the first is prefill."""
+        return self._result("head", list(rows), [1] * len(self._prefill_rows))
+
+    def _result(self, name: str, rows: list[RowErrors], borders: list[int]) -> BlockResult:
+        pairs = list(zip(rows, borders, strict=True))
+        phases = {
+            "prefill": [(errors.raw[:at], errors.explained[:at]) for errors, at in pairs],
+            "decode": [(errors.raw[at:], errors.explained[at:]) for errors, at in pairs],
+        }
+        stats = {phase: _stats(parts) for phase, parts in phases.items()}
+        severities = {
+            phase: max(found.p99 / self._limit, found.max / self._max)
+            for phase, found in stats.items()
+            if found is not None
+        }
+        assert stats["prefill"] is not None, "a trace begins with a prefill"
+        return BlockResult(
+            name=name,
+            prefill=stats["prefill"],
+            decode=stats["decode"],
+            flips=sum(errors.flips for errors in rows),
+            severity=max(severities.values()),
+            wrong_in=tuple(phase for phase, severity in severities.items() if severity > 1),
+        )
+
+
+def _stats(parts: Sequence[tuple[Errors, Errors]]) -> ErrorStats | None:
+    raw = np.concatenate([part[0] for part in parts])
+    explained = np.concatenate([part[1] for part in parts])
+    if not len(raw):
+        return None
+    return ErrorStats(
+        rows=len(raw),
+        median=float(np.median(explained)),
+        p99=float(np.percentile(explained, 99)),
+        max=float(explained.max()),
+        raw_max=float(raw.max()),
+    )
 
 
 def _tensor(array: FloatArray) -> Tensor:
     return torch.tensor(array)  # a copy: arrays from another process are read-only
 
 
-def _embedding_errors(reference: Llama, traces: Sequence[BlockTrace]) -> Iterator[Errors]:
+def _embedding(reference: Llama, traces: Sequence[BlockTrace]) -> Iterator[RowErrors]:
     lengths = [len(trace.tokens) for trace in traces]
     every_token = torch.tensor([token for trace in traces for token in trace.tokens])
     embedded = torch.split(reference.embed(every_token), lengths)
     for trace, rows in zip(traces, embedded, strict=True):
-        yield relative_errors(_tensor(trace.hidden[0]), rows)
+        yield exact_errors(_tensor(trace.hidden[0]), rows)
 
 
-def _attention_errors(model: Llama, traces: Sequence[BlockTrace], layer: int) -> Iterator[Errors]:
+def _attention(
+    model: Llama, traces: Sequence[BlockTrace], layer: int, limit: float
+) -> Iterator[RowErrors]:
     for trace in traces:
-        cache = empty_cache(model.config, layer)
-        wanted = model.attention_block(layer, _tensor(trace.hidden[layer]), cache)
-        yield relative_errors(_tensor(trace.attention[layer]), wanted)
+        entering, found = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
+        yield attention_errors(model, layer, entering, found, limit)
 
 
-def _mlp_errors(model: Llama, traces: Sequence[BlockTrace], layer: int) -> Iterator[Errors]:
+def _mlp(
+    model: Llama, traces: Sequence[BlockTrace], layer: int, limit: float
+) -> Iterator[RowErrors]:
     for trace in traces:
         entering, attended = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
-        wanted = model.mlp_block(layer, entering, attended)
-        yield relative_errors(_tensor(trace.hidden[layer + 1]), wanted)
+        found = _tensor(trace.hidden[layer + 1])
+        yield mlp_errors(model, layer, entering, attended, found, limit)
 
 
-def _head(reference: Llama, traces: Sequence[BlockTrace], limits: _Limits) -> BlockResult:
+def _head(reference: Llama, traces: Sequence[BlockTrace], limit: float) -> Iterator[RowErrors]:
     """Logits are traced after the last token of each call only."""
     model = with_source(reference, CachedSource(reference.source))
-    prefill, decode = [], []
     for trace in traces:
         last_rows = np.cumsum(trace.calls) - 1
-        wanted = model.head(_tensor(trace.hidden[-1][last_rows]))
-        errors = relative_errors(_tensor(trace.logits), wanted)
-        prefill.append(errors[:1])
-        decode.append(errors[1:])
-    return _result("head", prefill, decode, limits)
+        yield head_errors(model, _tensor(trace.hidden[-1][last_rows]), _tensor(trace.logits), limit)
 
 
 def _require_shapes(config: ModelConfig, trace: BlockTrace) -> None:

@@ -12,21 +12,14 @@ from dataclasses import dataclass
 class Tolerances:
     """Limits above which graph parity fails."""
 
-    #: Relative error per token, of blocks without activation rounding: every token. Measured 5e-6.
-    block_max: float = 1e-4
-    #: With int8 activations the median token of a block, pooled over prompts, holds the same limit
-    #: (measured 9e-5 for one prompt, 1e-5 pooled); the rest may be touched by a code that fell on
-    #: the other side of a rounding border, its own or, through attention, an earlier token's.
-    int8_block_median: float = 1e-4
-    #: The same per block of 32. In the first layer a norm's input is codes times one scale, and
-    #: equal norm weights put products on rounding borders a hundred times more often than chance
-    #: (a code of half the block's largest gives 63.5); attention spreads them: measured 1.9e-4.
-    int8_per_block_median: float = 5e-4
-    #: Measured 6e-4 for one prompt.
-    int8_block_p90: float = 2e-3
-    #: A few flipped codes in one token: measured 2.2e-2 over 182 blocks and four prompts. A fault
-    #: of a block touches every token, which the median and the 90th percentile see.
-    int8_block_max: float = 6e-2
+    #: Relative error of a block per token. Without activation rounding every token holds it
+    #: (measured 5e-6); with int8 activations 99 % do once flipped codes are taken back. Measured on
+    #: the written artifacts, 62 blocks, 4 prompts, every token: ExecuTorch 5.3e-6 (65 flips), ONNX
+    #: Runtime at level 4 just within the limit (292 flips; what is below it is not looked into).
+    block: float = 1e-4
+    #: With int8 activations, the odd token that no few flips explain. There was none; unexplained,
+    #: a single flip was worth up to 2.2e-2.
+    int8_block_max: float = 2e-2
     #: End to end without activation rounding: mean KL(reference || artifact), nats.
     weight_only_mean_kl: float = 1e-6
     #: A different top token is excused when the reference itself tells the two apart by less

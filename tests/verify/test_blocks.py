@@ -11,7 +11,8 @@ from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
-from llama_edge.verify.blocks import BROKEN, BlocksReport, check_blocks, relative_errors
+from llama_edge.verify.block_errors import BROKEN, relative_errors
+from llama_edge.verify.blocks import BlocksReport, check_blocks
 from llama_edge.verify.prompts import Prompt
 from llama_edge.verify.tolerances import Tolerances
 from tests.verify.conftest import Judge

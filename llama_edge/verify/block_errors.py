@@ -1,0 +1,166 @@
+"""The artifact's rows of one block against the reference's, rounding borders explained.
+
+Shape legend: T tokens, D hidden, Q query_size, V vocab, B trials of one row.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llama_edge.core.model import KVCache, Llama
+from llama_edge.core.types import ActivationQuantization
+from llama_edge.verify.rounding import Flips, RowRun, explain_row, with_flips
+from llama_edge.verify.teacher import empty_cache
+
+#: Stands for the error of a row that holds NaN or infinity, so that reports stay plain JSON.
+BROKEN: Final = 1e9
+#: After so many rows that no flips explain, a block is wrong and the search is over.
+_MAX_UNEXPLAINED: Final = 4
+#: Flips touch one row in twenty where rows do not depend on each other; with more than this share
+#: out of tolerance there is nothing to search for.
+_MAX_SUSPECT_SHARE: Final = 0.3
+#: Attention's rows are explained from this share of the limit on: a flip in one token's key or
+#: value can disturb later tokens more than its own.
+_ATTENTION_SHARE: Final = 0.1
+
+Errors = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowErrors:
+    """Relative errors (T,) as they are, and with explained flips taken back."""
+
+    raw: Errors
+    explained: Errors
+    #: codes that fell the other way
+    flips: int
+
+
+def relative_errors(candidate: Tensor, reference: Tensor) -> Errors:
+    """L2(candidate - reference) / L2(reference) per row, float64 (T,).
+
+    A zero reference row is held against 1; a row that is not finite is `BROKEN`.
+    """
+    wanted, found = reference.double(), candidate.double()
+    norm = wanted.norm(dim=-1)
+    error = (found - wanted).norm(dim=-1) / torch.where(norm == 0, torch.ones_like(norm), norm)
+    result: Errors = np.nan_to_num(error.numpy(), nan=BROKEN, posinf=BROKEN).clip(max=BROKEN)
+    return result
+
+
+def exact_errors(candidate: Tensor, reference: Tensor) -> RowErrors:
+    """Where nothing is rounded there is nothing to explain."""
+    raw = relative_errors(candidate, reference)
+    return RowErrors(raw, raw, 0)
+
+
+def _unrounded(model: Llama) -> Llama:
+    """Its stages give a linear's input as it is before rounding."""
+    return Llama(model.config, model.source, ActivationQuantization.NONE)
+
+
+def attention_errors(
+    model: Llama, layer: int, x_TD: Tensor, found_TQ: Tensor, limit: float
+) -> RowErrors:
+    """Of attention's output, token by token: an explained flip is also taken back in the cache."""
+    rounded = model.attention_input(layer, x_TD)
+    cache = empty_cache(model.config, layer)
+    raw = errors = relative_errors(found_TQ, model.attend(layer, rounded, cache))
+    if model.activation is ActivationQuantization.NONE:
+        return RowErrors(raw, raw, 0)
+    unrounded = _unrounded(model).attention_input(layer, x_TD)
+    count = unexplained = 0
+    for token in range(len(x_TD)):
+        if errors[token] <= limit * _ATTENTION_SHARE or unexplained >= _MAX_UNEXPLAINED:
+            continue
+        run = _attention_run(model, layer, unrounded[token], _before(cache, layer, token))
+        flips, _ = explain_row(model, run, found_TQ[token], limit * _ATTENTION_SHARE)
+        if not flips:
+            unexplained += 1
+            continue
+        count += len(flips)
+        rounded[token] = with_flips(rounded[token][None], 0, [flips])[0]
+        cache = empty_cache(model.config, layer)
+        errors = relative_errors(found_TQ, model.attend(layer, rounded, cache))
+    return RowErrors(raw, errors, count)
+
+
+def _before(cache: KVCache, layer: int, token: int) -> tuple[Tensor, Tensor]:
+    return cache.keys[layer][:, :token], cache.values[layer][:, :token]
+
+
+def _attention_run(
+    model: Llama, layer: int, unrounded_D: Tensor, earlier: tuple[Tensor, Tensor]
+) -> RowRun:
+    def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
+        rows = unrounded_D.repeat(len(trials), 1)
+        rounded = with_flips(model.quantize_activation(rows), 0, trials)
+        keys, values = (part.expand(len(trials), *part.shape) for part in earlier)
+        cache = KVCache(keys=[keys] * (layer + 1), values=[values] * (layer + 1))
+        return model.attend(layer, rounded[:, None], cache)[:, 0], [rows]
+
+    return run
+
+
+def mlp_errors(
+    model: Llama, layer: int, x_TD: Tensor, attention_TQ: Tensor, found_TD: Tensor, limit: float
+) -> RowErrors:
+    """Of the second half of a block; its three rounding places are o_proj's, gate's and down's."""
+    raw = relative_errors(found_TD, model.mlp_block(layer, x_TD, attention_TQ))
+    unrounded = _unrounded(model)
+
+    def row_run(token: int) -> RowRun:
+        def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
+            attended = attention_TQ[token].repeat(len(trials), 1)
+            x_BD = x_TD[token].repeat(len(trials), 1)
+            rounded = with_flips(model.quantize_activation(attended), 0, trials)
+            x_BD = model.after_attention(layer, x_BD, rounded)
+            normed = unrounded.mlp_input(layer, x_BD)
+            rounded = with_flips(model.quantize_activation(normed), 1, trials)
+            product = unrounded.mlp_product(layer, rounded)
+            rounded = with_flips(model.quantize_activation(product), 2, trials)
+            return model.after_mlp(layer, x_BD, rounded), [attended, normed, product]
+
+        return run
+
+    return _explain_rows(model, raw, found_TD, row_run, limit)
+
+
+def head_errors(model: Llama, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
+    """Of the logits."""
+    raw = relative_errors(found_TV, model.head(x_TD))
+    unrounded = _unrounded(model).head_input(x_TD)
+
+    def row_run(token: int) -> RowRun:
+        def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
+            rows = unrounded[token].repeat(len(trials), 1)
+            rounded = with_flips(model.quantize_activation(rows), 0, trials)
+            return model.after_head(rounded), [rows]
+
+        return run
+
+    return _explain_rows(model, raw, found_TV, row_run, limit)
+
+
+def _explain_rows(
+    model: Llama, raw: Errors, found: Tensor, row_run: Callable[[int], RowRun], limit: float
+) -> RowErrors:
+    """Rows that do not depend on each other."""
+    explained, count, unexplained = raw.copy(), 0, 0
+    if model.activation is ActivationQuantization.NONE:
+        return RowErrors(raw, raw, 0)
+    suspects = np.flatnonzero(raw > limit).tolist()
+    if len(suspects) > max(_MAX_SUSPECT_SHARE * len(raw), 1):
+        return RowErrors(raw, raw, 0)
+    for row in suspects:
+        if raw[row] == BROKEN or unexplained >= _MAX_UNEXPLAINED:
+            continue
+        flips, explained[row] = explain_row(model, row_run(row), found[row], limit)
+        count += len(flips)
+        unexplained += explained[row] > limit
+    return RowErrors(raw, explained, count)

@@ -1,0 +1,130 @@
+"""Activation codes on a rounding border: which of them fell the other way in an artifact.
+
+Two right runtimes differ by 1e-7 in a norm, and a value that lies that near to a rounding border
+gets one code here and its neighbour there. One such flip is worth up to 2 % of a token's output,
+and attention hands it on to later tokens. It must not be mistaken for a fault; nor may a limit be
+so wide that a fault passes for a flip. So a row out of tolerance is *explained*: only codes that do
+lie on a border may be flipped, only a few of them, and then the row must agree within the tight
+limit. A fault is no sum of a few such flips.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from llama_edge.core.model import ACTIVATION_BLOCK, Llama
+from llama_edge.core.types import ActivationQuantization
+
+#: How near to a border, in steps, a value must lie for either code to be right, and how many
+#: combinations are followed: near borders one by one, wider ones when that explains nothing.
+#: float32 errors of 1e-6 on codes up to 127 are 1e-4 steps, more where a product cancels.
+SEARCHES: Final = ((1e-3, 1), (1e-2, 4))
+#: Most codes that are flipped to explain one row.
+MAX_FLIPS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One rounded value of a row replaced by its neighbour; `place` numbers a block's linears."""
+
+    place: int
+    index: int
+    value: float
+
+
+Flips = tuple[Flip, ...]
+
+#: Runs one row once per trial: outputs (B, width), and each place's value before rounding (B, n).
+RowRun = Callable[[Sequence[Flips]], tuple[Tensor, list[Tensor]]]
+
+
+def rounding_steps(x: Tensor, activation: ActivationQuantization) -> Tensor:
+    """The distance between neighbouring codes around each element of x, same shape."""
+    if activation is ActivationQuantization.INT8_PER_TOKEN:
+        low = x.amin(-1, keepdim=True).clamp(max=0.0)
+        high = x.amax(-1, keepdim=True).clamp(min=0.0)
+        return ((high - low) / 255.0).expand_as(x)
+    padded = F.pad(x, (0, -x.shape[-1] % ACTIVATION_BLOCK))
+    blocks = padded.view(*x.shape[:-1], -1, ACTIVATION_BLOCK)
+    steps: Tensor = blocks.abs().amax(-1, keepdim=True).expand_as(blocks) / 127.0
+    return steps.flatten(-2)[..., : x.shape[-1]]
+
+
+def border_flips(model: Llama, place: int, x: Tensor, border_steps: float) -> list[Flip]:
+    """The flips open to one row before rounding, x (n,)."""
+    steps = rounding_steps(x, model.activation)
+    rounded = model.quantize_activation(x)
+    flips = []
+    for side in (1.0, -1.0):
+        moved = model.quantize_activation(x + side * border_steps * steps)
+        crossing = torch.nonzero((moved - rounded).abs() > 0.5 * steps).flatten()
+        values = rounded[crossing] + side * steps[crossing]
+        pairs = zip(crossing.tolist(), values.tolist(), strict=True)
+        flips += [Flip(place, index, value) for index, value in pairs]
+    return flips
+
+
+def with_flips(rounded_BN: Tensor, place: int, trials: Sequence[Flips]) -> Tensor:
+    """A copy with each trial's flips at `place` in the trial's own row."""
+    rows = rounded_BN.clone()
+    for row, trial in enumerate(trials):
+        for flip in trial:
+            if flip.place == place:
+                rows[row, flip.index] = flip.value
+    return rows
+
+
+def explain_row(model: Llama, run: RowRun, found: Tensor, limit: float) -> tuple[Flips, float]:
+    """The fewest flips under which the reference's row agrees with the artifact's, found (width,).
+
+    Returns:
+        The flips and the relative error that is left; without an explanation none, and the error
+        as it was.
+    """
+    (plain,), error = [()], _errors(found, run([()])[0])[0]
+    if error <= limit:
+        return plain, error
+    for border_steps, beam in SEARCHES:
+        flips, left = _search(model, run, found, limit, (border_steps, beam))
+        if left <= limit:
+            return flips, left
+    return plain, error
+
+
+def _search(
+    model: Llama, run: RowRun, found: Tensor, limit: float, effort: tuple[float, int]
+) -> tuple[Flips, float]:
+    """Beam search: the best trials of each length are each continued by every open flip."""
+    border_steps, beam = effort
+    kept: list[Flips] = [()]
+    best, error = kept[0], float("inf")
+    _, values = run(kept)
+    for _ in range(MAX_FLIPS):
+        trials = [
+            (*flips, flip)
+            for row, flips in enumerate(kept)
+            for place, value in enumerate(values)
+            for flip in border_flips(model, place, value[row], border_steps)
+            if (flip.place, flip.index) not in {(known.place, known.index) for known in flips}
+        ]
+        if not trials:
+            break
+        outputs, values = run(trials)
+        errors = _errors(found, outputs)
+        order = sorted(range(len(trials)), key=errors.__getitem__)[:beam]
+        best, error = trials[order[0]], errors[order[0]]
+        if error <= limit:
+            break
+        kept = [trials[row] for row in order]
+        values = [value[order] for value in values]
+    return best, error
+
+
+def _errors(found: Tensor, outputs: Tensor) -> list[float]:
+    wanted = outputs.double()
+    errors: list[float] = ((found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).tolist()
+    return errors
