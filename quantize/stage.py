@@ -57,6 +57,18 @@ class _HashedWeights:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def hash_weights(weights: Weights) -> str:
+    """`QuantizedCheckpoint.source_sha256` of weights; reads all of them, one at a time.
+
+    Raises:
+        CheckpointError: One is damaged or not finite.
+    """
+    hashed = _HashedWeights(weights)
+    for name in hashed:
+        hashed.read(name)
+    return hashed.hexdigest()
+
+
 def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Fail before any work when a group does not divide a width.
 

@@ -1,0 +1,97 @@
+"""Quantizing with calibration text, and keeping what took minutes: both targets share one result.
+
+The cache holds calibration text and quantized checkpoints under hashes of everything that they
+depend on, so a stale entry is never met. It lies in `$LLAMA_EDGE_CACHE`, else in
+`$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting it loses only time.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llama_edge import __version__
+from llama_edge.core.files import canonical_json, output_folder
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
+from llama_edge.quantize.calibration_prompts import PROMPTS
+from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
+
+_TOKENS_FILE = "tokens.safetensors"
+
+
+def cache_folder() -> Path:
+    """Where results that took minutes are kept."""
+    chosen = os.environ.get("LLAMA_EDGE_CACHE")
+    if chosen:
+        return Path(chosen)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "llama-edge"
+
+
+def quantize_with_cache(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    texts: Sequence[Path],
+    scratch: Path,
+    progress: Progress,
+) -> QuantizedCheckpoint:
+    """Quantize by `recipe`; a recipe with calibration is looked up in the cache first.
+
+    Args:
+        checkpoint: Full precision.
+        recipe: What to do.
+        texts: The user's calibration text; empty lets the model write its own.
+        scratch: An empty folder for a result that is not worth keeping.
+        progress: Told about every stage that really runs.
+
+    Raises:
+        QuantizeError: A width, a value or the text does not fit the recipe.
+        OutputError: The cache cannot be written.
+    """
+    if recipe.rounding is Rounding.NEAREST:
+        return quantize_checkpoint(checkpoint, recipe, scratch, progress)
+    source = hash_weights(checkpoint.weights)
+    calibration = _calibration(checkpoint, source, texts, recipe.seed, progress)
+    key = _key(
+        {
+            "source": source,
+            "text": asdict(checkpoint.text),
+            "recipe": recipe.to_json(),
+            "calibration": calibration.record().to_json(),
+        }
+    )
+    folder = cache_folder() / "quantized" / key
+    if not folder.exists():
+        with output_folder(folder, force=False) as unfinished:
+            quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration)
+    return read_quantized_checkpoint(folder)
+
+
+def _key(parts: Mapping[str, object]) -> str:
+    text = canonical_json({**parts, "version": __version__})
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _calibration(
+    checkpoint: Checkpoint, source: str, texts: Sequence[Path], seed: int, progress: Progress
+) -> CalibrationSet:
+    if texts:
+        return read_calibration(checkpoint, texts)
+    template = checkpoint.text.chat_template
+    parts = {"source": source, "template": template, "prompts": PROMPTS, "seed": seed}
+    folder = cache_folder() / "calibration" / _key(parts)
+    origin = f"self-generated, seed {seed}"
+    try:
+        return CalibrationSet(tokens=load_file(folder / _TOKENS_FILE)["tokens"], origin=origin)
+    except (FileNotFoundError, SafetensorError, KeyError):
+        generated = generate_calibration(checkpoint, seed, progress)
+    with output_folder(folder, force=True) as unfinished:
+        save_file({"tokens": generated.tokens}, unfinished / _TOKENS_FILE)
+    return generated
