@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where PyPI's torch is a CUDA build (Linux), give PyTorch's CPU index here to save gigabytes.
 TORCH_INDEX_URL ?=
-# Empty: pytest uses one process. The machine's cores are used by torch itself.
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -10,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --prefer-binary -c constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 MODEL := smollm2-135m
-QUESTION := What is the capital of France?
+ASK = $(BIN)/llama-edge run --max-new-tokens 48 $(1) "What is the capital of France?"
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -43,8 +42,11 @@ demo: setup
 	$(BIN)/llama-edge export $(MODEL) --target android --out bundles/$(MODEL)-android --force
 	$(BIN)/llama-edge export $(MODEL) --target onnx --out bundles/$(MODEL)-onnx --force
 	$(BIN)/llama-edge compare bundles/$(MODEL)-android bundles/$(MODEL)-onnx
-	$(BIN)/llama-edge run bundles/$(MODEL)-android "$(QUESTION)"
-	$(BIN)/llama-edge run bundles/$(MODEL)-onnx "$(QUESTION)"
+	$(call ASK,bundles/$(MODEL)-android)
+	$(call ASK,bundles/$(MODEL)-onnx)
+
+# One thread: many small tensors, where threads only wait for each other.
+test test-slow test-all: export OMP_NUM_THREADS ?= 1
 
 test: dev-setup
 	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
@@ -75,9 +77,10 @@ wheel-check: dev-setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m venv build/venv
 	build/venv/bin/python -m pip install --quiet --no-deps --no-index build/wheel/llama_edge-*.whl
-	cd / && PYTHONPATH=$(abspath $(VENV))/lib/python3.11/site-packages $(CURDIR)/build/venv/bin/llama-edge targets
-	cd / && PYTHONPATH=$(abspath $(VENV))/lib/python3.11/site-packages $(CURDIR)/build/venv/bin/python -c \
-		'import llama_edge.pipeline as p; assert "build/venv" in p.__file__, p.__file__'
+	cd / && PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		$(CURDIR)/build/venv/bin/python -c 'import llama_edge.pipeline.export as p; \
+		import llama_edge.core.manifest as m; m.check_schema; m._validator(); \
+		assert "build/venv" in p.__file__, p.__file__'
 
 check: lint types imports test wheel-check
 

@@ -234,3 +234,19 @@ def debug_bundles(
 def debug_request(model: Path, target: str, out: Path, *, force: bool = False) -> ExportRequest:
     options = LowerOptions(max_context=512)
     return ExportRequest(model=str(model), target=target, out=out, options=options, force=force)
+
+
+@pytest.fixture(scope="session")
+def android_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """SmolLM2 for Android, through the whole pipeline; takes a minute or two."""
+    out = tmp_path_factory.mktemp("smollm2") / "android"
+    request = ExportRequest(model="smollm2-135m", target="android", out=out)
+    return export_model(request, SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """SmolLM2 for ONNX Runtime, through the whole pipeline; takes a minute or two."""
+    out = tmp_path_factory.mktemp("smollm2") / "onnx"
+    request = ExportRequest(model="smollm2-135m", target="onnx", out=out)
+    return export_model(request, SilentProgress())
