@@ -122,7 +122,7 @@ def measure(command: Sequence[str], log: Path) -> tuple[float, float]:
     """CPU seconds and peak MiB of a command with all its children; fails loudly."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=log.parent)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[0]} failed; see {log}")
@@ -264,7 +264,7 @@ def main() -> None:
         time_file(arguments.time)
         return
     with tempfile.TemporaryDirectory() as folder:
-        work = arguments.work or Path(folder)
+        work = (arguments.work or Path(folder)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         rows = benchmark(work)
     show(rows)
