@@ -13,6 +13,7 @@ import typer
 from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity
 from llama_edge.cli.console import print_error, print_json
+from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
 from llama_edge.cli.run import run
@@ -39,6 +40,7 @@ app.command("export")(export)
 app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
+app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("models")(models)

@@ -41,6 +41,10 @@ class TokenizerError(LlamaEdgeError):
     """A tokenizer or chat template is damaged or does not match the model."""
 
 
+class TextError(LlamaEdgeError):
+    """A text file is missing, not UTF-8 or too short for what is asked of it."""
+
+
 class QuantizeError(LlamaEdgeError):
     """A weight cannot be quantized as the recipe asks."""
 

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
-from llama_edge.core.errors import CheckFailedError, CheckpointError
-from llama_edge.core.manifest import Manifest
+from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import read_text_assets
-from llama_edge.core.types import Checkpoint
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import compare_tensors, list_tensors, open_bundle
+from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
 
 
@@ -41,21 +39,6 @@ def check_bundle(folder: Path, against: str | None, progress: Progress) -> GateO
         contract=manifest.text,
         reference=weights,
         recipe=manifest.recipe,
-        full=_full_precision(manifest, against),
+        full=load_full_precision(manifest, against),
     )
     return run_gate(subject, progress)
-
-
-def _full_precision(manifest: Manifest, against: str | None) -> Checkpoint | None:
-    """The model that `against` names, or the built-in one that the manifest names, or none."""
-    source = manifest.model.source
-    model = against if against is not None else source if source in BUILTIN_MODELS else None
-    if model is None:
-        return None
-    checkpoint = load_checkpoint(model)
-    if checkpoint.config != manifest.model.config:
-        raise CheckpointError(
-            f"{model}: its config is not that of the bundle's source ({source}); "
-            "give the model that the bundle was exported from"
-        )
-    return checkpoint

@@ -41,9 +41,14 @@ class Comparison:
 
 
 def compare(
-    reference_TV: FloatArray, candidate_TV: FloatArray, tokens: Sequence[int]
+    reference_TV: FloatArray,
+    candidate_TV: FloatArray,
+    tokens: Sequence[int],
+    following: int | None = None,
 ) -> Comparison:
     """Compare logits (T, V) after each of `tokens` (T,), row by row to bound memory.
+
+    `following` is the token that comes after the last of `tokens`, where the text goes on.
 
     Raises:
         CheckFailedError: The candidate's logits hold NaN or infinity.
@@ -51,15 +56,12 @@ def compare(
     rows = len(tokens)
     assert reference_TV.shape == candidate_TV.shape
     assert reference_TV.shape[0] == rows
+    targets = [*tokens[1:], *(() if following is None else (following,))]
     kl, gap = np.empty(rows), np.empty(rows)
     same = np.empty(rows, dtype=np.bool_)
     nll = np.full((2, rows), np.nan)
     for row in range(rows):
-        if not np.isfinite(candidate_TV[row]).all():
-            raise CheckFailedError(
-                f"the logits after token {row} hold NaN or infinity; the artifact computes outside "
-                "the range of its number format, so do not ship it"
-            )
+        _require_finite(candidate_TV[row], row)
         reference = log_softmax(reference_TV[row : row + 1])[0]
         candidate = log_softmax(candidate_TV[row : row + 1])[0]
         # Rounding can leave -1e-17 where both are the same.
@@ -67,11 +69,32 @@ def compare(
         chosen = candidate.argmax()
         gap[row] = reference.max() - reference[chosen]
         same[row] = chosen == reference.argmax()
-        if row + 1 < rows:
-            nll[:, row] = -reference[tokens[row + 1]], -candidate[tokens[row + 1]]
+        if row < len(targets):
+            nll[:, row] = -reference[targets[row]], -candidate[targets[row]]
     return Comparison(
         kl=kl, same_top1=same, top1_gap=gap, reference_nll=nll[0], candidate_nll=nll[1]
     )
+
+
+def _require_finite(logits_V: FloatArray, row: int) -> None:
+    if not np.isfinite(logits_V).all():
+        raise CheckFailedError(
+            f"the logits after token {row} hold NaN or infinity; the artifact computes outside "
+            "the range of its number format, so do not ship it"
+        )
+
+
+def negative_log_likelihood(logits_TV: FloatArray, targets: Sequence[int]) -> Float64Array:
+    """-log p (T,) of each of `targets` under the logits (T, V) before it, nats.
+
+    Raises:
+        CheckFailedError: The logits hold NaN or infinity.
+    """
+    nll = np.empty(len(targets))
+    for row, target in enumerate(targets):
+        _require_finite(logits_TV[row], row)
+        nll[row] = -log_softmax(logits_TV[row : row + 1])[0, target]
+    return nll
 
 
 def concatenate(parts: Sequence[Comparison]) -> Comparison:

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Program
 
 COMMANDS = (
-    *("export", "quantize", "parity", "run", "inspect", "compare"),
+    *("export", "quantize", "parity", "run", "eval", "inspect", "compare"),
     *("models", "targets", "recipes"),
 )
 

@@ -1,0 +1,101 @@
+"""`eval`: how good a bundle is on the user's own text."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.pipeline.eval_report import (
+    DEFAULT_WINDOW,
+    EvalReport,
+    EvalRequest,
+    TextResult,
+)
+from llama_edge.verify.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+
+_LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
+    "perplexity": ("perplexity", "{:.4g}".format),
+    "perplexity_ratio": ("perplexity / full", "{:.4f}".format),
+    "mean_kl": ("mean KL, nats", "{:.3g}".format),
+    "p99_kl": ("99 % KL, nats", "{:.3g}".format),
+    "p999_kl": ("99.9 % KL, nats", "{:.3g}".format),
+    "top1_agreement": ("top-1 agreement", "{:.2%}".format),
+}
+
+
+def evaluate(
+    subject: Annotated[str, typer.Argument(help="A bundle's folder, or a full-precision MODEL.")],
+    other: Annotated[
+        str | None, typer.Argument(help="A second one, for the difference of both.")
+    ] = None,
+    *,
+    text: Annotated[
+        list[Path], typer.Option(help="A UTF-8 file that calibration never saw; may be repeated.")
+    ],
+    window: Annotated[
+        int, typer.Option(help="Tokens that are read from an empty cache.")
+    ] = DEFAULT_WINDOW,
+    max_windows: Annotated[
+        int | None, typer.Option(help="Take so many windows from the start of each text.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A bundle's full-precision MODEL; by default the built-in one."),
+    ] = None,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Measure perplexity, KL to full precision and top-1 agreement on text, with intervals."""
+    from llama_edge.pipeline.evaluate import evaluate as measure
+
+    request = EvalRequest(
+        subjects=(subject,) if other is None else (subject, other),
+        texts=tuple(text),
+        window=window,
+        max_windows=max_windows,
+        against=against,
+    )
+    with progress_on_stderr() as progress:
+        report = measure(request, progress)
+    if as_json:
+        print_json(report.to_json())
+        return
+    _print_report(report)
+
+
+def _print_report(report: EvalReport) -> None:
+    columns = [subject.results for subject in report.subjects]
+    names = [subject.name for subject in report.subjects]
+    if report.difference:
+        columns.append(report.difference)
+        names.append("second - first")
+    rows = [row for results in zip(*columns, strict=True) for row in _rows(results)]
+    print_table("", ("text", "windows", "", *names), rows)
+    typer.echo(
+        f"windows of {report.window} tokens; in brackets {CONFIDENCE:.0%} intervals over windows "
+        f"(none below {MIN_WINDOWS} windows)"
+    )
+    for subject in report.subjects:
+        if subject.runtime is not None and subject.against is None:
+            typer.echo(
+                f"{subject.name}: no KL, its full-precision model was not at hand (--against MODEL)"
+            )
+
+
+def _rows(results: tuple[TextResult, ...]) -> Iterator[tuple[str, ...]]:
+    """One text: a row per metric."""
+    head = (results[0].text, str(results[0].windows))
+    for name, (label, show) in _LABELS.items():
+        cells = [result.metrics.get(name) for result in results]
+        if any(cells):
+            yield (*head, label, *(_cell(cell, show) for cell in cells))
+            head = ("", "")
+
+
+def _cell(found: Estimate | None, show: Callable[[float], str]) -> str:
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return show(found.value)
+    return f"{show(found.value)} [{show(found.low)}, {show(found.high)}]"

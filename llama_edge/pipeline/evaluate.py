@@ -1,0 +1,205 @@
+"""How good a bundle is on the user's own text, through its own runtime, beside full precision."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
+from llama_edge.core.errors import TextError, UsageError
+from llama_edge.core.model import FullPrecisionSource, Llama
+from llama_edge.core.progress import Progress
+from llama_edge.core.text_assets import read_text_assets
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import Artifact, Checkpoint, TextAssets
+from llama_edge.export import get_exporter
+from llama_edge.export.bundle import is_bundle, open_bundle
+from llama_edge.pipeline.eval_report import (
+    TOTAL,
+    EvalReport,
+    EvalRequest,
+    SubjectResult,
+    TextResult,
+)
+from llama_edge.pipeline.full_precision import load_full_precision
+from llama_edge.runtimes.child import ChildRuntime
+from llama_edge.verify.evaluate import (
+    Candidate,
+    Scores,
+    cut_windows,
+    score_windows,
+    summarize_difference,
+    summarize_scores,
+)
+
+#: A text is tokenized whole; this much makes some 20 million tokens.
+MAX_TEXT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A bundle or a full-precision model that was found, before anything runs."""
+
+    name: str
+    #: None for a full-precision model
+    artifact: Artifact | None
+    text: TextAssets
+    max_context: int
+    vocab_size: int
+    #: the model itself, or what the bundle is held against; None when that is not at hand
+    full: Checkpoint | None
+
+
+def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
+    """Run each subject over the same windows of every text.
+
+    Raises:
+        TextError: A file is missing, not UTF-8, or too short for one window.
+        UsageError: The two subjects have different tokenizers, or the window exceeds a context.
+        CheckFailedError: A bundle's file was changed, or its logits are not finite.
+        LlamaEdgeError: What a reader or a runtime says.
+    """
+    texts = {str(path): read_text(path) for path in request.texts}
+    subjects = [open_subject(name, request.against) for name in request.subjects]
+    windows = _common_windows(subjects, texts, request)
+    everything = [window for part in windows.values() for window in part]
+    with ExitStack() as stack:
+        candidates = _candidates(subjects, stack)
+        scores = score_windows(candidates, everything, progress)
+    counts = {name: len(part) for name, part in windows.items()}
+    parts = [list(_split(one, counts)) for one in scores]
+    return EvalReport(
+        window=request.window,
+        subjects=tuple(map(_subject_result, subjects, parts)),
+        difference=_differences(*parts) if len(parts) == 2 else (),
+    )
+
+
+def _subject_result(subject: Subject, parts: Sequence[tuple[str, Scores]]) -> SubjectResult:
+    runtime = against = None
+    if subject.artifact is not None:
+        runtime = subject.artifact.backend
+        against = None if subject.full is None else subject.full.source
+    results = tuple(
+        TextResult(text=name, windows=len(part.nll), metrics=summarize_scores(part))
+        for name, part in parts
+    )
+    return SubjectResult(name=subject.name, runtime=runtime, against=against, results=results)
+
+
+def _differences(
+    first: Sequence[tuple[str, Scores]], second: Sequence[tuple[str, Scores]]
+) -> tuple[TextResult, ...]:
+    return tuple(
+        TextResult(text=name, windows=len(a.nll), metrics=summarize_difference(a, b))
+        for (name, a), (_, b) in zip(first, second, strict=True)
+    )
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file.
+
+    Raises:
+        TextError: It is missing, too large or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_TEXT_BYTES:
+            raise TextError(f"{path}: has {size} bytes; at most {MAX_TEXT_BYTES} are read: cut it")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert it to UTF-8"
+        ) from error
+
+
+def open_subject(name: str, against: str | None) -> Subject:
+    """Open a bundle and the model it came from, or a full-precision model.
+
+    Raises:
+        ArtifactError: An unsafe or damaged bundle.
+        CheckFailedError: A file is not what the bundle's manifest says.
+        CheckpointError: `name` is no model, or `against` is not the bundle's.
+    """
+    root = Path(name)
+    if name in BUILTIN_MODELS or not is_bundle(root):
+        checkpoint = load_checkpoint(name)
+        return Subject(
+            name=name,
+            artifact=None,
+            text=checkpoint.text,
+            max_context=checkpoint.config.max_position_embeddings,
+            vocab_size=checkpoint.config.vocab_size,
+            full=checkpoint,
+        )
+    manifest = open_bundle(root).manifest
+    artifact = get_exporter(manifest.backend).read_artifact(root)
+    return Subject(
+        name=name,
+        artifact=artifact,
+        text=read_text_assets(root),
+        max_context=artifact.max_context,
+        vocab_size=artifact.config.vocab_size,
+        full=load_full_precision(manifest, against),
+    )
+
+
+def _common_windows(
+    subjects: Sequence[Subject], texts: Mapping[str, str], request: EvalRequest
+) -> dict[str, list[tuple[int, ...]]]:
+    """Each text's windows, which must be the same token ids for every subject."""
+    cut = [_windows(subject, texts, request) for subject in subjects]
+    for subject, windows in zip(subjects, cut, strict=True):
+        if windows != cut[0]:
+            raise UsageError(
+                f"{subjects[0].name} and {subject.name} make different tokens of the same text, so "
+                "their numbers per token cannot be compared; evaluate each alone"
+            )
+    return cut[0]
+
+
+def _windows(
+    subject: Subject, texts: Mapping[str, str], request: EvalRequest
+) -> dict[str, list[tuple[int, ...]]]:
+    if request.window > subject.max_context:
+        raise UsageError(
+            f"window is {request.window} and the context of {subject.name} holds "
+            f"{subject.max_context} tokens; give a smaller --window"
+        )
+    tokenizer = Tokenizer(subject.text)
+    bos = subject.text.bos_token_id if subject.text.add_bos else None
+    return {
+        name: cut_windows(
+            name, tokenizer.encode(text, add_bos=False), request.window, bos, request.max_windows
+        )
+        for name, text in texts.items()
+    }
+
+
+def _candidates(subjects: Sequence[Subject], stack: ExitStack) -> list[Candidate]:
+    """Sessions that `stack` closes; subjects of one full-precision model share its network."""
+    networks: dict[str, Llama] = {}
+    candidates = []
+    for subject in subjects:
+        session = full = None
+        if subject.artifact is not None:
+            runtime = ChildRuntime(subject.artifact.backend)
+            session = stack.enter_context(runtime.open(subject.artifact))
+        if subject.full is not None:
+            model = subject.full
+            source = FullPrecisionSource(model.config, model.weights)
+            full = networks.setdefault(model.source, Llama(model.config, source))
+        candidates.append(Candidate(session=session, vocab_size=subject.vocab_size, full=full))
+    return candidates
+
+
+def _split(scores: Scores, counts: Mapping[str, int]) -> Iterator[tuple[str, Scores]]:
+    """Each text's scores, then all of them."""
+    start = 0
+    for name, count in counts.items():
+        yield name, scores.take(slice(start, start + count))
+        start += count
+    yield TOTAL, scores

@@ -1,0 +1,66 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from llama_edge.export.bundle import Bundle
+from tests.cli.conftest import Program
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "rain.txt"
+    path.write_text("The rain in the north is nothing like the rain at sea. " * 9)
+    return path
+
+
+def test_json_of_two_subjects(
+    program: Program, debug_bundles: Mapping[str, Bundle], debug_folder: Path, text: Path
+) -> None:
+    root = debug_bundles["onnx"].root
+    options = ("--text", text, "--window", 64, "--against", debug_folder, "--json")
+    result = program("eval", debug_folder, root, *options)
+    assert result.code == 0
+    assert set(result.json) == {"window", "subjects", "difference"}
+    totals = []
+    for subject, runtime in zip(result.json["subjects"], (None, "onnx"), strict=True):
+        assert set(subject) == {"name", "runtime", "against", "results"}
+        assert subject["runtime"] == runtime
+        assert [found["text"] for found in subject["results"]] == [str(text), "total"]
+        assert set(subject["results"][0]) == {"text", "windows", "metrics"}
+        totals.append(subject["results"][-1]["metrics"])
+    assert set(totals[1]["mean_kl"]) == {"value", "low", "high"}
+    [found] = {*result.json["difference"][-1]["metrics"]}
+    assert found == "perplexity"
+    difference = result.json["difference"][-1]["metrics"]["perplexity"]["value"]
+    expected = totals[1]["perplexity"]["value"] - totals[0]["perplexity"]["value"]
+    assert difference == pytest.approx(expected, abs=0.3)  # both have four digits
+
+
+def test_the_table_says_what_is_missing(
+    program: Program, debug_bundles: Mapping[str, Bundle], text: Path
+) -> None:
+    result = program("eval", debug_bundles["onnx"].root, "--text", text, "--window", 64)
+    assert result.code == 0
+    for word in ("perplexity", "rain.txt", "total", "95% intervals", "no KL", "--against"):
+        assert word in result.out
+    assert "mean KL" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["eval", "smollm2-135m"], 2, "--text"),
+        (["eval", "nowhere/at-all.gguf", "--text", "RAIN"], 3, "nowhere/at-all.gguf"),
+        (["eval", "smollm2-135m", "--text", "nowhere.txt"], 3, "nowhere.txt: cannot be read"),
+        (["eval", "smollm2-135m", "--text", "RAIN", "--window", "8000"], 3, "smaller --window"),
+        (["eval", "smollm2-135m", "--text", "RAIN", "--window", "9000"], 2, "holds 8192 tokens"),
+        (["eval", "smollm2-135m", "--text", "RAIN", "--max-windows", "0"], 2, "max_windows is 0"),
+    ],
+)
+def test_errors_have_a_code_and_a_message(
+    program: Program, text: Path, arguments: list[str], code: int, message: str
+) -> None:
+    result = program(*(str(text) if argument == "RAIN" else argument for argument in arguments))
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err.replace("\n", " ")
