@@ -1,4 +1,4 @@
-"""`eval`: how good a bundle is on the user's own text."""
+"""`eval`: how good a bundle is on the user's own text and tasks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from llama_edge.pipeline.eval_report import (
     TextResult,
 )
 from llama_edge.verify.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+from llama_edge.verify.task_score import TaskScore
 
 _LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "perplexity": ("perplexity", "{:.4g}".format),
@@ -32,8 +33,16 @@ def evaluate(
     ] = None,
     *,
     text: Annotated[
-        list[Path], typer.Option(help="A UTF-8 file that calibration never saw; may be repeated.")
-    ],
+        list[Path] | None,
+        typer.Option(help="A UTF-8 file that calibration never saw; may be repeated."),
+    ] = None,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A task of lm-eval, a YAML file with local data; may be repeated. It may run "
+            "Python code that lies beside it, so use only those you trust."
+        ),
+    ] = None,
     window: Annotated[
         int, typer.Option(help="Tokens that are read from an empty cache.")
     ] = DEFAULT_WINDOW,
@@ -46,12 +55,13 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Measure perplexity, KL to full precision and top-1 agreement on text, with intervals."""
+    """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
     from llama_edge.pipeline.evaluate import evaluate as measure
 
     request = EvalRequest(
         subjects=(subject,) if other is None else (subject, other),
-        texts=tuple(text),
+        texts=tuple(text or ()),
+        tasks=tuple(tasks or ()),
         window=window,
         max_windows=max_windows,
         against=against,
@@ -61,10 +71,13 @@ def evaluate(
     if as_json:
         print_json(report.to_json())
         return
-    _print_report(report)
+    if request.texts:
+        _print_texts(report)
+    if request.tasks:
+        _print_tasks(report)
 
 
-def _print_report(report: EvalReport) -> None:
+def _print_texts(report: EvalReport) -> None:
     columns = [subject.results for subject in report.subjects]
     names = [subject.name for subject in report.subjects]
     if report.difference:
@@ -81,6 +94,21 @@ def _print_report(report: EvalReport) -> None:
             typer.echo(
                 f"{subject.name}: no KL, its full-precision model was not at hand (--against MODEL)"
             )
+
+
+def _print_tasks(report: EvalReport) -> None:
+    rows = []
+    for scores in zip(*(subject.tasks for subject in report.subjects), strict=True):
+        first = scores[0]
+        rows.append((first.task, str(first.samples), first.metric, *map(_task_cell, scores)))
+    names = [subject.name for subject in report.subjects]
+    print_table("", ("task", "samples", "", *names), rows)
+
+
+def _task_cell(score: TaskScore) -> str:
+    if score.standard_error is None:
+        return f"{score.value:.4g}"
+    return f"{score.value:.4g} ± {score.standard_error:.2g}"
 
 
 def _rows(results: tuple[TextResult, ...]) -> Iterator[tuple[str, ...]]:

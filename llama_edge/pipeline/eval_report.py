@@ -8,6 +8,7 @@ from typing import Any, Final
 from llama_edge.core.errors import UsageError
 from llama_edge.verify.findings import rounded
 from llama_edge.verify.intervals import Estimate
+from llama_edge.verify.task_score import TaskScore
 
 DEFAULT_WINDOW: Final = 512
 #: How all texts together are called.
@@ -20,7 +21,9 @@ class EvalRequest:
 
     #: one or two bundles or full-precision models
     subjects: tuple[str, ...]
-    texts: tuple[Path, ...]
+    texts: tuple[Path, ...] = ()
+    #: lm-eval's YAML files
+    tasks: tuple[Path, ...] = ()
     #: tokens of a window, which is read from an empty cache
     window: int = DEFAULT_WINDOW
     #: of each text; None takes all
@@ -29,8 +32,8 @@ class EvalRequest:
     against: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.texts:
-            raise UsageError("no text to evaluate on; name a file with --text")
+        if not self.texts and not self.tasks:
+            raise UsageError("nothing to evaluate on; name a file with --text or --tasks")
         if self.window < 2:
             raise UsageError(f"window is {self.window}; it takes at least 2 tokens to predict one")
         if self.max_windows is not None and self.max_windows < 1:
@@ -56,7 +59,9 @@ class SubjectResult:
     runtime: str | None
     #: what it was held against; None when that model was not at hand
     against: str | None
+    #: empty without texts
     results: tuple[TextResult, ...]
+    tasks: tuple[TaskScore, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +70,7 @@ class EvalReport:
 
     window: int
     subjects: tuple[SubjectResult, ...]
-    #: second minus first; empty for one subject
+    #: second minus first on the texts; empty for one subject
     difference: tuple[TextResult, ...]
 
     def to_json(self) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""How good a bundle is on the user's own text, through its own runtime, beside full precision."""
+"""How good a bundle is on the user's own text and tasks, through its own runtime."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
-from llama_edge.core.errors import TextError, UsageError
-from llama_edge.core.model import FullPrecisionSource, Llama
+from llama_edge.core.errors import MissingComponentError, TextError, UsageError
+from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import Progress
+from llama_edge.core.session import Session
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, Checkpoint, TextAssets
@@ -24,6 +25,7 @@ from llama_edge.pipeline.eval_report import (
 )
 from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.runtimes.child import ChildRuntime
+from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify.evaluate import (
     Candidate,
     Scores,
@@ -32,6 +34,7 @@ from llama_edge.verify.evaluate import (
     summarize_difference,
     summarize_scores,
 )
+from llama_edge.verify.task_score import TaskScore
 
 #: A text is tokenized whole; this much makes some 20 million tokens.
 MAX_TEXT_BYTES: Final = 64 << 20
@@ -52,9 +55,10 @@ class Subject:
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
-    """Run each subject over the same windows of every text.
+    """Run each subject over the same windows of every text, and through every task.
 
     Raises:
+        MissingComponentError: Tasks are asked for and lm-eval is not installed.
         TextError: A file is missing, not UTF-8, or too short for one window.
         UsageError: The two subjects have different tokenizers, or the window exceeds a context.
         CheckFailedError: A bundle's file was changed, or its logits are not finite.
@@ -62,34 +66,83 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     """
     texts = {str(path): read_text(path) for path in request.texts}
     subjects = [open_subject(name, request.against) for name in request.subjects]
+    run_tasks = _task_runner() if request.tasks else None
+    parts = _score_texts(subjects, texts, request, progress)
+    results = []
+    for subject, scored in zip(subjects, parts, strict=True):
+        tasks: tuple[TaskScore, ...] = ()
+        if run_tasks is not None:
+            with _session(subject) as session:
+                tasks = run_tasks(session, subject.text, request.tasks, progress)
+        results.append(_subject_result(subject, scored, tasks))
+    return EvalReport(
+        window=request.window,
+        subjects=tuple(results),
+        difference=_differences(*parts) if len(parts) == 2 else (),
+    )
+
+
+#: A text's name, or `TOTAL`, and its scores.
+NamedScores = tuple[str, Scores]
+TaskRunner = Callable[[Session, TextAssets, Sequence[Path], Progress], tuple[TaskScore, ...]]
+
+
+def _task_runner() -> TaskRunner:
+    try:
+        from llama_edge.verify.tasks import run_tasks
+    except ModuleNotFoundError as error:
+        raise MissingComponentError(
+            f"--tasks: the package {error.name!r} is not installed; pip install 'llama-edge[eval]'"
+        ) from error
+    return run_tasks
+
+
+def _session(subject: Subject) -> Session:
+    """A bundle's own runtime; the whole of a full-precision model in memory."""
+    if subject.artifact is not None:
+        return ChildRuntime(subject.artifact.backend).open(subject.artifact)
+    assert subject.full is not None, "a subject is a bundle or a model"
+    config = subject.full.config
+    source = CachedSource(FullPrecisionSource(config, subject.full.weights))
+    return EagerSession(Llama(config, source), subject.max_context)
+
+
+def _score_texts(
+    subjects: Sequence[Subject], texts: Mapping[str, str], request: EvalRequest, progress: Progress
+) -> list[list[NamedScores]]:
+    """Per subject, each text's scores, then all of them; nothing without texts."""
+    if not texts:
+        return [[] for _ in subjects]
     windows = _common_windows(subjects, texts, request)
     everything = [window for part in windows.values() for window in part]
     with ExitStack() as stack:
         candidates = _candidates(subjects, stack)
         scores = score_windows(candidates, everything, progress)
     counts = {name: len(part) for name, part in windows.items()}
-    parts = [list(_split(one, counts)) for one in scores]
-    return EvalReport(
-        window=request.window,
-        subjects=tuple(map(_subject_result, subjects, parts)),
-        difference=_differences(*parts) if len(parts) == 2 else (),
-    )
+    return [list(_split(one, counts)) for one in scores]
 
 
-def _subject_result(subject: Subject, parts: Sequence[tuple[str, Scores]]) -> SubjectResult:
+def _subject_result(
+    subject: Subject, parts: Sequence[NamedScores], tasks: tuple[TaskScore, ...]
+) -> SubjectResult:
     runtime = against = None
     if subject.artifact is not None:
         runtime = subject.artifact.backend
         against = None if subject.full is None else subject.full.source
-    results = tuple(
-        TextResult(text=name, windows=len(part.nll), metrics=summarize_scores(part))
-        for name, part in parts
+    return SubjectResult(
+        name=subject.name,
+        runtime=runtime,
+        against=against,
+        results=tuple(
+            TextResult(text=name, windows=len(part.nll), metrics=summarize_scores(part))
+            for name, part in parts
+        ),
+        tasks=tasks,
     )
-    return SubjectResult(name=subject.name, runtime=runtime, against=against, results=results)
 
 
 def _differences(
-    first: Sequence[tuple[str, Scores]], second: Sequence[tuple[str, Scores]]
+    first: Sequence[NamedScores], second: Sequence[NamedScores]
 ) -> tuple[TextResult, ...]:
     return tuple(
         TextResult(text=name, windows=len(a.nll), metrics=summarize_difference(a, b))
@@ -186,8 +239,7 @@ def _candidates(subjects: Sequence[Subject], stack: ExitStack) -> list[Candidate
     for subject in subjects:
         session = full = None
         if subject.artifact is not None:
-            runtime = ChildRuntime(subject.artifact.backend)
-            session = stack.enter_context(runtime.open(subject.artifact))
+            session = stack.enter_context(_session(subject))
         if subject.full is not None:
             model = subject.full
             source = FullPrecisionSource(model.config, model.weights)
@@ -196,7 +248,7 @@ def _candidates(subjects: Sequence[Subject], stack: ExitStack) -> list[Candidate
     return candidates
 
 
-def _split(scores: Scores, counts: Mapping[str, int]) -> Iterator[tuple[str, Scores]]:
+def _split(scores: Scores, counts: Mapping[str, int]) -> Iterator[NamedScores]:
     """Each text's scores, then all of them."""
     start = 0
     for name, count in counts.items():

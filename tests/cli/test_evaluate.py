@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_json_of_two_subjects(
     assert set(result.json) == {"window", "subjects", "difference"}
     totals = []
     for subject, runtime in zip(result.json["subjects"], (None, "onnx"), strict=True):
-        assert set(subject) == {"name", "runtime", "against", "results"}
+        assert set(subject) == {"name", "runtime", "against", "results", "tasks"}
         assert subject["runtime"] == runtime
         assert [found["text"] for found in subject["results"]] == [str(text), "total"]
         assert set(subject["results"][0]) == {"text", "windows", "metrics"}
@@ -47,10 +48,46 @@ def test_the_table_says_what_is_missing(
     assert "mean KL" not in result.out
 
 
+def test_tasks_run_through_the_bundle_beside_its_model(
+    program: Program, debug_bundles: Mapping[str, Bundle], debug_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rain.jsonl").write_text('{"sky": "It rains"}\n{"sky": "It snows"}\n')
+    task = tmp_path / "rain.yaml"
+    task.write_text(
+        "task: rain\ndataset_path: json\ndataset_kwargs: {data_files: {test: rain.jsonl}}\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{sky}}'\nmetric_list: [{metric: bits_per_byte}]\n"
+    )
+    subjects = (debug_bundles["onnx"].root, debug_folder)
+    result = program("eval", *subjects, "--tasks", task, "--json")
+    assert result.code == 0
+    [bundle], [model] = (subject["tasks"] for subject in result.json["subjects"])
+    assert (bundle["task"], bundle["metric"], bundle["samples"]) == (
+        "rain",
+        "bits_per_byte,none",
+        2,
+    )
+    assert bundle["value"] == pytest.approx(model["value"], rel=0.1)
+    assert bundle["value"] != model["value"]
+    assert result.json["difference"] == []
+    table = program("eval", *subjects, "--tasks", task).out
+    assert "bits_per_byte" in table
+    assert "perplexity" not in table
+
+
+def test_tasks_need_lm_eval(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "llama_edge.verify.tasks", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = program("eval", "smollm2-135m", "--tasks", "rain.yaml")
+    assert (result.code, result.out) == (4, "")
+    assert "pip install 'llama-edge[eval]'" in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["eval", "smollm2-135m"], 2, "--text"),
+        (["eval", "smollm2-135m"], 2, "--text or --tasks"),
+        (["eval", "smollm2-135m", "--tasks", "nowhere.yaml"], 3, "nowhere.yaml: not a task"),
         (["eval", "nowhere/at-all.gguf", "--text", "RAIN"], 3, "nowhere/at-all.gguf"),
         (["eval", "smollm2-135m", "--text", "nowhere.txt"], 3, "nowhere.txt: cannot be read"),
         (["eval", "smollm2-135m", "--text", "RAIN", "--window", "8000"], 3, "smaller --window"),
