@@ -34,11 +34,7 @@ class ExecuTorchExporter:
                 f"--accuracy-level {options.accuracy_level} belongs to the onnx target; XNNPACK "
                 "always quantizes activations per token: leave it out"
             )
-        limit = checkpoint.config.max_position_embeddings
-        if not 1 <= options.max_context <= limit:
-            raise ConfigError(
-                f"max_context is {options.max_context}; this model holds 1 to {limit} tokens"
-            )
+        options.context_for(checkpoint.config)
         group_size = checkpoint.recipe.group_size
         if group_size % _XNNPACK_GROUP:
             raise ConfigError(
@@ -54,14 +50,15 @@ class ExecuTorchExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
-        max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, options.max_context, progress)
+        max_context = options.context_for(checkpoint.config)
+        max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, max_context, progress)
         artifact = Artifact(
             backend="executorch",
             root=out_dir,
             files=(PTE_FILE,),
             config=checkpoint.config,
             activation=ActivationQuantization.INT8_PER_TOKEN,
-            max_context=options.max_context,
+            max_context=max_context,
             max_prefill=max_prefill,
         )
         placement = self.placement(artifact)

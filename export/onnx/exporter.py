@@ -41,11 +41,7 @@ class OnnxExporter:
         """See `Exporter`."""
         config, recipe = checkpoint.config, checkpoint.recipe
         level = _accuracy_level(options)
-        if not 0 < options.max_context <= config.max_position_embeddings:
-            raise ConfigError(
-                f"max_context is {options.max_context}; this model's positions go from 1 to "
-                f"{config.max_position_embeddings}: choose --max-context within them"
-            )
+        options.context_for(config)
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):
             raise ConfigError(
                 f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
@@ -80,15 +76,16 @@ class OnnxExporter:
     ) -> Artifact:
         """See `Exporter`."""
         self.requires(checkpoint, options)
+        max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two files differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
         lowering = Lowering(
             accuracy_level=_accuracy_level(options),
             group_size=checkpoint.recipe.group_size,
-            max_context=options.max_context,
+            max_context=max_context,
         )
         write_model(checkpoint, out_dir, lowering, progress)
-        write_genai_config(out_dir, checkpoint.config, checkpoint.text, options.max_context)
+        write_genai_config(out_dir, checkpoint.config, checkpoint.text, max_context)
         return read_artifact(out_dir)
 
     def read_artifact(self, path: Path) -> Artifact:

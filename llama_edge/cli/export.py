@@ -14,16 +14,20 @@ from llama_edge.cli.console import (
     progress_on_stderr,
 )
 from llama_edge.export import TARGETS
-from llama_edge.export.base import LowerOptions
+from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
-
-_OPTIONS = LowerOptions()
 
 Model = Annotated[
     str,
     typer.Argument(help="A built-in name, a folder or file on this machine, or a Hugging Face id."),
 ]
 Recipe = Annotated[str, typer.Option(help="How to quantize; `llama-edge recipes` lists them.")]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="UTF-8 text to calibrate on, as often as needed; by default the model writes its own."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
 
 
@@ -36,14 +40,19 @@ def export(
         Path | None, typer.Option(help="Where to; by default bundles/MODEL-TARGET.")
     ] = None,
     max_context: Annotated[
-        int, typer.Option(help="Tokens that the KV cache holds.")
-    ] = _OPTIONS.max_context,
+        int | None,
+        typer.Option(
+            help=f"Tokens that the KV cache holds; by default {DEFAULT_CONTEXT}, or all that a "
+            "smaller model holds."
+        ),
+    ] = None,
     accuracy_level: Annotated[
         int | None,
         typer.Option(
             help="onnx only: 0 keeps activations in float32, 4 (its default) rounds to int8."
         ),
-    ] = _OPTIONS.accuracy_level,
+    ] = None,
+    calibration: Calibration = None,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -53,7 +62,13 @@ def export(
 
     options = LowerOptions(max_context=max_context, accuracy_level=accuracy_level)
     request = ExportRequest(
-        model=model, target=target, recipe=recipe, out=out, options=options, force=force
+        model=model,
+        target=target,
+        recipe=recipe,
+        calibration=tuple(calibration or ()),
+        out=out,
+        options=options,
+        force=force,
     )
     with progress_on_stderr() as progress:
         bundle = export_model(request, progress)
@@ -70,14 +85,18 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
     ] = None,
+    calibration: Calibration = None,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Write codes and scales, the same for every backend, as a folder that `inspect` reads."""
-    from llama_edge.pipeline.quantize import quantize_model
+    from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
+    request = QuantizeRequest(
+        model=model, recipe=recipe, calibration=tuple(calibration or ()), out=out, force=force
+    )
     with progress_on_stderr() as progress:
-        checkpoint = quantize_model(model, recipe, out, force=force, progress=progress)
+        checkpoint = quantize_model(request, progress)
     size_bytes = sum(file.stat().st_size for file in checkpoint.root.iterdir())
     if as_json:
         print_json(

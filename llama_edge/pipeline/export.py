@@ -28,9 +28,13 @@ from llama_edge.export.bundle import (
 from llama_edge.pipeline.describe import describe_artifact, library_versions
 from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.pipeline.names import short_name, source_name
-from llama_edge.pipeline.quantize import quantized_size_bytes, require_absent
+from llama_edge.pipeline.quantize import (
+    check_calibration,
+    quantized_size_bytes,
+    require_absent,
+)
+from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
-from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 
 
@@ -41,6 +45,8 @@ class ExportRequest:
     model: str
     target: str
     recipe: str = DEFAULT_RECIPE
+    #: text files; empty lets the model write its own, where the recipe needs any
+    calibration: tuple[Path, ...] = ()
     #: None: `bundles/MODEL-TARGET` under the current folder
     out: Path | None = None
     options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
@@ -66,6 +72,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         LlamaEdgeError: What a reader, a backend or the disk says.
     """
     target, recipe = get_target(request.target), get_recipe(request.recipe)
+    check_calibration(recipe, request.calibration)
     exporter = get_exporter(target.backend)
     get_runtime(target.backend)  # a missing package is worth knowing before the work
     out = request.out or Path("bundles") / f"{short_name(request.model)}-{target.name}"
@@ -74,7 +81,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
-        quantized = quantize_checkpoint(checkpoint, recipe, scratch, progress)
+        quantized = quantize_with_cache(checkpoint, recipe, request.calibration, scratch, progress)
         lowered = _lower(quantized, exporter, request.options, folder, progress)
         outcome = _gate(lowered, checkpoint, progress)
         bundle = _write(lowered, target, source_name(request.model), outcome)

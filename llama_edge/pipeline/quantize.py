@@ -1,16 +1,19 @@
 """A checkpoint in, a `QuantizedCheckpoint` folder out."""
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.errors import OutputError
+from llama_edge.core.errors import OutputError, UsageError
 from llama_edge.core.files import output_folder, require_free_space
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.pipeline.names import short_name
-from llama_edge.quantize import get_recipe
-from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
 _SIZE_FACTOR = 1.4
@@ -28,22 +31,50 @@ def quantized_size_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return int(bits / 8 * _SIZE_FACTOR)
 
 
-def quantize_model(
-    model: str, recipe: str, out: Path | None, *, force: bool, progress: Progress
-) -> QuantizedCheckpoint:
-    """Quantize `model` into the folder `out`, by default `quantized/MODEL-RECIPE`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRequest:
+    """What to quantize, how, and where to."""
+
+    model: str
+    recipe: str = DEFAULT_RECIPE
+    #: text files; empty lets the model write its own, where the recipe needs any
+    calibration: tuple[Path, ...] = ()
+    #: None: `quantized/MODEL-RECIPE` under the current folder
+    out: Path | None = None
+    force: bool = False
+
+
+def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
+    """Refuse text that would not be used.
+
+    Raises:
+        UsageError: The recipe needs no calibration.
+    """
+    if texts and recipe.rounding is Rounding.NEAREST:
+        raise UsageError(
+            f"--calibration {texts[0]}: recipe {recipe.name} rounds to nearest and reads no text; "
+            "leave it out, or choose a recipe with GPTQ"
+        )
+
+
+def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedCheckpoint:
+    """Quantize a model into a folder of its own.
 
     Raises:
         UnknownNameError: No such recipe.
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
-    chosen = get_recipe(recipe)
-    target = out or Path("quantized") / f"{short_name(model).rpartition('/')[2]}-{recipe}"
-    require_absent(target, force=force)
-    checkpoint = load_checkpoint(model)
-    require_free_space(target, quantized_size_bytes(checkpoint, chosen))
-    with output_folder(target, force=force) as folder:
-        quantize_checkpoint(checkpoint, chosen, folder, progress)
+    recipe = get_recipe(request.recipe)
+    check_calibration(recipe, request.calibration)
+    name = short_name(request.model).rpartition("/")[2]
+    target = request.out or Path("quantized") / f"{name}-{recipe.name}"
+    require_absent(target, force=request.force)
+    checkpoint = load_checkpoint(request.model)
+    require_free_space(target, quantized_size_bytes(checkpoint, recipe))
+    with output_folder(target, force=request.force) as folder:
+        found = quantize_with_cache(checkpoint, recipe, request.calibration, folder, progress)
+        if found.root != folder:
+            shutil.copytree(found.root, folder, dirs_exist_ok=True)
     return read_quantized_checkpoint(target)
 
 

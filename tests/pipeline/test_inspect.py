@@ -9,16 +9,14 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.inspect import inspect
-from llama_edge.pipeline.quantize import quantize_model
+from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
 
 def test_every_form_holds_the_same_codes(
     debug_bundles: Mapping[str, Bundle], debug_folder: Path, tmp_path: Path
 ) -> None:
-
-    quantized = quantize_model(
-        str(debug_folder), "w4a8-rtn", tmp_path / "q", force=False, progress=SilentProgress()
-    )
+    request = QuantizeRequest(model=str(debug_folder), recipe="w4a8-rtn", out=tmp_path / "q")
+    quantized = quantize_model(request, SilentProgress())
     pte, onnx = debug_bundles["android"].root, debug_bundles["onnx"].root
     renamed = tmp_path / "other name.pte"
     renamed.write_bytes((pte / "model.pte").read_bytes())

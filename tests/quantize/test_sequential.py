@@ -54,8 +54,10 @@ def with_outliers(checkpoint: Checkpoint) -> Checkpoint:
     A norm's weight is scaled up and the columns behind it down, as a trained Llama has them.
     """
     weights = MemoryWeights(checkpoint.config)
-    parts = {"input_layernorm": ("q_proj", "k_proj", "v_proj")}
-    parts["post_attention_layernorm"] = ("gate_proj", "up_proj")
+    parts: dict[str, tuple[str, ...]] = {
+        "input_layernorm": ("q_proj", "k_proj", "v_proj"),
+        "post_attention_layernorm": ("gate_proj", "up_proj"),
+    }
     for name, tensor in weights.tensors.items():
         norm = name.split(".")[-2]
         if norm in parts:

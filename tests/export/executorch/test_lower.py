@@ -1,5 +1,4 @@
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,11 @@ from torch import Tensor
 
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch import exporter as exporter_module
 from llama_edge.export.executorch.exporter import ExecuTorchExporter
+from llama_edge.export.executorch.placement import read_placement
 from llama_edge.formats.pte import PteFile
 from tests.export.executorch.conftest import lower
 
@@ -23,7 +22,7 @@ class OtherHead:
     def __init__(self, checkpoint: QuantizedCheckpoint) -> None:
         self._weights = checkpoint.weights
 
-    def quantized_names(self) -> Sequence[str]:
+    def quantized_names(self) -> tuple[str, ...]:
         return self._weights.quantized_names()
 
     def quantized(self, name: str) -> QuantizedTensor:
@@ -105,13 +104,11 @@ def test_every_linear_is_delegated(debug_pte: Artifact) -> None:
 def test_a_linear_outside_the_delegate_fails_the_export(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = exporter_module.read_placement
-
-    def one_fewer(path: Path) -> object:
-        found = real(path)
+    def one_fewer(path: Path) -> Placement:
+        found = read_placement(path)
         return dataclasses.replace(found, linears_delegated=found.linears_delegated - 1)
 
-    monkeypatch.setattr(exporter_module, "read_placement", one_fewer)
+    monkeypatch.setattr("llama_edge.export.executorch.exporter.read_placement", one_fewer)
     with pytest.raises(ExportError, match="1 of 15 linears are outside XNNPACK"):
         lower(debug_quantized, tmp_path)
 

@@ -15,7 +15,7 @@ def test_a_context_beyond_the_models_positions(
     debug_quantized: QuantizedCheckpoint, max_context: int, tmp_path: Path
 ) -> None:
     options = LowerOptions(max_context=max_context)
-    with pytest.raises(ConfigError, match="from 1 to 512"):
+    with pytest.raises(ConfigError, match="this model holds 1 to 512 tokens"):
         OnnxExporter().lower(debug_quantized, tmp_path, options, SilentProgress())
     assert not list(tmp_path.iterdir())
 
