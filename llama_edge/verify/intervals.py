@@ -1,9 +1,9 @@
 """Confidence intervals by resampling whole windows of text.
 
 Positions inside a window share their context, so the window is the unit that is drawn. Few windows
-make a plain percentile interval too narrow; it is widened as Hesterberg describes ("What Teachers
-Should Know About the Bootstrap", 2015, section 3.3): the tail probability becomes that of a
-t-interval, and the spread that of the unbiased variance.
+make a plain percentile interval too narrow, so it is Hesterberg's expanded percentile interval
+("What Teachers Should Know About the Bootstrap", arXiv 1411.5279): the tail probability becomes
+that of a t-interval, and the spread that of the unbiased variance.
 """
 
 import math
