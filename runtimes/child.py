@@ -209,7 +209,10 @@ class ChildSession:
 
 
 class ChildRuntime:
-    """A `Runtime` that runs the runtime called `name` in a child process per session.
+    """A `Runtime` that runs the runtime called `name` in a child process.
+
+    A child that has answered `version` or `trace` is kept for the next request, since starting one
+    takes seconds; `close` ends it. An opened session takes the child with it.
 
     Args:
         name: What the factory is called with.
@@ -227,36 +230,59 @@ class ChildRuntime:
         self.name = name
         self._factory = factory
         self._timeouts = timeouts
+        self._idle: _Child | None = None
+
+    def _take_child(self) -> _Child:
+        child, self._idle = self._idle or _Child(self._factory, self.name), None
+        return child
+
+    def _ask(
+        self, method: str, *arguments: object, timeout_s: float
+    ) -> tuple[Any, list[FloatArray]]:
+        """One request to a child that is kept when it answers, and killed when it does not."""
+        child = self._take_child()
+        answered = False
+        try:
+            reply = child.request(method, *arguments, timeout_s=timeout_s)
+            answered = True
+        finally:
+            if answered:
+                self._idle = child
+            else:
+                child.kill()
+        return reply
 
     def version(self) -> str:
         """See `Runtime`."""
-        child = _Child(self._factory, self.name)
-        try:
-            value, _ = child.request("version", timeout_s=self._timeouts.open_s)
-        finally:
-            child.kill()
+        value, _ = self._ask("version", timeout_s=self._timeouts.open_s)
         return str(value)
 
     def open(self, artifact: Artifact) -> Session:
         """See `Runtime`; a crash or a hang while loading raises `RuntimeCrashError`."""
-        child = _Child(self._factory, self.name)
-        try:
-            max_context, _ = child.request("open", artifact, timeout_s=self._timeouts.open_s)
-        except LlamaEdgeError:
-            child.kill()
-            raise
-        return ChildSession(child, int(max_context), self._timeouts.call_s)
+        max_context, _ = self._ask("open", artifact, timeout_s=self._timeouts.open_s)
+        return ChildSession(self._take_child(), int(max_context), self._timeouts.call_s)
+
+    def close(self) -> None:
+        """End the child that waits for the next request; calling it twice is harmless."""
+        if self._idle is not None:
+            self._idle.kill()
+            self._idle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; a crash or a hang raises `RuntimeCrashError`."""
-        child = _Child(self._factory, self.name)
-        try:
-            plain_calls = [list(call) for call in calls]
-            counts, arrays = child.request(
-                "trace", artifact, plain_calls, timeout_s=self._timeouts.trace_s
-            )
-        finally:
-            child.kill()
+        plain_calls = [list(call) for call in calls]
+        counts, arrays = self._ask("trace", artifact, plain_calls, timeout_s=self._timeouts.trace_s)
         layers = counts["hidden"]
         return BlockTrace(
             tokens=tuple(counts["tokens"]),

@@ -121,6 +121,7 @@ def _gate(lowered: _Lowered, checkpoint: Checkpoint, progress: Progress) -> Gate
         return GateOutcome.failed(error)
     subject = GateSubject(
         artifact=lowered.artifact,
+        config=source.config,
         end_tokens=lowered.exporter.end_tokens(lowered.artifact),
         reference=source.weights,
         recipe=source.recipe,

@@ -6,6 +6,7 @@ from typing import Any, Self
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
 from llama_edge.core.manifest import TextContract
 from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.text_contract import build_text_contract
@@ -26,6 +27,8 @@ class GateSubject:
     """What is judged, and what it is held against."""
 
     artifact: Artifact
+    #: the shape that the artifact must have; never taken from what the artifact says of itself
+    config: ModelConfig
     #: the end tokens that the artifact itself tells its runner
     end_tokens: tuple[int, ...]
     #: the text files that lie beside the artifact
@@ -107,13 +110,14 @@ def run_gate(subject: GateSubject, progress: Progress) -> GateOutcome:
 
     A runtime that refuses the file, crashes or hangs is a failed gate, not an error of the tool.
     """
-    contract = _check_text(subject)
-    if contract:  # prompts through the wrong tokenizer would prove nothing
+    contract = (*_check_config(subject), *_check_text(subject))
+    if contract:  # another network, or prompts through another tokenizer, would prove nothing
         return GateOutcome(parity=None, fidelity=None, reason=_reason(contract))
     tolerances = Tolerances()
     try:
-        blocks = _check_blocks(subject, tolerances, progress)
-        measured = _measure(subject, tolerances, progress)
+        with ChildRuntime(subject.artifact.backend) as runtime:
+            blocks = _check_blocks(subject, runtime, tolerances, progress)
+            measured = _measure(subject, runtime, tolerances, progress)
     except (CheckFailedError, SessionError) as error:
         return GateOutcome.failed(error)
     parity = check_parity(subject.artifact.activation, blocks, measured, (), tolerances)
@@ -130,8 +134,22 @@ def _reason(findings: tuple[Finding, ...]) -> str:
     return f"{first.check}: {first.where}: {first.message}{more}"
 
 
+def _check_config(subject: GateSubject) -> tuple[Finding, ...]:
+    """What the file says of its own arithmetic, field by field."""
+    found, expected = subject.artifact.config.to_json(), subject.config.to_json()
+    return tuple(
+        Finding(
+            check="config",
+            where=name,
+            message=f"{subject.artifact.files[0]} says {found[name]!r}; the model has {value!r}",
+        )
+        for name, value in expected.items()
+        if found[name] != value
+    )
+
+
 def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
-    expected, vocab_size = subject.contract, subject.artifact.config.vocab_size
+    expected, vocab_size = subject.contract, subject.config.vocab_size
     found = build_text_contract(subject.text)
     return (
         *check_contract(expected, found, vocab_size),
@@ -140,13 +158,14 @@ def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
 
 
 def _reference(subject: GateSubject) -> Llama:
-    artifact = subject.artifact
-    return Llama(artifact.config, DequantizedSource(subject.reference), artifact.activation)
+    source = DequantizedSource(subject.reference)
+    return Llama(subject.config, source, subject.artifact.activation)
 
 
-def _check_blocks(subject: GateSubject, tolerances: Tolerances, progress: Progress) -> BlocksReport:
+def _check_blocks(
+    subject: GateSubject, runtime: ChildRuntime, tolerances: Tolerances, progress: Progress
+) -> BlocksReport:
     artifact = subject.artifact
-    runtime = ChildRuntime(artifact.backend)
     prompts = gate_prompts(Tokenizer(subject.text), artifact.max_context)
     progress.start("run, and look into blocks", len(prompts))
     traces: list[BlockTrace] = []
@@ -158,14 +177,16 @@ def _check_blocks(subject: GateSubject, tolerances: Tolerances, progress: Progre
     return check_blocks(_reference(subject), traces, tolerances, progress)
 
 
-def _measure(subject: GateSubject, tolerances: Tolerances, progress: Progress) -> EndToEnd:
+def _measure(
+    subject: GateSubject, runtime: ChildRuntime, tolerances: Tolerances, progress: Progress
+) -> EndToEnd:
     artifact, full = subject.artifact, subject.full
     prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context)
     precise = (
         None if full is None else Llama(full.config, FullPrecisionSource(full.config, full.weights))
     )
     progress.start("parity and fidelity, end to end", _steps(artifact, len(prompts)))
-    with ChildRuntime(artifact.backend).open(artifact) as session:
+    with runtime.open(artifact) as session:
         return measure_end_to_end(
             _reference(subject), precise, session, prompts, tolerances, progress
         )

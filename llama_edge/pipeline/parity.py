@@ -34,6 +34,7 @@ def check_bundle(folder: Path, against: str | None, progress: Progress) -> GateO
         return GateOutcome.failed(error)
     subject = GateSubject(
         artifact=artifact,
+        config=manifest.model.config,
         end_tokens=exporter.end_tokens(artifact),
         text=read_text_assets(folder),
         contract=manifest.text,
