@@ -22,6 +22,7 @@ from llama_edge.core.text_assets import write_text_assets
 from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import (
     Artifact,
+    CalibrationRecord,
     Checkpoint,
     Interface,
     Placement,
@@ -185,6 +186,9 @@ def debug_manifest(debug_quantized: QuantizedCheckpoint) -> Manifest:
         verdict=Verdict.PASSED,
         model=Model(source="debug", source_sha256="0" * 64, config=debug_quantized.config),
         recipe=debug_quantized.recipe,
+        calibration=CalibrationRecord(
+            origin="self-generated, seed 0", sequences=32, length=256, sha256="2" * 64
+        ),
         target="android",
         backend="executorch",
         files=(FileEntry(path="model.pte", size_bytes=1, sha256="1" * 64),),
@@ -233,14 +237,21 @@ def debug_bundles(
 
 def debug_request(model: Path, target: str, out: Path, *, force: bool = False) -> ExportRequest:
     options = LowerOptions(max_context=512)
-    return ExportRequest(model=str(model), target=target, out=out, options=options, force=force)
+    return ExportRequest(
+        model=str(model),
+        target=target,
+        recipe="w4a8-rtn",
+        out=out,
+        options=options,
+        force=force,
+    )
 
 
 @pytest.fixture(scope="session")
 def android_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """SmolLM2 for Android, through the whole pipeline; takes a minute or two."""
     out = tmp_path_factory.mktemp("smollm2") / "android"
-    request = ExportRequest(model="smollm2-135m", target="android", out=out)
+    request = ExportRequest(model="smollm2-135m", target="android", recipe="w4a8-rtn", out=out)
     return export_model(request, SilentProgress())
 
 
@@ -248,5 +259,5 @@ def android_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """SmolLM2 for ONNX Runtime, through the whole pipeline; takes a minute or two."""
     out = tmp_path_factory.mktemp("smollm2") / "onnx"
-    request = ExportRequest(model="smollm2-135m", target="onnx", out=out)
+    request = ExportRequest(model="smollm2-135m", target="onnx", recipe="w4a8-rtn", out=out)
     return export_model(request, SilentProgress())

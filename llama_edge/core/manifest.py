@@ -16,7 +16,7 @@ import jsonschema
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Interface, Placement, Recipe, TensorSpec
+from llama_edge.core.types import CalibrationRecord, Interface, Placement, Recipe, TensorSpec
 
 MANIFEST_VERSION: Final = 1
 
@@ -112,6 +112,8 @@ class Manifest:
     verdict: Verdict
     model: Model
     recipe: Recipe
+    #: None for a recipe that needs no text
+    calibration: CalibrationRecord | None
     target: str
     backend: str
     #: every file but the manifest itself; the first one is the one to open
@@ -154,6 +156,9 @@ class Manifest:
             verdict=Verdict(value["verdict"]),
             model=Model(**{**model, "config": ModelConfig.from_json(model["config"])}),
             recipe=Recipe.from_json(value["recipe"]),
+            calibration=(
+                None if value["calibration"] is None else CalibrationRecord(**value["calibration"])
+            ),
             target=value["target"],
             backend=value["backend"],
             files=tuple(FileEntry(**entry) for entry in value["files"]),

@@ -143,6 +143,7 @@ def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome)
             config=quantized.config,
         ),
         recipe=quantized.recipe,
+        calibration=quantized.calibration,
         target=target.name,
         backend=target.backend,
         files=list_files(folder, lowered.artifact.files),

@@ -24,9 +24,9 @@ def generated(debug_checkpoint: Checkpoint) -> CalibrationSet:
 def test_every_prompt_begins_a_sequence(
     generated: CalibrationSet, debug_checkpoint: Checkpoint
 ) -> None:
-    assert generated.tokens.shape == (SEQUENCES, 48) == (len(PROMPTS), 48)
+    assert generated.tokens.shape == (SEQUENCES, 48) == (2 * len(PROMPTS), 48)
     tokenizer = Tokenizer(debug_checkpoint.text)
-    for row, prompt in zip(generated.tokens, PROMPTS, strict=True):
+    for row, prompt in zip(generated.tokens, PROMPTS * 2, strict=True):
         chat = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         assert row[:24].tolist() == chat[:24]
 
