@@ -1,17 +1,15 @@
 """The reference network as a session: for generation, and as a baseline for other runtimes."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from llama_edge.core.model import KVCache, Llama
-from llama_edge.core.session import FloatArray, check_tokens
+from llama_edge.core.session import ClosesOnExit, FloatArray, check_tokens
 
 
-class EagerSession:
+class EagerSession(ClosesOnExit):
     """A `Session` over the reference, for models that fit in memory.
 
     Args:
@@ -61,14 +59,3 @@ class EagerSession:
     def close(self) -> None:
         """See `Session`."""
         self.reset()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,8 +4,7 @@ import importlib.metadata
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from executorch.kernels import quantized as _quantized_operators  # noqa: F401
 from executorch.runtime import Runtime as _Native
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.session import BlockTrace, FloatArray, check_tokens
+from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
 from llama_edge.core.types import Artifact
 from llama_edge.runtimes.executorch_trace import write_traced_copy
 
@@ -61,7 +60,7 @@ class _Method:
         return outputs
 
 
-class ExecuTorchSession:
+class ExecuTorchSession(ClosesOnExit):
     """A `Session`; the cache lives inside the method, `input_pos` says where to write."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -98,17 +97,6 @@ class ExecuTorchSession:
     def close(self) -> None:
         """See `Session`."""
         self._method = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class ExecuTorchRuntime:

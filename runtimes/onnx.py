@@ -6,8 +6,7 @@ a decode step copies nothing. Shape legend: B = 1, T tokens, V vocab, K key/valu
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.session import BlockTrace, FloatArray, Session, check_tokens
+from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, Session, check_tokens
 from llama_edge.core.types import Artifact
 from llama_edge.core.value_names import attention_value, hidden_value
 
@@ -45,7 +44,7 @@ _FATAL_ONLY: Final = 4
 _LOGITS: Final = "logits"
 
 
-class OnnxSession:
+class OnnxSession(ClosesOnExit):
     """A `Session` over one loaded model.
 
     Args:
@@ -151,17 +150,6 @@ class OnnxSession:
         if self._session is not None:
             self._session = None
             del self._binding
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class OnnxRuntime:

@@ -3,6 +3,7 @@
 Shape legend: T tokens, V vocab, D hidden, Q query_size (all query heads together).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,6 +37,25 @@ def check_tokens(tokens: Sequence[int], *, used: int, max_context: int, vocab_si
                 f"token {token} at position {used + position} is outside the vocabulary of "
                 f"{vocab_size}; the tokenizer belongs to another model"
             )
+
+
+class ClosesOnExit(ABC):
+    """The context manager that a `Session` is: leaving it closes it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Session`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Session(Protocol):
