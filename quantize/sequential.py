@@ -11,7 +11,7 @@ Shape legend: N sequences, T tokens, D hidden, Q query_size, F intermediate, I i
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,20 +55,18 @@ class _LayerSource:
 class _Rounder:
     """Chooses scales and codes of linears that share an input, given what that input was."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, source: _LayerSource) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, recipe: Recipe, source: _LayerSource) -> None:
         self._recipe = recipe
         self._source = source
 
     def round(
-        self, names: Sequence[str], inputs: Tensor, full_inputs: Tensor
+        self, weights: Mapping[str, Tensor], inputs: Tensor, full_inputs: Tensor
     ) -> Iterator[QuantizedEntry]:
         """Round the linears that multiply `inputs` (N, T, I), in full precision `full_inputs`."""
         hessian, drift = _second_moments(inputs, full_inputs)
         correction = _correction(hessian, drift)
         bits, group_size = self._recipe.weight_bits, self._recipe.group_size
-        for name in names:
-            weight = self._checkpoint.weights.read(name)
+        for name, weight in weights.items():
             scales = recipe_scales(name, weight, self._recipe)
             codes = gptq_codes(name, weight + weight @ correction, hessian, scales, bits)
             tensor = QuantizedTensor(codes=codes, scales=scales, bits=bits, group_size=group_size)
@@ -176,20 +174,20 @@ def round_blocks(
     """
     config = checkpoint.config
     source = _LayerSource(checkpoint, embedding)
-    rounder = _Rounder(checkpoint, recipe, source)
+    rounder = _Rounder(recipe, source)
     rounded = Llama(config, source, ActivationQuantization.INT8_PER_TOKEN)
     full = Llama(config, FullPrecisionSource(config, checkpoint.weights))
     with tempfile.TemporaryDirectory() as scratch:
         artifact = _CalibrationPass(rounded, tokens_NT, Path(scratch, "rounded"))
         wanted = _CalibrationPass(full, tokens_NT, Path(scratch, "full"))
         for layer in range(config.num_hidden_layers):
-            # Every weight of the layer is read once for the full-precision pass.
+            # Every weight of the layer is read once, for the full-precision pass and for rounding.
             full.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
             for parts, inputs_of in _STEPS:
+                inputs, full_inputs = inputs_of(artifact, layer), inputs_of(wanted, layer)
                 names = [block_weight(layer, part) for part in parts]
-                yield from rounder.round(
-                    names, inputs_of(artifact, layer), inputs_of(wanted, layer)
-                )
+                weights = {name: full.source.matrix(name) for name in names}
+                yield from rounder.round(weights, inputs, full_inputs)
             artifact.finish(layer)
             wanted.finish(layer)
             source.rounded.clear()
