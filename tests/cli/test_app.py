@@ -71,7 +71,8 @@ def test_a_backend_that_is_not_installed_is_named_with_the_remedy(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    arguments = ["export", "smollm2-135m", "--target", "onnx", "--out", "bundles/it", "--json"]
+    arguments = ["export", "smollm2-135m", "--target", "onnx", "--recipe", "w4a8-rtn"]
+    arguments += ["--out", "bundles/it", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", "from llama_edge.cli import main; main()", *arguments],
         cwd=tmp_path,

@@ -30,7 +30,7 @@ def short_model(debug_checkpoint: Checkpoint) -> Checkpoint:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LLAMA_EDGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -58,10 +58,10 @@ def test_another_recipe_shares_the_text_and_nothing_else(
 
 
 def test_a_damaged_text_is_written_again(
-    short_model: Checkpoint, tmp_path: Path, own_cache: Path
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path
 ) -> None:
     first = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
-    (tokens,) = own_cache.glob("calibration/*/tokens.safetensors")
+    (tokens,) = fresh_cache.glob("calibration/*/tokens.safetensors")
     tokens.write_bytes(b"damaged")
     stages = Stages()
     again = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, stages)
@@ -80,12 +80,12 @@ def test_the_user_s_text_is_another_result(short_model: Checkpoint, tmp_path: Pa
 
 
 def test_rounding_to_nearest_is_not_kept(
-    short_model: Checkpoint, tmp_path: Path, own_cache: Path
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path
 ) -> None:
     (tmp_path / "scratch").mkdir()
     found = quantize_with_cache(short_model, W4A8_RTN, (), tmp_path / "scratch", SilentProgress())
     assert found.root == tmp_path / "scratch"
-    assert not own_cache.exists()
+    assert not fresh_cache.exists()
 
 
 def test_text_that_would_not_be_used_is_refused() -> None:
