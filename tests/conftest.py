@@ -1,5 +1,6 @@
 """A tiny random Llama, and the embedded real model, quantized once per test session."""
 
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def debug_text() -> TextAssets:
         add_bos=False,
         generation_defaults={"temperature": 0.6, "top_p": 0.9},
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and children would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

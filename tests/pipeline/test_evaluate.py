@@ -147,7 +147,7 @@ def test_different_tokenizers_are_not_compared(
         ({"window": 1}, "window is 1"),
         ({"window": 513}, "holds 512 tokens"),
         ({"max_windows": 0}, "max_windows is 0"),
-        ({"texts": ()}, "no text"),
+        ({"texts": ()}, "nothing to evaluate on"),
     ],
 )
 def test_options_out_of_range(
