@@ -8,6 +8,7 @@ I in, D hidden, F intermediate, H head_dim.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -31,6 +32,20 @@ class RotationMatrices:
     r1: Tensor
     r2: Sequence[Tensor]
     r4: tuple[int, int] | None
+
+
+_FIRST_NORM: Final = block_weight(0, "input_layernorm")
+
+
+def tie_breaker(width: int) -> Tensor:
+    """Weights (D,) within 2 % of one for the first norm, taken back by the linears behind it.
+
+    What comes first is a row of the int8 table: whole numbers times one scale. Under a uniform norm
+    many of them lie exactly on a rounding border of the int8 activations, where the last bit of
+    a runtime's norm decides, and every runtime decides otherwise. Uneven weights leave no ties.
+    """
+    steps = torch.arange(width, dtype=torch.float64) * ((5**0.5 - 1) / 2)
+    return (0.98 + 0.04 * steps.frac()).float()
 
 
 def random_hadamard(order: int, generator: torch.Generator) -> Tensor:
@@ -89,7 +104,7 @@ class RotatedWeights:
             return self._turn_back(norm[:, None] * self._matrices.r1).float()
         weight = self._weights.read(name)
         if weight.ndim == 1:
-            return torch.ones_like(weight)
+            return tie_breaker(len(weight)) if name == _FIRST_NORM else torch.ones_like(weight)
         return self._rotate(name, weight.double()).float()
 
     def _turn_back(self, weight_DI: Tensor) -> Tensor:
@@ -114,7 +129,10 @@ class RotatedWeights:
                 turned if self._matrices.r4 is None else rotate_product(turned, self._matrices.r4)
             )
         before = "input_layernorm" if part.startswith("self_attn") else "post_attention_layernorm"
-        folded = self._fold(weight, block_weight(layer, before))
+        norm = block_weight(layer, before)
+        folded = self._fold(weight, norm)
+        if norm == _FIRST_NORM:
+            folded = folded / tie_breaker(folded.shape[1]).double()
         if part == "self_attn.v_proj":
             heads = folded.view(-1, self._config.head_dim, folded.shape[1])
             return (self._matrices.r2[layer].T @ heads).view_as(folded)

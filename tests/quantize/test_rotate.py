@@ -14,7 +14,7 @@ from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.quantize import W4A8_RTN
-from llama_edge.quantize.rotate import rotate
+from llama_edge.quantize.rotate import rotate, tie_breaker
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
@@ -77,6 +77,19 @@ def test_a_forgotten_part_is_seen(debug_checkpoint: Checkpoint) -> None:
     for change in ({"head_rotation": False}, {"down_proj_rotation": None}):
         wrong = dataclasses.replace(rotated, config=dataclasses.replace(rotated.config, **change))
         assert kl(logits(debug_checkpoint), logits(wrong)) > 1e-3
+
+
+def borders(x: torch.Tensor) -> float:
+    """Share of values within a thousandth of a step of a per-token int8 rounding border."""
+    steps = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / 255.0
+    return float((((x / steps) % 1 - 0.5).abs() < 1e-3).float().mean())
+
+
+def test_the_first_norm_leaves_no_ties() -> None:
+    """Whole numbers, as rows of an int8 table are, against the same under uneven weights."""
+    codes = torch.randint(-100, 101, (400, 96), generator=torch.Generator().manual_seed(0)).float()
+    assert borders(codes) > 0.01
+    assert borders(codes * tie_breaker(96)) < 0.004
 
 
 def test_the_seed_decides(debug_checkpoint: Checkpoint) -> None:
