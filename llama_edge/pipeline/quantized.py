@@ -9,12 +9,14 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llama_edge import __version__
+import llama_edge.core
+import llama_edge.quantize
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
@@ -74,8 +76,18 @@ def quantize_with_cache(
     return read_quantized_checkpoint(folder)
 
 
+@cache
+def _code_sha256() -> str:
+    """Of the program text that decides about codes: a changed quantizer finds no old result."""
+    digest = hashlib.sha256()
+    for package in (llama_edge.quantize, llama_edge.core):
+        for file in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _key(parts: Mapping[str, object]) -> str:
-    text = canonical_json({**parts, "version": __version__})
+    text = canonical_json({**parts, "code": _code_sha256()})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

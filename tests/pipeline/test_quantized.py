@@ -45,6 +45,15 @@ def test_calibrated_once_for_all_targets(short_model: Checkpoint, tmp_path: Path
     assert first.source_sha256 == hash_weights(short_model.weights)
 
 
+def test_a_changed_quantizer_finds_no_old_result(
+    short_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
+    monkeypatch.setattr("llama_edge.pipeline.quantized._code_sha256", lambda: "another")
+    second = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
+    assert second.root != first.root
+
+
 def test_another_recipe_shares_the_text_and_nothing_else(
     short_model: Checkpoint, tmp_path: Path
 ) -> None:
