@@ -27,6 +27,7 @@ W4A8_HADAMARD: Final = replace(
     name="w4a8-hadamard",
     summary="as w4a8-gptq, behind Hadamard rotations R1, R2 and R4, without training",
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
+    max_fidelity_kl=0.3,
 )
 
 RECIPES: Final[Mapping[str, Recipe]] = {
