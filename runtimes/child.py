@@ -21,7 +21,7 @@ import numpy as np
 
 from llama_edge.core import errors
 from llama_edge.core.errors import LlamaEdgeError, RuntimeCrashError, SessionError
-from llama_edge.core.session import BlockTrace, FloatArray, Session
+from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, Session
 from llama_edge.core.types import Artifact
 
 #: What a report shows of a dead child's output.
@@ -208,7 +208,7 @@ class ChildSession:
             self._child.kill()
 
 
-class ChildRuntime:
+class ChildRuntime(ClosesOnExit):
     """A `Runtime` that runs the runtime called `name` in a child process.
 
     A child that has answered `version` or `trace` is kept for the next request, since starting one
@@ -267,17 +267,6 @@ class ChildRuntime:
         if self._idle is not None:
             self._idle.kill()
             self._idle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; a crash or a hang raises `RuntimeCrashError`."""

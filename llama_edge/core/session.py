@@ -40,11 +40,11 @@ def check_tokens(tokens: Sequence[int], *, used: int, max_context: int, vocab_si
 
 
 class ClosesOnExit(ABC):
-    """The context manager that a `Session` is: leaving it closes it."""
+    """A context manager, as a `Session` is: leaving it closes it."""
 
     @abstractmethod
     def close(self) -> None:
-        """See `Session`."""
+        """Free what is held; calling it twice is harmless."""
 
     def __enter__(self) -> Self:
         return self
