@@ -43,6 +43,8 @@ class Target:
     name: str
     backend: str
     summary: str
+    #: whether it runs weight-only recipes, whose activations stay in floating point
+    float_activations: bool
     #: what nobody has checked on such a device
     not_verified: str
 
@@ -52,12 +54,14 @@ TARGETS: Final[Mapping[str, Target]] = {
         name="android",
         backend="executorch",
         summary="ExecuTorch .pte on XNNPACK, as ExecuTorch's own LLM runner loads it",
+        float_activations=False,
         not_verified="not run on a phone: speed, memory and Arm kernels are unmeasured",
     ),
     "onnx": Target(
         name="onnx",
         backend="onnx",
         summary="ONNX folder with MatMulNBits, as onnxruntime-genai loads it",
+        float_activations=True,
         not_verified="run on this machine's CPU provider only",
     ),
 }

@@ -13,6 +13,7 @@ from llama_edge.core.types import (
     Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
+    Recipe,
 )
 
 #: A float32 cache of this many tokens takes 94 MB in SmolLM2 and 470 MB in Llama 3.2 3B.
@@ -25,7 +26,7 @@ class LowerOptions:
 
     #: tokens that the KV cache holds; None is `DEFAULT_CONTEXT`, or all that a smaller model holds
     max_context: int | None = None
-    #: ONNX Runtime's accuracy_level (0: fp32 activations, 4: int8); None is the backend's default
+    #: ONNX Runtime's accuracy_level (0: fp32 activations, 4: int8); None is what the recipe says
     accuracy_level: int | None = None
 
     def context_for(self, config: ModelConfig) -> int:
@@ -47,12 +48,18 @@ class LowerOptions:
 class Exporter(Protocol):
     """One backend."""
 
-    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
+    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """Fail before any work when this backend cannot do what is asked.
 
+        Args:
+            config: The model, rotated or not yet.
+            recipe: How it is, or is going to be, quantized.
+            options: What the user asks of the lowering.
+
         Raises:
-            ConfigError: The model's shape or the context does not fit.
-            UsageError: An option that this backend does not have.
+            ConfigError: The model's shape, the recipe or the context does not fit.
+            UsageError: An option that this backend does not have, or that contradicts the recipe;
+                a recipe whose activations this backend cannot keep.
         """
         ...
 

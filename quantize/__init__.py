@@ -29,9 +29,15 @@ W4A8_HADAMARD: Final = replace(
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
     max_fidelity_kl=0.3,
 )
+W4_HADAMARD: Final = replace(
+    W4A8_HADAMARD,
+    name="w4-hadamard",
+    summary="weight-only: as w4a8-hadamard, with activations in floating point",
+    activation_bits=None,
+)
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    recipe.name: recipe for recipe in (W4A8_RTN, W4A8_GPTQ, W4A8_HADAMARD)
+    recipe.name: recipe for recipe in (W4A8_RTN, W4A8_GPTQ, W4A8_HADAMARD, W4_HADAMARD)
 }
 DEFAULT_RECIPE: Final = W4A8_RTN.name
 

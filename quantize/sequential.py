@@ -175,7 +175,11 @@ def round_blocks(
     config = checkpoint.config
     source = _LayerSource(checkpoint, embedding)
     rounder = _Rounder(recipe, source)
-    rounded = Llama(config, source, ActivationQuantization.INT8_PER_TOKEN)
+    weight_only = recipe.activation_bits is None
+    activation = (
+        ActivationQuantization.NONE if weight_only else ActivationQuantization.INT8_PER_TOKEN
+    )
+    rounded = Llama(config, source, activation)
     full = Llama(config, FullPrecisionSource(config, checkpoint.weights))
     with tempfile.TemporaryDirectory() as scratch:
         artifact = _CalibrationPass(rounded, tokens_NT, Path(scratch, "rounded"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from executorch.exir import schema
 
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
     ActivationQuantization,
@@ -12,8 +13,10 @@ from llama_edge.core.types import (
     Interface,
     Placement,
     QuantizedCheckpoint,
+    Recipe,
     TensorSpec,
 )
+from llama_edge.export import TARGETS
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
 from llama_edge.export.executorch.placement import read_placement
@@ -27,18 +30,25 @@ _DTYPES = {schema.ScalarType.LONG: "int64", schema.ScalarType.FLOAT: "float32"}
 class ExecuTorchExporter:
     """`Exporter` for `.pte` on XNNPACK."""
 
-    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
+    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
+        if recipe.activation_bits is None:
+            able = [target.name for target in TARGETS.values() if target.float_activations]
+            raise UsageError(
+                f"recipe {recipe.name} leaves activations in floating point; XNNPACK's int4 "
+                f"linears take int8 ones: choose --target {' or '.join(able)}, or a recipe with "
+                "int8 activations"
+            )
         if options.accuracy_level is not None:
             raise UsageError(
                 f"--accuracy-level {options.accuracy_level} belongs to the onnx target; XNNPACK "
                 "always quantizes activations per token: leave it out"
             )
-        options.context_for(checkpoint.config)
-        group_size = checkpoint.recipe.group_size
+        options.context_for(config)
+        group_size = recipe.group_size
         if group_size % _XNNPACK_GROUP:
             raise ConfigError(
-                f"recipe {checkpoint.recipe.name}: group_size {group_size} is not a multiple of "
+                f"recipe {recipe.name}: group_size {group_size} is not a multiple of "
                 f"{_XNNPACK_GROUP}, which XNNPACK needs; choose another recipe"
             )
 
@@ -50,6 +60,7 @@ class ExecuTorchExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
+        self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, max_context, progress)
         artifact = Artifact(

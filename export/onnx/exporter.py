@@ -6,6 +6,7 @@ from typing import Final
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
 from llama_edge.core.model import ACTIVATION_BLOCK
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
 from llama_edge.core.types import (
@@ -15,6 +16,7 @@ from llama_edge.core.types import (
     Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
+    Recipe,
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_config
@@ -28,8 +30,9 @@ from llama_edge.export.onnx.reader import (
     read_placement,
 )
 
-#: int8 activations: the fastest, on phones as on desktops.
-DEFAULT_ACCURACY_LEVEL: Final = 4
+#: float32 activations, and int8 ones: the fastest, on phones as on desktops.
+_FLOAT_LEVEL: Final = 0
+_INT8_LEVEL: Final = 4
 #: The blocks that MatMulNBits takes: powers of two from 16.
 _MIN_BLOCK: Final = 16
 
@@ -37,10 +40,9 @@ _MIN_BLOCK: Final = 16
 class OnnxExporter:
     """Writes a folder that ONNX Runtime GenAI opens."""
 
-    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
+    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
-        config, recipe = checkpoint.config, checkpoint.recipe
-        level = _accuracy_level(options)
+        level = _accuracy_level(recipe, options)
         options.context_for(config)
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):
             raise ConfigError(
@@ -75,12 +77,12 @@ class OnnxExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
-        self.requires(checkpoint, options)
+        self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two files differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
         lowering = Lowering(
-            accuracy_level=_accuracy_level(options),
+            accuracy_level=_accuracy_level(checkpoint.recipe, options),
             group_size=checkpoint.recipe.group_size,
             max_context=max_context,
         )
@@ -109,8 +111,18 @@ class OnnxExporter:
         return read_end_tokens(artifact.root)
 
 
-def _accuracy_level(options: LowerOptions) -> int:
-    level = DEFAULT_ACCURACY_LEVEL if options.accuracy_level is None else options.accuracy_level
+def _accuracy_level(recipe: Recipe, options: LowerOptions) -> int:
+    """What the user asks for, else what the recipe says; never coarser than the recipe."""
+    weight_only = recipe.activation_bits is None
+    if options.accuracy_level is None:
+        return _FLOAT_LEVEL if weight_only else _INT8_LEVEL
+    level = options.accuracy_level
     if level not in ACTIVATIONS:
         raise UsageError(f"accuracy_level is {level}; choose one of {sorted(ACTIVATIONS)}")
+    if weight_only and ACTIVATIONS[level] is not ActivationQuantization.NONE:
+        raise UsageError(
+            f"--accuracy-level {level} rounds activations to int8; recipe {recipe.name} leaves "
+            f"them in floating point: leave it out, give {_FLOAT_LEVEL}, or choose a recipe with "
+            "int8 activations"
+        )
     return level

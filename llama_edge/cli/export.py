@@ -49,7 +49,8 @@ def export(
     accuracy_level: Annotated[
         int | None,
         typer.Option(
-            help="onnx only: 0 keeps activations in float32, 4 (its default) rounds to int8."
+            help="onnx only: 0 keeps activations in float32, 4 rounds them to int8; by default "
+            "what the recipe says."
         ),
     ] = None,
     calibration: Calibration = None,

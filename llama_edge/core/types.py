@@ -105,6 +105,8 @@ class Recipe:
     group_size: int = 32
     #: embedding and lm_head: one scale per row
     table_bits: int = 8
+    #: of what a linear multiplies; None keeps it in floating point (weight-only)
+    activation_bits: int | None = 8
     scales: Scales = Scales.WIDEST
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
@@ -119,6 +121,11 @@ class Recipe:
             bits = getattr(self, field)
             if bits not in (4, 8):
                 raise ConfigError(f"recipe {self.name}: {field} is {bits!r}; 4 or 8 is possible")
+        if self.activation_bits not in (8, None):
+            raise ConfigError(
+                f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
+                "activations in floating point, is possible"
+            )
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
             raise ConfigError(

@@ -78,6 +78,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     out = request.out or Path("bundles") / f"{short_name(request.model)}-{target.name}"
     require_absent(out, force=request.force)
     checkpoint = load_checkpoint(request.model)
+    exporter.requires(checkpoint.config, recipe, request.options)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
@@ -104,7 +105,6 @@ def _lower(
     folder: Path,
     progress: Progress,
 ) -> _Lowered:
-    exporter.requires(quantized, options)
     exporter.lower(quantized, folder, options, progress)
     write_text_assets(folder, quantized.text)
     artifact = exporter.read_artifact(folder)

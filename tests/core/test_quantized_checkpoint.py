@@ -112,6 +112,7 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda d: d.update(recipe="w4a8"), "mapping"),
         (lambda d: d["recipe"].update(group_size=0), "group_size is 0"),
         (lambda d: d["recipe"].update(weight_bits=3), "weight_bits is 3"),
+        (lambda d: d["recipe"].update(activation_bits=16), "activation_bits is 16"),
         (lambda d: d["recipe"].update(strange=1), "strange"),
         (lambda d: d["config"].update(hidden_size=-96), "hidden_size is -96"),
         (lambda d: d["config"].update(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),

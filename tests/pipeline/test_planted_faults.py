@@ -24,6 +24,7 @@ from llama_edge.core.types import (
     Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
+    Recipe,
 )
 from llama_edge.export import get_exporter
 from llama_edge.export.base import Exporter, LowerOptions
@@ -86,8 +87,8 @@ class FaultyExporter:
         self._damage = damage
         self._right: QuantizedWeights | None = None
 
-    def requires(self, checkpoint: QuantizedCheckpoint, options: LowerOptions) -> None:
-        self._exporter.requires(checkpoint, options)
+    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+        self._exporter.requires(config, recipe, options)
 
     def lower(
         self,

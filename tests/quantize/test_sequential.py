@@ -15,7 +15,7 @@ from llama_edge.core.types import (
     Rotation,
     Rounding,
 )
-from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
+from llama_edge.quantize import RECIPES, W4_HADAMARD, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import MemoryWeights
@@ -98,6 +98,18 @@ def test_the_text_is_recorded_and_the_bytes_repeat(
         assert (first.root / name).read_bytes() == (second.root / name).read_bytes()
     assert first.recipe == RECIPES["w4a8-hadamard"]
     assert first.recipe.rotations == (Rotation.R1, Rotation.R2, Rotation.R4)
+
+
+def test_a_weight_only_recipe_calibrates_on_unrounded_activations(
+    debug_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("an activation was rounded")
+
+    monkeypatch.setattr("llama_edge.core.model.quantize_per_token", refuse)
+    quantize(debug_checkpoint, W4_HADAMARD, tmp_path / "weight-only")
+    with pytest.raises(AssertionError, match="was rounded"):
+        quantize(debug_checkpoint, W4A8_HADAMARD, tmp_path / "int8")
 
 
 def test_large_activations_lie_in_files(

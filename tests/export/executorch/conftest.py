@@ -14,7 +14,6 @@ def lower(checkpoint: QuantizedCheckpoint, folder: Path, max_context: int = 256)
     folder.mkdir(exist_ok=True)
     options = LowerOptions(max_context=max_context)
     exporter = ExecuTorchExporter()
-    exporter.requires(checkpoint, options)
     return exporter.lower(checkpoint, folder, options, SilentProgress())
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.packing import QuantizedTensor
+from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.base import LowerOptions
@@ -123,11 +124,23 @@ def test_a_context_the_model_does_not_have_is_refused(
 
 def test_an_option_of_another_backend_is_refused(debug_quantized: QuantizedCheckpoint) -> None:
     with pytest.raises(UsageError, match="belongs to the onnx target"):
-        ExecuTorchExporter().requires(debug_quantized, LowerOptions(accuracy_level=4))
+        ExecuTorchExporter().requires(
+            debug_quantized.config, debug_quantized.recipe, LowerOptions(accuracy_level=4)
+        )
 
 
 def test_a_group_that_xnnpack_cannot_load_is_refused(debug_quantized: QuantizedCheckpoint) -> None:
     recipe = dataclasses.replace(debug_quantized.recipe, group_size=16)
-    checkpoint = dataclasses.replace(debug_quantized, recipe=recipe)
+    options = LowerOptions(max_context=256)
     with pytest.raises(ConfigError, match="not a multiple of 32"):
-        ExecuTorchExporter().requires(checkpoint, LowerOptions(max_context=256))
+        ExecuTorchExporter().requires(debug_quantized.config, recipe, options)
+
+
+def test_a_weight_only_recipe_is_refused(
+    debug_quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(debug_quantized.recipe, activation_bits=None)
+    checkpoint = dataclasses.replace(debug_quantized, recipe=recipe)
+    with pytest.raises(UsageError, match=r"w4a8-rtn leaves .* floating point.* --target onnx,"):
+        ExecuTorchExporter().lower(checkpoint, tmp_path, LowerOptions(), SilentProgress())
+    assert list(tmp_path.iterdir()) == []
