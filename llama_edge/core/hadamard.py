@@ -1,7 +1,8 @@
 """Hadamard matrices of every order that a Llama's widths need, normalized to be orthogonal.
 
-Orders 1 and 2, Paley's two constructions (R. Paley, "On orthogonal matrices", 1933), and Kronecker
-products of these: 576 = 16 x 36, 1536 = 32 x 48, 3072 = 256 x 12, and every power of two.
+Sylvester's construction for powers of two, so that these are the Walsh-Hadamard transform that
+published checkpoints expect; Paley's two constructions (R. Paley, "On orthogonal matrices", 1933);
+and Kronecker products of these: 576 = 16 x 36, 1536 = 32 x 48, 3072 = 256 x 12.
 """
 
 import math
@@ -48,7 +49,7 @@ def _signs(order: int) -> Tensor | None:
     """A matrix of +1 and -1 with orthogonal rows, or None where none is known here."""
     if order in (1, 2):
         return torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:order, :order]
-    found = _paley(order)
+    found = None if order.bit_count() == 1 else _paley(order)
     if found is None and order % 2 == 0:
         half = _signs(order // 2)
         found = None if half is None else torch.kron(_known(2), half)
@@ -104,6 +105,6 @@ def rotate_product(x: Tensor, factors: tuple[int, int]) -> Tensor:
     """
     first, second = factors
     matrix = x.reshape(*x.shape[:-1], first, second)
-    left, right = hadamard(first).T.to(x.dtype), hadamard(second).T.to(x.dtype)
+    left, right = hadamard(first).T.to(x), hadamard(second).T.to(x)
     turned: Tensor = (matrix @ right).transpose(-1, -2) @ left
     return turned.reshape(x.shape)

@@ -12,6 +12,15 @@ def test_rows_are_orthonormal_and_flat(order: int) -> None:
     torch.testing.assert_close(matrix.abs(), torch.full((order, order), order**-0.5))
 
 
+@pytest.mark.parametrize("order", [4, 8, 32, 128])
+def test_a_power_of_two_is_the_walsh_hadamard_transform(order: int) -> None:
+    """Paley has matrices of orders 4, 8, 32 and 128 too, and they are others."""
+    signs = [
+        [(-1.0) ** (row & column).bit_count() for column in range(order)] for row in range(order)
+    ]
+    torch.testing.assert_close(hadamard(order), torch.tensor(signs) / order**0.5)
+
+
 @pytest.mark.parametrize("order", [3, 6, 18, 34, 92])
 def test_an_order_without_a_construction(order: int) -> None:
     assert not has_hadamard(order)
