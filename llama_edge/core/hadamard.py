@@ -108,3 +108,13 @@ def rotate_product(x: Tensor, factors: tuple[int, int]) -> Tensor:
     left, right = hadamard(first).T.to(x), hadamard(second).T.to(x)
     turned: Tensor = (matrix @ right).transpose(-1, -2) @ left
     return turned.reshape(x.shape)
+
+
+def walsh_hadamard_order(factors: tuple[int, int]) -> Tensor:
+    """Which input goes where, int64 (a * b,), so that R4 is the plain Walsh-Hadamard transform.
+
+    With a and b powers of two, `rotate_product(x[order], (a, b))` is `hadamard(a * b) @ x`: turning
+    the bits of an input's place undoes what `rotate_product`'s transpose does to the output's.
+    """
+    first, second = factors
+    return torch.arange(first * second).view(second, first).T.reshape(-1)

@@ -1,8 +1,16 @@
+import importlib
+
 import pytest
 import torch
 
 from llama_edge.core.errors import ConfigError
-from llama_edge.core.hadamard import hadamard, hadamard_factors, has_hadamard, rotate_product
+from llama_edge.core.hadamard import (
+    hadamard,
+    hadamard_factors,
+    has_hadamard,
+    rotate_product,
+    walsh_hadamard_order,
+)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 12, 20, 24, 28, 36, 48, 64, 576, 1536, 2048, 3072])
@@ -51,3 +59,16 @@ def test_rotate_product_is_one_orthogonal_matrix() -> None:
 def test_rotate_product_by_hand() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])  # [[1, 2], [3, 4]]; Ha X Hb.T = [[5, -1], [-2, 0]]
     torch.testing.assert_close(rotate_product(x, (2, 2)), torch.tensor([5.0, -2.0, -1.0, 0.0]))
+
+
+@pytest.mark.parametrize("factors", [(1, 2), (2, 4), (16, 16), (8, 32), (64, 128)])
+def test_behind_this_order_r4_is_the_transform_of_executorch(factors: tuple[int, int]) -> None:
+    """ExecuTorch runs Meta's SpinQuant checkpoints with this operator before `down_proj`."""
+    importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
+    width = factors[0] * factors[1]
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    theirs = torch.ops.llama.fast_hadamard_transform(x)
+    ours = rotate_product(x[:, walsh_hadamard_order(factors)], factors)
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+    if width > 2:
+        assert not torch.allclose(rotate_product(x, factors), theirs, atol=0.1)
