@@ -4,9 +4,8 @@ Layout of the weights: Q and K rows are interleaved pairs, and with several file
 model-parallel slice. Source: `llama3/model.py` in llama_models.
 """
 
-import pickle
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,18 +14,15 @@ from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
 from llama_edge.checkpoints.json_fields import Fields
+from llama_edge.checkpoints.meta_file import FLOATS, load_shard, shard_paths
+from llama_edge.checkpoints.meta_quantized import MetaCodes, QuantizedMetaTensors, read_scheme
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.files import read_json_object
+from llama_edge.core.hadamard import hadamard_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    LM_HEAD,
-    META_BLOCK_PARTS,
-    META_NAMES,
-    block_weight,
-)
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 
 PARAMS_FILE: Final = "params.json"
 TOKENIZER_FILE: Final = "tokenizer.model"
@@ -46,26 +42,8 @@ ROPE_FACTOR_KEY: Final = "rope_scaling_factor"
 _ORIGINAL_CONTEXT: Final = 8192
 _SCALED_CONTEXT: Final = 131072
 
-_IGNORED: Final = "rope.freqs"
 #: Matrices whose model-parallel slices lie side by side; all others lie one below the other.
 _ROW_PARALLEL: Final = ("o_proj.weight", "down_proj.weight")
-_SHARD_NAME: Final = re.compile(r"consolidated\.(\d\d)\.pth")
-
-#: What `torch.load` raises for a file that is not what it seems; nothing of it is executed.
-_UNREADABLE: Final = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def load_meta(folder: Path, source: str) -> Checkpoint:
@@ -78,8 +56,13 @@ def load_meta(folder: Path, source: str) -> Checkpoint:
     """
     path = folder / PARAMS_FILE
     fields = Fields(path, read_json_object(path, CheckpointError))
-    stored = _MetaTensors(folder, [_load_shard(path) for path in _shard_paths(folder)], fields)
-    config = _config(fields, stored)
+    for key in ("vision_model", "moe_args"):
+        fields.require(key)
+    if fields.values.get("quantization_args") is not None:
+        return _load_quantized(folder, source, fields)
+    fields.require("lora_args")
+    stored = _MetaTensors(folder, [load_shard(path) for path in shard_paths(folder)], fields)
+    config = _config(fields, stored.shapes().get(EMBEDDING, (0,))[0], tied=stored.tied)
     return Checkpoint(
         source=source,
         config=config,
@@ -88,53 +71,27 @@ def load_meta(folder: Path, source: str) -> Checkpoint:
     )
 
 
-def _shard_paths(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
-    for number, path in enumerate(paths):
-        if path.name != f"consolidated.{number:02}.pth":
-            raise CheckpointError(f"{folder}: consolidated.{number:02}.pth is missing")
-    if not paths:
-        raise CheckpointError(f"{folder}: consolidated.00.pth is missing")
-    return paths
-
-
-def _load_shard(path: Path) -> dict[str, Tensor]:
-    """Map one file. Only tensors can come out: `weights_only` runs no code from the pickle."""
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
+def _load_quantized(folder: Path, source: str, fields: Fields) -> Checkpoint:
+    """Open Meta's own int4 release: codes to keep, or with adaptors merged codes to round again."""
+    scheme = read_scheme(fields)
+    paths = shard_paths(folder)
+    if len(paths) > 1:
         raise CheckpointError(
-            f"{path}: refused as damaged or hostile; only tensors are read from it: {reason}"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}; named tensors are needed")
-    tensors = {}
-    for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor")
-        if tensor.layout != torch.strided or tensor.dtype not in (
-            torch.float32,
-            torch.float16,
-            torch.bfloat16,
-        ):
-            raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype}; dense float32, float16 and bfloat16 are read, "
-                "so take the model's unquantized release"
-            )
-        if name != _IGNORED:
-            tensors[canonical_name(name)] = tensor
-    return tensors
-
-
-def canonical_name(name: str) -> str:
-    """Our name of a Meta tensor; one that a Llama does not have keeps its own."""
-    if name in META_NAMES:
-        return META_NAMES[name]
-    found = re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", name)
-    if found and found[2] in META_BLOCK_PARTS:
-        return block_weight(int(found[1]), META_BLOCK_PARTS[found[2]])
-    return name
+            f"{folder}: has {len(paths)} files; a checkpoint with quantization_args is one file"
+        )
+    stored = QuantizedMetaTensors(folder, load_shard(paths[0], (*FLOATS, torch.int8)), scheme)
+    config = _config(fields, stored.vocabulary, tied=stored.tied)
+    weights = CheckedWeights(str(folder), config, stored)
+    stored.check(config)
+    text = read_tiktoken(folder / TOKENIZER_FILE)
+    if scheme.lora is not None:
+        return Checkpoint(
+            source=source, config=config, weights=weights, text=text, note=scheme.lora.note
+        )
+    if scheme.spinquant:
+        config = replace(config, down_proj_rotation=hadamard_factors(config.intermediate_size))
+    codes = MetaCodes(config, stored, scheme)
+    return Checkpoint(source=source, config=config, weights=weights, text=text, codes=codes)
 
 
 class _MetaTensors:
@@ -202,9 +159,7 @@ class _MetaTensors:
             raise CheckpointError(f"{name}: its slices do not fit together: {error}") from error
 
 
-def _config(fields: Fields, stored: _MetaTensors) -> ModelConfig:
-    for key in ("quantization_args", "lora_args", "vision_model", "moe_args"):
-        fields.require(key)
+def _config(fields: Fields, vocabulary: int, *, tied: bool) -> ModelConfig:
     heads = fields.integer("n_heads")
     hidden = fields.integer("dim")
     scaling = _rope_scaling(fields)
@@ -215,12 +170,12 @@ def _config(fields: Fields, stored: _MetaTensors) -> ModelConfig:
         num_key_value_heads=fields.integer("n_kv_heads", heads),
         head_dim=hidden // max(heads, 1),
         intermediate_size=_intermediate_size(fields),
-        vocab_size=_vocab_size(fields, stored.shapes().get(EMBEDDING, (0,))[0]),
+        vocab_size=_vocab_size(fields, vocabulary),
         rms_norm_eps=fields.number("norm_eps", 1e-5),
         rope_theta=fields.number("rope_theta", 500000.0),
         rope_scaling=scaling,
         max_position_embeddings=_ORIGINAL_CONTEXT if scaling is None else _SCALED_CONTEXT,
-        tie_word_embeddings=stored.tied,
+        tie_word_embeddings=tied,
     )
 
 

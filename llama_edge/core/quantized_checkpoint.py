@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
 from llama_edge.core.files import canonical_json, read_json_object, write_json
+from llama_edge.core.given_codes import ScaleRounding
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
@@ -223,6 +224,8 @@ class SourceDescription:
 
     sha256: str
     calibration: CalibrationRecord | None
+    scale_rounding: ScaleRounding | None = None
+    note: str | None = None
 
 
 def write_quantized_checkpoint(
@@ -247,6 +250,10 @@ def write_quantized_checkpoint(
         "recipe": recipe.to_json(),
         "source_sha256": source.sha256,
         "calibration": None if source.calibration is None else source.calibration.to_json(),
+        "scale_rounding": None
+        if source.scale_rounding is None
+        else source.scale_rounding.to_json(),
+        "note": source.note,
     }
     write_json(folder / CONFIG_FILE, description)
     write_text_assets(folder, text)
@@ -272,6 +279,9 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         source_sha256 = str(description["source_sha256"])
         record = description["calibration"]
         calibration = None if record is None else CalibrationRecord(**record)
+        rounding = description.get("scale_rounding")
+        scale_rounding = None if rounding is None else ScaleRounding.from_json(rounding)
+        note = description.get("note")
     except KeyError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error} is missing") from error
     except (ConfigError, TypeError) as error:
@@ -284,4 +294,6 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         text=read_text_assets(folder),
         source_sha256=source_sha256,
         calibration=calibration,
+        scale_rounding=scale_rounding,
+        note=None if note is None else str(note),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import ModelConfig
@@ -14,6 +14,7 @@ from llama_edge.core.model_config import ModelConfig
 if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge --help` must not
     from torch import Tensor
 
+    from llama_edge.core.given_codes import GivenCodes, ScaleRounding
     from llama_edge.core.packing import QuantizedTensor
 
 
@@ -30,6 +31,8 @@ class Rounding(StrEnum):
 
     NEAREST = "nearest"
     GPTQ = "gptq"
+    #: the checkpoint came with codes, and they stay
+    GIVEN = "given"
 
 
 class Scales(StrEnum):
@@ -37,6 +40,8 @@ class Scales(StrEnum):
 
     WIDEST = "widest"
     SEARCHED = "searched"
+    #: the checkpoint came with scales, and they stay, rounded to bfloat16
+    GIVEN = "given"
 
 
 class ActivationQuantization(StrEnum):
@@ -87,7 +92,11 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A full-precision model. `source` is how the user named it: a built-in name, id or path."""
+    """A full-precision model. `source` is how the user named it: a built-in name, id or path.
+
+    With `codes`, there is no full precision: `weights` are the codes times the checkpoint's own
+    scales, and `config` has the rotation that they were rounded behind.
+    """
 
     source: str
     config: ModelConfig
@@ -101,6 +110,10 @@ class Recipe:
 
     name: str
     summary: str
+#: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
+OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
+
+
     weight_bits: int = 4
     group_size: int = 32
     #: embedding and lm_head: one scale per row
@@ -109,6 +122,72 @@ class Recipe:
     activation_bits: int | None = 8
     scales: Scales = Scales.WIDEST
     rounding: Rounding = Rounding.NEAREST
+    #: codes that the author chose, to be kept
+    codes: GivenCodes | None = None
+    #: what a report should say of how it was read
+    note: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """What its weights are, as reports name what they measure against."""
+        return "full precision" if self.codes is None else OWN_CODES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
+
+    name: str
+    summary: str
+#: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
+OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
+
+
+    weight_bits: int = 4
+    group_size: int = 32
+    #: embedding and lm_head: one scale per row
+    table_bits: int = 8
+    #: of what a linear multiplies; None keeps it in floating point (weight-only)
+    activation_bits: int | None = 8
+    scales: Scales = Scales.WIDEST
+    rounding: Rounding = Rounding.NEAREST
+    #: codes that the author chose, to be kept
+    codes: GivenCodes | None = None
+    #: what a report should say of how it was read
+    note: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """What its weights are, as reports name what they measure against."""
+        return "full precision" if self.codes is None else OWN_CODES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationLearning:
+    """How R1 and R2 are learned from their Hadamard start (SpinQuant, section 3.2)."""
+
+    iterations: int
+    #: calibration sequences that one iteration sees
+    sequences: int
+    #: falls linearly to zero
+    learning_rate: float
+    #: what an iteration keeps of the step before it
+    momentum: float
+
+    def __post_init__(self) -> None:
+        for field in ("iterations", "sequences"):
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < 1:
+                raise ConfigError(f"rotation learning: {field} is {count!r}; at least 1 is needed")
+        rate, momentum = self.learning_rate, self.momentum
+        if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+            raise ConfigError(
+                f"rotation learning: learning_rate is {rate!r}; a positive number is needed"
+            )
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ConfigError(
+                f"rotation learning: momentum is {momentum!r}; a number from 0 to below 1 is needed"
+            )
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()
     #: of the rotations' random signs
@@ -235,6 +314,10 @@ class Artifact:
     max_context: int
     #: most tokens that one prefill call takes
     max_prefill: int
+    #: None where scales were chosen here
+    scale_rounding: ScaleRounding | None = None
+    #: `Checkpoint.note`
+    note: str | None = None
 
     @property
     def path(self) -> Path:
