@@ -90,6 +90,10 @@ class Weights(Protocol):
         ...
 
 
+#: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
+OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A full-precision model. `source` is how the user named it: a built-in name, id or path.
@@ -102,26 +106,6 @@ class Checkpoint:
     config: ModelConfig
     weights: Weights
     text: TextAssets
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
-
-    name: str
-    summary: str
-#: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
-OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
-
-
-    weight_bits: int = 4
-    group_size: int = 32
-    #: embedding and lm_head: one scale per row
-    table_bits: int = 8
-    #: of what a linear multiplies; None keeps it in floating point (weight-only)
-    activation_bits: int | None = 8
-    scales: Scales = Scales.WIDEST
-    rounding: Rounding = Rounding.NEAREST
     #: codes that the author chose, to be kept
     codes: GivenCodes | None = None
     #: what a report should say of how it was read
@@ -139,10 +123,6 @@ class Recipe:
 
     name: str
     summary: str
-#: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
-OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
-
-
     weight_bits: int = 4
     group_size: int = 32
     #: embedding and lm_head: one scale per row
@@ -151,43 +131,6 @@ OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activatio
     activation_bits: int | None = 8
     scales: Scales = Scales.WIDEST
     rounding: Rounding = Rounding.NEAREST
-    #: codes that the author chose, to be kept
-    codes: GivenCodes | None = None
-    #: what a report should say of how it was read
-    note: str | None = None
-
-    @property
-    def precision(self) -> str:
-        """What its weights are, as reports name what they measure against."""
-        return "full precision" if self.codes is None else OWN_CODES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotationLearning:
-    """How R1 and R2 are learned from their Hadamard start (SpinQuant, section 3.2)."""
-
-    iterations: int
-    #: calibration sequences that one iteration sees
-    sequences: int
-    #: falls linearly to zero
-    learning_rate: float
-    #: what an iteration keeps of the step before it
-    momentum: float
-
-    def __post_init__(self) -> None:
-        for field in ("iterations", "sequences"):
-            count = getattr(self, field)
-            if not isinstance(count, int) or count < 1:
-                raise ConfigError(f"rotation learning: {field} is {count!r}; at least 1 is needed")
-        rate, momentum = self.learning_rate, self.momentum
-        if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-            raise ConfigError(
-                f"rotation learning: learning_rate is {rate!r}; a positive number is needed"
-            )
-        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
-            raise ConfigError(
-                f"rotation learning: momentum is {momentum!r}; a number from 0 to below 1 is needed"
-            )
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()
     #: of the rotations' random signs
@@ -284,6 +227,10 @@ class QuantizedCheckpoint:
     source_sha256: str
     #: None for a recipe that needs no text
     calibration: CalibrationRecord | None = None
+    #: None where scales were chosen here
+    scale_rounding: ScaleRounding | None = None
+    #: `Checkpoint.note`
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +261,6 @@ class Artifact:
     max_context: int
     #: most tokens that one prefill call takes
     max_prefill: int
-    #: None where scales were chosen here
-    scale_rounding: ScaleRounding | None = None
-    #: `Checkpoint.note`
-    note: str | None = None
 
     @property
     def path(self) -> Path:
