@@ -1,7 +1,6 @@
 """The reference network against two implementations that were written by others."""
 
 import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
@@ -9,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_edge.core.model import (
     FullPrecisionSource,
@@ -27,6 +26,7 @@ from llama_edge.core.weight_names import (
     block_weight,
 )
 from tests.conftest import MemoryWeights
+from tests.meta_reference import import_meta_model
 
 #: Both implementations do the same float32 products in another order: logits are of order 1 to 4,
 #: each a sum of some hundred products, and float32 has 1.2e-7 relative. Measured: below 4e-6.
@@ -145,32 +145,10 @@ def test_a_wrong_config_is_far_outside_the_tolerance(fault: dict[str, Any]) -> N
     assert worst(llama(replace(LIKE_1B, **fault)).logits(tokens), theirs) > 10 * TOLERANCE
 
 
-class _Linear(nn.Linear):
-    """fairscale's parallel linears on one process."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool, **_: object) -> None:
-        super().__init__(in_features, out_features, bias=bias)
-
-
-class _Embedding(nn.Embedding):
-    def __init__(self, rows: int, columns: int, init_method: object) -> None:
-        super().__init__(rows, columns)
-
-
 @pytest.fixture
 def meta_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Meta's own `llama3/model.py`, unmodified, on a single-process stand-in for fairscale."""
-    names = ("fairscale", "fairscale.nn", "fairscale.nn.model_parallel")
-    for name in (*names, f"{names[-1]}.initialize", f"{names[-1]}.layers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    initialize = sys.modules[f"{names[-1]}.initialize"]
-    monkeypatch.setattr(initialize, "get_model_parallel_world_size", lambda: 1, raising=False)
-    layers = sys.modules[f"{names[-1]}.layers"]
-    for name in ("ColumnParallelLinear", "RowParallelLinear"):
-        monkeypatch.setattr(layers, name, _Linear, raising=False)
-    monkeypatch.setattr(layers, "VocabParallelEmbedding", _Embedding, raising=False)
-    monkeypatch.delitem(sys.modules, "llama_models.llama3.model", raising=False)
-    return importlib.import_module("llama_models.llama3.model")
+    return import_meta_model(monkeypatch)
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
