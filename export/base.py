@@ -10,6 +10,7 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
     Artifact,
     Interface,
+    KVCacheDtype,
     Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
@@ -28,6 +29,7 @@ class LowerOptions:
     max_context: int | None = None
     #: ONNX Runtime's accuracy_level (0: fp32 activations, 4: int8); None is what the recipe says
     accuracy_level: int | None = None
+    kv_cache: KVCacheDtype = KVCacheDtype.FLOAT32
 
     def context_for(self, config: ModelConfig) -> int:
         """Tokens that this model's KV cache is to hold.

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from multiprocessing import Pipe
 from types import TracebackType
@@ -272,11 +273,16 @@ class ChildRuntime(ClosesOnExit):
         """See `Runtime`; a crash or a hang raises `RuntimeCrashError`."""
         plain_calls = [list(call) for call in calls]
         counts, arrays = self._ask("trace", artifact, plain_calls, timeout_s=self._timeouts.trace_s)
-        layers = counts["hidden"]
+        values = iter(arrays)
+
+        def take(name: str) -> tuple[FloatArray, ...]:
+            return tuple(islice(values, counts[name]))
+
         return BlockTrace(
             tokens=tuple(counts["tokens"]),
             calls=tuple(counts["calls"]),
-            hidden=tuple(arrays[:layers]),
-            attention=tuple(arrays[layers:-1]),
-            logits=arrays[-1],
+            hidden=take("hidden"),
+            attention=take("attention"),
+            cache_rows=take("cache_rows"),
+            logits=next(values),
         )

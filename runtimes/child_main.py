@@ -42,8 +42,14 @@ class _Worker:
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> Reply:
         trace: BlockTrace = self._runtime.trace(artifact, calls)
-        counts = {"tokens": trace.tokens, "calls": trace.calls, "hidden": len(trace.hidden)}
-        return counts, (*trace.hidden, *trace.attention, trace.logits)
+        parts = {
+            "hidden": trace.hidden,
+            "attention": trace.attention,
+            "cache_rows": trace.cache_rows,
+        }
+        counts = {name: len(arrays) for name, arrays in parts.items()}
+        arrays = [array for part in parts.values() for array in part]
+        return {"tokens": trace.tokens, "calls": trace.calls, **counts}, (*arrays, trace.logits)
 
     def prefill(self, tokens: Sequence[int]) -> Reply:
         return None, (self.session.prefill(tokens),)

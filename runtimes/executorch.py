@@ -13,11 +13,15 @@ import torch
 from executorch.extension.llm.custom_ops import custom_ops as _llama_operators  # noqa: F401
 from executorch.kernels import quantized as _quantized_operators  # noqa: F401
 from executorch.runtime import Runtime as _Native
+from numpy.typing import NDArray
 
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
 from llama_edge.core.types import Artifact
-from llama_edge.runtimes.executorch_trace import write_traced_copy
+from llama_edge.runtimes.executorch_trace import ROWS_PER_LAYER, write_traced_copy
+
+#: what a method returns: float32, or int8 where a trace looks at codes
+AnyArray = NDArray[Any]
 
 
 class _Method:
@@ -36,7 +40,7 @@ class _Method:
             ) from error
         self.used = 0
 
-    def append(self, tokens: Sequence[int]) -> list[list[FloatArray]]:
+    def append(self, tokens: Sequence[int]) -> list[list[AnyArray]]:
         """Run tokens in calls of at most `max_prefill`; each call's outputs, copied."""
         artifact = self._artifact
         check_tokens(
@@ -133,4 +137,17 @@ class ExecuTorchRuntime:
             hidden=tuple(column(index, artifact.config.hidden_size) for index in hidden),
             attention=tuple(column(index, artifact.config.query_size) for index in attention),
             logits=np.stack([call[-1][0].reshape(-1) for call in outputs]),
+            cache_rows=_cache_rows(pieces, 2 * layers + 2),
         )
+
+
+def _cache_rows(pieces: Sequence[Sequence[AnyArray]], first: int) -> tuple[FloatArray, ...]:
+    """`BlockTrace.cache_rows`, out of the outputs from index `first` on."""
+    layers = []
+    for start in range(first, len(pieces[0]), ROWS_PER_LAYER):
+        calls = [[part[0] for part in piece[start : start + ROWS_PER_LAYER]] for piece in pieces]
+        # Codes, steps and zero points of queries, of keys, of values: (T, heads, H or 1) each.
+        values = [np.concatenate(parts).astype(np.float32) for parts in zip(*calls, strict=True)]
+        kinds = [np.concatenate(values[kind::3], axis=1) for kind in range(3)]
+        layers.append(np.concatenate(kinds, axis=2))
+    return tuple(layers)

@@ -1,5 +1,8 @@
 """A copy of a `.pte` that also returns its residual stream and attention outputs.
 
+Where the KV cache is int8, it returns the rows on their way there as well: the codes, steps and
+zero points of each call's queries, keys and values.
+
 Delegates, weights and instructions stay as they were written; only where the values lie changes:
 in the original, layers share a few buffers, here each watched value has one of its own and is an
 output of the method.
@@ -16,7 +19,11 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.pte import PteFile, encode_program
 
 _EMBEDDING: Final = "quantized_decomposed::embedding_byte"
-_ATTENTION: Final = "llama::custom_sdpa"
+_ATTENTION: Final = ("llama::custom_sdpa", "llama::custom_quantized_sdpa")
+#: of queries, keys and values in turn: codes, then their steps, then their zero points
+_ROWS: Final = ("quantized_decomposed::quantize_per_token", "dim_order_ops::_to_dim_order_copy")
+#: codes, steps and zero points of queries, keys and values
+ROWS_PER_LAYER: Final = 9
 _VIEW: Final = "executorch_prim::et_view"
 _ALIGNMENT: Final = 64
 _PADDING: Final = 128
@@ -34,6 +41,7 @@ class _Tracer:
         self._places: dict[int, schema.AllocationDetails] = {}
         self.hidden: list[int] = []
         self.attention: list[int] = []
+        self.rows: list[int] = []
 
     def _allocate(self, tensor: schema.Tensor) -> schema.AllocationDetails:
         size = 4
@@ -55,15 +63,23 @@ class _Tracer:
         self._renamed[value] = copy
         return copy
 
+    def _watched_by(self, operator: str) -> list[int] | None:
+        if operator == _EMBEDDING:
+            return self.hidden
+        if operator in _ATTENTION:
+            return self.attention
+        return self.rows if operator in _ROWS else None
+
     def kernel(self, call: schema.KernelCall) -> None:
         name = self._plan.operators[call.op_index].name
         out = call.args[-1]
         source = call.args[0]
         call.args = [self._renamed.get(value, value) for value in call.args]
-        if name in (_EMBEDDING, _ATTENTION):
+        watched = self._watched_by(name)
+        if watched is not None:
             copy = self._private_copy(out, None)
             call.args[-2:] = [copy, copy]
-            (self.hidden if name == _EMBEDDING else self.attention).append(copy)
+            watched.append(copy)
         elif name == _VIEW and source in self._renamed:
             # A view lies where what it looks at lies.
             call.args[-1] = self._private_copy(out, self._places[self._renamed[source]])
@@ -92,11 +108,20 @@ def _trace_plan(plan: schema.ExecutionPlan, layers: int, path: Path) -> Sequence
             f"outputs found; {layers + 1} and {layers} expected: the program was not written by "
             "llama-edge, or is damaged"
         )
-    return [*tracer.hidden, *tracer.attention]
+    if len(tracer.rows) not in (0, ROWS_PER_LAYER * layers):
+        raise ArtifactError(
+            f"{path}: {len(tracer.rows)} values on their way to an int8 cache found; "
+            f"{ROWS_PER_LAYER * layers} expected: the program was not written by llama-edge, or is "
+            "damaged"
+        )
+    return [*tracer.hidden, *tracer.attention, *tracer.rows]
 
 
 def write_traced_copy(source: Path, target: Path, layers: int) -> None:
     """Write `target`: outputs are the logits, L + 1 residual values, L attention outputs.
+
+    Of a program with an int8 cache, `ROWS_PER_LAYER` values of each layer follow: codes int8
+    (1, T, heads, H), steps float32 (1, T, heads, 1), zero points int8; of queries, keys, values.
 
     Raises:
         ArtifactError: The program does not have the instructions that llama-edge writes.

@@ -212,6 +212,7 @@ def debug_manifest(debug_quantized: QuantizedCheckpoint) -> Manifest:
         artifact=ArtifactInterface(
             interface=Interface(inputs=(spec,), outputs=(spec,), cache="inside"),
             activation_quantization="int8_per_token",
+            kv_cache="float32",
             max_context=128,
             max_prefill=64,
         ),

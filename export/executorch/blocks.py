@@ -23,6 +23,8 @@ class BlockBuilder:
     config: ModelConfig
     store: WeightStore
     max_tokens: int
+    #: R3: queries and keys are turned behind RoPE, as an int8 cache wants them
+    rotates_heads: bool = False
 
     def _hidden_shape(self) -> tuple[int, ...]:
         return (1, self.max_tokens, self.config.hidden_size)
@@ -67,6 +69,13 @@ class BlockBuilder:
         )
         return graph.add(graph.multiply(x, cos), graph.multiply(swapped, signed_sin))
 
+    def _rotate_heads(self, graph: XnnpackGraph, heads: Value) -> Value:
+        """R3: one small float product over each query and key head."""
+        if not self.rotates_heads:
+            return heads
+        order = self.config.head_dim
+        return graph.linear(heads, graph.constant(self.store.hadamard(order), (order, order)))
+
     def _queries_keys_values(
         self, graph: XnnpackGraph, layer: int, x: Value, rope: tuple[Value, Value]
     ) -> None:
@@ -80,6 +89,7 @@ class BlockBuilder:
         )
         heads = graph.reshape(stacked, (1, 0, queries + 2 * groups, config.head_dim))
         turned = self._rope(graph, graph.slice(heads, 2, 0, queries + groups), *rope)
+        turned = self._rotate_heads(graph, turned)
         tokens, head_dim = self.max_tokens, config.head_dim
         query = graph.output((1, tokens, queries, head_dim))
         key = graph.output((1, tokens, groups, head_dim))

@@ -5,12 +5,14 @@ from pathlib import Path
 from executorch.exir import schema
 
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
+from llama_edge.core.hadamard import has_hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,
     Interface,
+    KVCacheDtype,
     Placement,
     QuantizedCheckpoint,
     Recipe,
@@ -45,6 +47,11 @@ class ExecuTorchExporter:
                 "always quantizes activations per token: leave it out"
             )
         options.context_for(config)
+        if options.kv_cache is KVCacheDtype.INT8 and not has_hadamard(config.head_dim):
+            raise ConfigError(
+                f"config: head_dim is {config.head_dim}; an int8 KV cache turns heads by a "
+                "Hadamard matrix, and none of this order is known here: choose --kv-cache float32"
+            )
         group_size = recipe.group_size
         if group_size % _XNNPACK_GROUP:
             raise ConfigError(
@@ -62,7 +69,7 @@ class ExecuTorchExporter:
         """See `Exporter`."""
         self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
-        max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, max_context, progress)
+        max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, options, progress)
         artifact = Artifact(
             backend="executorch",
             root=out_dir,
@@ -71,6 +78,7 @@ class ExecuTorchExporter:
             activation=ActivationQuantization.INT8_PER_TOKEN,
             max_context=max_context,
             max_prefill=max_prefill,
+            kv_cache=options.kv_cache,
         )
         placement = self.placement(artifact)
         if placement.linears_delegated != placement.linears:
@@ -105,16 +113,22 @@ class ExecuTorchExporter:
                 sizes[1] = f"tokens <= {tensor.sizes[1]}"
             return TensorSpec(name=name, dtype=_DTYPES[tensor.scalar_type], shape=tuple(sizes))
 
-        config = artifact.config
         return Interface(
             inputs=(spec("tokens", plan.inputs[0]), spec("input_pos", plan.inputs[1])),
             outputs=(spec("logits", plan.outputs[0]),),
-            cache=(
-                f"inside the method: {config.num_hidden_layers} layers of keys and values, float32 "
-                f"(1, {artifact.max_context}, {config.num_key_value_heads}, {config.head_dim})"
-            ),
+            cache=_cache_layout(artifact),
         )
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
         return tuple(PteFile(artifact.path).constant("get_eos_ids"))
+
+
+def _cache_layout(artifact: Artifact) -> str:
+    config, dtype = artifact.config, artifact.kv_cache
+    rows = f"(1, {artifact.max_context}, {config.num_key_value_heads}, {config.head_dim})"
+    scales = " with a float32 scale and an int8 zero point per token and head; keys turned by R3"
+    return (
+        f"inside the method: {config.num_hidden_layers} layers of keys and values, {dtype.value} "
+        f"{rows}{scales if dtype is KVCacheDtype.INT8 else ''}"
+    )

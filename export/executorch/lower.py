@@ -15,8 +15,10 @@ from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.executorch.attention import AttentionValues, make_attention
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.program import PlanBuilder, constant_method
 from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
@@ -74,7 +76,9 @@ def _constant_bytes(constants: Sequence[_Constant]) -> Iterable[memoryview]:
         written = constant.offset + constant.data.size_bytes
 
 
-def _forward_plan(config: ModelConfig, max_context: int, max_prefill: int) -> schema.ExecutionPlan:
+def _forward_plan(
+    config: ModelConfig, kv_cache: KVCacheDtype, max_context: int, max_prefill: int
+) -> schema.ExecutionPlan:
     """Tokens (1, T) int64, input_pos (1,) int64 -> logits (1, 1, V) after the last token.
 
     Delegate i's payload is segment i + 1.
@@ -131,25 +135,15 @@ def _forward_plan(config: ModelConfig, max_context: int, max_prefill: int) -> sc
     attended = plan.tensor((1, steps, queries, head_dim), place=attended_place, dynamic=True)
     flat = plan.tensor((1, steps, config.query_size), place=attended_place, dynamic=True)
     flat_view = plan.integer_list([one, count, plan.integer(config.query_size)])
-    updated = plan.tensor((1,), place=plan.arena.allocate(4))
-    dropout, causal = plan.number(0.0), plan.boolean(True)
-
-    def attend() -> None:
-        """Write this call's keys and values behind the known ones, and ask all of them."""
-        caches = []
-        for fresh in (key, value):
-            shape = (1, max_context, groups, head_dim)
-            place = plan.arena.allocate(4 * max_context * config.key_value_size)
-            cache = plan.tensor(shape, place=place)
-            plan.call("llama::update_cache", "out", [fresh, cache, position, updated, updated])
-            caches.append(cache)
-        arguments = [query, *caches, position, none, dropout, causal, none, attended, attended]
-        plan.call("llama::custom_sdpa", "out", arguments)
-        plan.call("executorch_prim::et_view", "default", [attended, flat_view, flat])
+    attention = make_attention(plan, config, kv_cache, max_context, max_prefill)
+    values = AttentionValues(
+        query=query, key=key, value=value, position=position, attended=attended
+    )
 
     plan.delegate(BACKEND, 1, [stream[0], *rope, query, key, value])
     for layer in range(config.num_hidden_layers):
-        attend()
+        attention.attend(values)
+        plan.call("executorch_prim::et_view", "default", [attended, flat_view, flat])
         x, out = stream[layer % 2], stream[(layer + 1) % 2]
         if layer + 1 < config.num_hidden_layers:
             plan.delegate(BACKEND, layer + 2, [x, flat, *rope, out, query, key, value])
@@ -213,14 +207,20 @@ def _payload_segment(payload: bytes) -> Segment:
 
 
 def lower_to_pte(
-    checkpoint: QuantizedCheckpoint, path: Path, max_context: int, progress: Progress
+    checkpoint: QuantizedCheckpoint, path: Path, options: LowerOptions, progress: Progress
 ) -> int:
     """Write the `.pte` and return the most tokens that one call takes."""
-    config = checkpoint.config
+    config, kv_cache = checkpoint.config, options.kv_cache
+    max_context = options.context_for(config)
     max_prefill = min(MAX_PREFILL, max_context)
     store = WeightStore(config, checkpoint.weights, checkpoint.recipe.group_size)
     constants = _constants(config, store, max_context)
-    builder = BlockBuilder(config=config, store=store, max_tokens=max_prefill)
+    builder = BlockBuilder(
+        config=config,
+        store=store,
+        max_tokens=max_prefill,
+        rotates_heads=kv_cache is KVCacheDtype.INT8,
+    )
     progress.start("lower (executorch)", config.num_hidden_layers + 2)
     payloads = []
     for graph in _graphs(builder):
@@ -245,7 +245,7 @@ def lower_to_pte(
     program = schema.Program(
         version=0,
         execution_plan=[
-            _forward_plan(config, max_context, max_prefill),
+            _forward_plan(config, kv_cache, max_context, max_prefill),
             *_metadata(checkpoint, max_context, max_prefill),
         ],
         constant_buffer=[],

@@ -1,8 +1,9 @@
 """ExecuTorch's instruction list for one token step: embedding, delegates, cache, attention.
 
 Source: `schema/program.fbs` and `exir/schema.py` in ExecuTorch. Per block there are four
-instructions: two cache updates, attention, one delegate; a view is free. Activations live in one
-planned arena whose sizes are upper bounds; kernels resize their outputs to the tokens given.
+instructions: two cache updates, attention, one delegate; a view is free. An int8 cache takes
+nineteen more, on small tensors. Activations live in one planned arena whose sizes are upper
+bounds; kernels resize their outputs to the tokens given.
 """
 
 from collections.abc import Sequence
@@ -69,6 +70,10 @@ class PlanBuilder:
     def integer_list(self, items: Sequence[int]) -> int:
         """A list of integer values, by index."""
         return self._value(schema.IntList(list(items)))
+
+    def tensor_list(self, items: Sequence[int]) -> int:
+        """A list of tensors, by index: what an operator with several outputs returns."""
+        return self._value(schema.TensorList(list(items)))
 
     def number(self, number: float) -> int:
         """A constant float."""

@@ -13,8 +13,9 @@ from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
-from llama_edge.core.types import ActivationQuantization, Artifact, Recipe
+from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype, Recipe
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.export.executorch.attention import INT8_OPERATOR
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
 from llama_edge.export.executorch.weights import CODES, SCALES
 from llama_edge.formats.pte import PteFile
@@ -54,7 +55,14 @@ def read_artifact(place: Path) -> Artifact:
         activation=ActivationQuantization.INT8_PER_TOKEN,
         max_context=pte.constant("get_max_context_len")[0],
         max_prefill=pte.constant("get_max_seq_len")[0],
+        kv_cache=_cache_dtype(pte),
     )
+
+
+def _cache_dtype(pte: PteFile) -> KVCacheDtype:
+    """What the program does, not what somebody says of it."""
+    operators = {operator.name for operator in pte.method("forward").operators}
+    return KVCacheDtype.INT8 if INT8_OPERATOR in operators else KVCacheDtype.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

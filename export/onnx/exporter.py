@@ -13,6 +13,7 @@ from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,
     Interface,
+    KVCacheDtype,
     Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
@@ -43,6 +44,11 @@ class OnnxExporter:
     def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         level = _accuracy_level(recipe, options)
+        if options.kv_cache is not KVCacheDtype.FLOAT32:
+            raise UsageError(
+                f"--kv-cache {options.kv_cache.value} belongs to the android target; the onnx "
+                "target keeps keys and values in float32: leave it out"
+            )
         options.context_for(config)
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):
             raise ConfigError(

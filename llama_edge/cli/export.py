@@ -13,6 +13,7 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
+from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
@@ -53,6 +54,12 @@ def export(
             "what the recipe says."
         ),
     ] = None,
+    kv_cache: Annotated[
+        KVCacheDtype,
+        typer.Option(
+            help="android only: int8 keeps keys and values in int8, a quarter of the memory."
+        ),
+    ] = KVCacheDtype.FLOAT32,
     calibration: Calibration = None,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
@@ -61,7 +68,9 @@ def export(
     from llama_edge.cli.report import print_bundles
     from llama_edge.pipeline.export import ExportRequest, export_model
 
-    options = LowerOptions(max_context=max_context, accuracy_level=accuracy_level)
+    options = LowerOptions(
+        max_context=max_context, accuracy_level=accuracy_level, kv_cache=kv_cache
+    )
     request = ExportRequest(
         model=model,
         target=target,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llama_edge.cli.console import print_next, print_table
+from llama_edge.core.cache_rows import bytes_per_token
+from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.gate import GateOutcome
@@ -54,6 +56,15 @@ def _placement(bundle: Bundle) -> str:
     )
 
 
+def _context(bundle: Bundle) -> str:
+    artifact = bundle.manifest.artifact
+    per_token = bytes_per_token(bundle.manifest.model.config, KVCacheDtype(artifact.kv_cache))
+    return (
+        f"{artifact.max_context} tokens; KV cache {artifact.kv_cache}, {per_token / 2**10:.1f} KiB "
+        f"a token, {per_token * artifact.max_context / 2**20:.1f} MiB in all"
+    )
+
+
 _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "model": lambda bundle: f"{bundle.manifest.model.source}, recipe {bundle.manifest.recipe.name}",
     "verdict": lambda bundle: bundle.manifest.verdict.value,
@@ -61,7 +72,7 @@ _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "graph parity": lambda bundle: parity_line(bundle.manifest.parity),
     "fidelity": lambda bundle: fidelity_line(bundle.manifest.fidelity),
     "on the fast path": _placement,
-    "context": lambda bundle: f"{bundle.manifest.artifact.max_context} tokens",
+    "context": _context,
     "not verified": lambda bundle: TARGETS[bundle.manifest.target].not_verified,
 }
 

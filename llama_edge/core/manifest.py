@@ -101,6 +101,8 @@ class ArtifactInterface:
     interface: Interface
     #: what its linears do to their input; a value of `ActivationQuantization`
     activation_quantization: str
+    #: how keys and values are kept; a value of `KVCacheDtype`
+    kv_cache: str
     max_context: int
     max_prefill: int
 

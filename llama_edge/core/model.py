@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llama_edge.core.hadamard import rotate_product
+from llama_edge.core.cache_rows import quantize_rows
+from llama_edge.core.hadamard import hadamard, rotate_product
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import ActivationQuantization, QuantizedWeights, Weights
+from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedWeights, Weights
 from llama_edge.core.weight_names import (
     EMBEDDING,
     FINAL_NORM,
@@ -117,7 +118,10 @@ class CachedSource:
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer, (K, S, H) float32 each; grows by concatenation."""
+    """Keys and values of every layer, (K, S, H) float32 each; grows by concatenation.
+
+    Of an int8 cache these are the dequantized rows.
+    """
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -223,7 +227,10 @@ class Llama:
         config: The model's shape.
         source: Full-precision or dequantized weights.
         activation: What every linear does to its input first; the embedding is a look-up and
-            attention runs in float32, so neither is touched.
+            attention has its own rounding, if any, so neither is touched.
+        kv_cache: How keys and values are kept. With int8, queries and keys are turned by a
+            Hadamard matrix first (SpinQuant's R3, section 3), and queries are rounded like keys:
+            the runtime multiplies codes by codes.
     """
 
     def __init__(
@@ -231,10 +238,12 @@ class Llama:
         config: ModelConfig,
         source: MatrixSource,
         activation: ActivationQuantization = ActivationQuantization.NONE,
+        kv_cache: KVCacheDtype = KVCacheDtype.FLOAT32,
     ) -> None:
         self.config = config
         self.source = source
         self.activation = activation
+        self.kv_cache = kv_cache
 
     def quantize_activation(self, x: Tensor) -> Tensor:
         """The input of a linear, rounded as this artifact's runtime rounds it."""
@@ -259,26 +268,39 @@ class Llama:
         normed = self._norm(x_TD, block_weight(layer, "input_layernorm"))
         return self.quantize_activation(normed)
 
-    def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:
-        """QKV, RoPE and attention (T, Q); appends this layer's keys and values to the cache."""
+    def queries_keys_values(
+        self, layer: int, normed_TD: Tensor, start: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """QKV, RoPE from position `start` on, and R3: (N, T, H), (K, T, H), (K, T, H)."""
         config = self.config
 
         def heads(part: str, count: int) -> Tensor:
             out = self._linear(normed_TD, block_weight(layer, part))
             return out.view(*out.shape[:-1], count, config.head_dim).transpose(-3, -2)
 
-        keys = heads("self_attn.k_proj", config.num_key_value_heads)
-        values = heads("self_attn.v_proj", config.num_key_value_heads)
+        cos, sin = rope_tables(config, start, normed_TD.shape[-2])
+        queries = apply_rope(heads("self_attn.q_proj", config.num_attention_heads), cos, sin)
+        keys = apply_rope(heads("self_attn.k_proj", config.num_key_value_heads), cos, sin)
+        if self.kv_cache is KVCacheDtype.INT8:
+            rotation = hadamard(config.head_dim).T
+            queries, keys = queries @ rotation, keys @ rotation
+        return queries, keys, heads("self_attn.v_proj", config.num_key_value_heads)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """A row as attention finds it in the cache."""
+        return quantize_rows(x).dequantize() if self.kv_cache is KVCacheDtype.INT8 else x
+
+    def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:
+        """QKV, RoPE and attention (T, Q); appends this layer's keys and values to the cache."""
         known = cache.keys[layer].shape[-2] if layer < len(cache.keys) else 0
-        cos, sin = rope_tables(config, known, normed_TD.shape[-2])
-        keys = apply_rope(keys, cos, sin)
+        parts = self.queries_keys_values(layer, normed_TD, known)
+        queries, keys, values = map(self._kept, parts)
         if layer < len(cache.keys):
             cache.keys[layer] = torch.cat((cache.keys[layer], keys), dim=-2)
             cache.values[layer] = torch.cat((cache.values[layer], values), dim=-2)
         else:
             cache.keys.append(keys)
             cache.values.append(values)
-        queries = apply_rope(heads("self_attn.q_proj", config.num_attention_heads), cos, sin)
         return attention(queries, cache.keys[layer], cache.values[layer])
 
     def attention_block(self, layer: int, x_TD: Tensor, cache: KVCache) -> Tensor:

@@ -1,6 +1,7 @@
 """What every desktop runtime offers: prefill, decode, reset, and a look inside for the gate.
 
-Shape legend: T tokens, V vocab, D hidden, Q query_size (all query heads together).
+Shape legend: T tokens, V vocab, D hidden, N query heads, K key/value heads, H head_dim, L layers,
+Q query_size (all query heads together).
 """
 
 from abc import ABC, abstractmethod
@@ -116,6 +117,9 @@ class BlockTrace:
     attention: tuple[FloatArray, ...]
     #: (number of calls, V): logits after the last token of each call
     logits: FloatArray
+    #: with an int8 KV cache, L arrays (T, N + 2K, H + 2): each token's queries, keys and values as
+    #: H codes, their step and their zero point; none with a float cache
+    cache_rows: tuple[FloatArray, ...] = ()
 
 
 class Runtime(Protocol):

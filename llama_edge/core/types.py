@@ -54,6 +54,15 @@ class ActivationQuantization(StrEnum):
     INT8_PER_BLOCK = "int8_per_block"
 
 
+class KVCacheDtype(StrEnum):
+    """How an artifact keeps keys and values between calls."""
+
+    FLOAT32 = "float32"
+    #: queries and keys turned by R3; queries, keys and values rounded to asymmetric int8, one step
+    #: and one zero point per token and head
+    INT8 = "int8"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAssets:
     """Everything between a person's text and token ids.
@@ -261,6 +270,7 @@ class Artifact:
     max_context: int
     #: most tokens that one prefill call takes
     max_prefill: int
+    kv_cache: KVCacheDtype = KVCacheDtype.FLOAT32
 
     @property
     def path(self) -> Path:

@@ -23,6 +23,7 @@ def describe_artifact(exporter: Exporter, artifact: Artifact) -> ArtifactInterfa
     return ArtifactInterface(
         interface=exporter.interface(artifact),
         activation_quantization=artifact.activation.value,
+        kv_cache=artifact.kv_cache.value,
         max_context=artifact.max_context,
         max_prefill=artifact.max_prefill,
     )

@@ -84,7 +84,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
         quantized = quantize_with_cache(checkpoint, recipe, request.calibration, scratch, progress)
         lowered = _lower(quantized, exporter, request.options, folder, progress)
-        outcome = _gate(lowered, checkpoint, progress)
+        outcome = _gate(lowered, checkpoint, request.options, progress)
         bundle = _write(lowered, target, source_name(request.model), outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
@@ -112,7 +112,9 @@ def _lower(
     return _Lowered(source=quantized, exporter=exporter, artifact=artifact, tensors=tensors)
 
 
-def _gate(lowered: _Lowered, checkpoint: Checkpoint, progress: Progress) -> GateOutcome:
+def _gate(
+    lowered: _Lowered, checkpoint: Checkpoint, options: LowerOptions, progress: Progress
+) -> GateOutcome:
     source = lowered.source
     try:
         given = list_tensors(source.weights, progress, "hash the codes given")
@@ -122,6 +124,7 @@ def _gate(lowered: _Lowered, checkpoint: Checkpoint, progress: Progress) -> Gate
     subject = GateSubject(
         artifact=lowered.artifact,
         config=source.config,
+        kv_cache=options.kv_cache,
         end_tokens=lowered.exporter.end_tokens(lowered.artifact),
         reference=source.weights,
         recipe=source.recipe,

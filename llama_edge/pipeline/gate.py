@@ -11,7 +11,14 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.tokenizer import Tokenizer
-from llama_edge.core.types import Artifact, Checkpoint, QuantizedWeights, Recipe, TextAssets
+from llama_edge.core.types import (
+    Artifact,
+    Checkpoint,
+    KVCacheDtype,
+    QuantizedWeights,
+    Recipe,
+    TextAssets,
+)
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.verify.blocks import BlocksReport, check_blocks
 from llama_edge.verify.contract import check_contract, check_end_tokens
@@ -29,6 +36,8 @@ class GateSubject:
     artifact: Artifact
     #: the shape that the artifact must have; never taken from what the artifact says of itself
     config: ModelConfig
+    #: how it must keep keys and values
+    kv_cache: KVCacheDtype
     #: the end tokens that the artifact itself tells its runner
     end_tokens: tuple[int, ...]
     #: the text files that lie beside the artifact
@@ -136,12 +145,14 @@ def _reason(findings: tuple[Finding, ...]) -> str:
 
 def _check_config(subject: GateSubject) -> tuple[Finding, ...]:
     """What the file says of its own arithmetic, field by field."""
-    found, expected = subject.artifact.config.to_json(), subject.config.to_json()
+    artifact = subject.artifact
+    found = {**artifact.config.to_json(), "kv_cache": artifact.kv_cache.value}
+    expected = {**subject.config.to_json(), "kv_cache": subject.kv_cache.value}
     return tuple(
         Finding(
             check="config",
             where=name,
-            message=f"{subject.artifact.files[0]} says {found[name]!r}; the model has {value!r}",
+            message=f"{artifact.files[0]} says {found[name]!r}; the model has {value!r}",
         )
         for name, value in expected.items()
         if found[name] != value
@@ -159,7 +170,7 @@ def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
 
 def _reference(subject: GateSubject) -> Llama:
     source = DequantizedSource(subject.reference)
-    return Llama(subject.config, source, subject.artifact.activation)
+    return Llama(subject.config, source, subject.artifact.activation, subject.kv_cache)
 
 
 def _check_blocks(

@@ -5,6 +5,7 @@ from pathlib import Path
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import read_text_assets
+from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import compare_tensors, list_tensors, open_bundle
 from llama_edge.pipeline.full_precision import load_full_precision
@@ -35,6 +36,7 @@ def check_bundle(folder: Path, against: str | None, progress: Progress) -> GateO
     subject = GateSubject(
         artifact=artifact,
         config=manifest.model.config,
+        kv_cache=KVCacheDtype(manifest.artifact.kv_cache),
         end_tokens=exporter.end_tokens(artifact),
         text=read_text_assets(folder),
         contract=manifest.text,

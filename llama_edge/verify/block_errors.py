@@ -14,7 +14,14 @@ from torch import Tensor
 
 from llama_edge.core.model import KVCache, Llama
 from llama_edge.core.types import ActivationQuantization
-from llama_edge.verify.rounding import Flips, RowRun, explain_row, with_flips
+from llama_edge.verify.rounding import (
+    Distance,
+    Flips,
+    RowRun,
+    distance_to,
+    explain_row,
+    with_flips,
+)
 from llama_edge.verify.teacher import empty_cache
 
 #: Stands for the error of a row that holds NaN or infinity, so that reports stay plain JSON.
@@ -59,9 +66,9 @@ def exact_errors(candidate: Tensor, reference: Tensor) -> RowErrors:
     return RowErrors(raw, raw, 0)
 
 
-def _unrounded(model: Llama) -> Llama:
+def unrounded(model: Llama) -> Llama:
     """Its stages give a linear's input as it is before rounding."""
-    return Llama(model.config, model.source, ActivationQuantization.NONE)
+    return Llama(model.config, model.source, ActivationQuantization.NONE, model.kv_cache)
 
 
 def attention_errors(
@@ -73,13 +80,13 @@ def attention_errors(
     raw = errors = relative_errors(found_TQ, model.attend(layer, rounded, cache))
     if model.activation is ActivationQuantization.NONE:
         return RowErrors(raw, raw, 0)
-    unrounded = _unrounded(model).attention_input(layer, x_TD)
+    exact = unrounded(model).attention_input(layer, x_TD)
     count = unexplained = 0
     for token in range(len(x_TD)):
         if errors[token] <= limit * _ATTENTION_SHARE or unexplained >= _MAX_UNEXPLAINED:
             continue
-        run = _attention_run(model, layer, unrounded[token], _before(cache, layer, token))
-        flips, _ = explain_row(model, run, found_TQ[token], limit * _ATTENTION_SHARE)
+        run = _attention_run(model, layer, exact[token], _before(cache, layer, token))
+        flips, _ = explain_row(model, run, distance_to(found_TQ[token]), limit * _ATTENTION_SHARE)
         if not flips:
             unexplained += 1
             continue
@@ -112,7 +119,7 @@ def mlp_errors(
 ) -> RowErrors:
     """Of the second half of a block; its three rounding places are o_proj's, gate's and down's."""
     raw = relative_errors(found_TD, model.mlp_block(layer, x_TD, attention_TQ))
-    unrounded = _unrounded(model)
+    exact = unrounded(model)
 
     def row_run(token: int) -> RowRun:
         def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
@@ -120,35 +127,39 @@ def mlp_errors(
             x_BD = x_TD[token].repeat(len(trials), 1)
             rounded = with_flips(model.quantize_activation(attended), 0, trials)
             x_BD = model.after_attention(layer, x_BD, rounded)
-            normed = unrounded.mlp_input(layer, x_BD)
+            normed = exact.mlp_input(layer, x_BD)
             rounded = with_flips(model.quantize_activation(normed), 1, trials)
-            product = unrounded.mlp_product(layer, rounded)
+            product = exact.mlp_product(layer, rounded)
             rounded = with_flips(model.quantize_activation(product), 2, trials)
             return model.after_mlp(layer, x_BD, rounded), [attended, normed, product]
 
         return run
 
-    return _explain_rows(model, raw, found_TD, row_run, limit)
+    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TD[row]), limit)
 
 
 def head_errors(model: Llama, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
     """Of the logits."""
     raw = relative_errors(found_TV, model.head(x_TD))
-    unrounded = _unrounded(model).head_input(x_TD)
+    exact = unrounded(model).head_input(x_TD)
 
     def row_run(token: int) -> RowRun:
         def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
-            rows = unrounded[token].repeat(len(trials), 1)
+            rows = exact[token].repeat(len(trials), 1)
             rounded = with_flips(model.quantize_activation(rows), 0, trials)
             return model.after_head(rounded), [rows]
 
         return run
 
-    return _explain_rows(model, raw, found_TV, row_run, limit)
+    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TV[row]), limit)
 
 
-def _explain_rows(
-    model: Llama, raw: Errors, found: Tensor, row_run: Callable[[int], RowRun], limit: float
+def explain_rows(
+    model: Llama,
+    raw: Errors,
+    row_run: Callable[[int], RowRun],
+    distance: Callable[[int], Distance],
+    limit: float,
 ) -> RowErrors:
     """Rows that do not depend on each other."""
     explained, count, unexplained = raw.copy(), 0, 0
@@ -160,7 +171,7 @@ def _explain_rows(
     for row in suspects:
         if raw[row] == BROKEN or unexplained >= _MAX_UNEXPLAINED:
             continue
-        flips, explained[row] = explain_row(model, row_run(row), found[row], limit)
+        flips, explained[row] = explain_row(model, row_run(row), distance(row), limit)
         count += len(flips)
         unexplained += explained[row] > limit
     return RowErrors(raw, explained, count)

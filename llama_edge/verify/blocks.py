@@ -14,10 +14,9 @@ from torch import Tensor
 
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.model import CachedSource, Llama
-from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace, FloatArray
-from llama_edge.core.types import ActivationQuantization
+from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.verify.block_errors import (
     Errors,
     RowErrors,
@@ -26,6 +25,7 @@ from llama_edge.verify.block_errors import (
     head_errors,
     mlp_errors,
 )
+from llama_edge.verify.cache_errors import int8_attention_errors, unpack_rows
 from llama_edge.verify.teacher import with_source
 from llama_edge.verify.tolerances import Tolerances
 
@@ -103,7 +103,7 @@ def check_blocks(
         CheckFailedError: A trace does not have the shape that the model's config gives it.
     """
     for trace in traces:
-        _require_shapes(reference.config, trace)
+        _require_shapes(reference, trace)
     check = _Check(traces, tolerances, reference.activation)
     blocks = [check.block("embedding", _embedding(reference, traces))]
     for layer in range(reference.config.num_hidden_layers):
@@ -193,7 +193,11 @@ def _attention(
 ) -> Iterator[RowErrors]:
     for trace in traces:
         entering, found = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
-        yield attention_errors(model, layer, entering, found, limit)
+        if model.kv_cache is KVCacheDtype.INT8:
+            rows = unpack_rows(_tensor(trace.cache_rows[layer]))
+            yield int8_attention_errors(model, layer, entering, rows, found, limit)
+        else:
+            yield attention_errors(model, layer, entering, found, limit)
 
 
 def _mlp(
@@ -213,14 +217,18 @@ def _head(reference: Llama, traces: Sequence[BlockTrace], limit: float) -> Itera
         yield head_errors(model, _tensor(trace.hidden[-1][last_rows]), _tensor(trace.logits), limit)
 
 
-def _require_shapes(config: ModelConfig, trace: BlockTrace) -> None:
+def _require_shapes(reference: Llama, trace: BlockTrace) -> None:
+    config = reference.config
     tokens, layers = len(trace.tokens), config.num_hidden_layers
+    rows = config.num_attention_heads + 2 * config.num_key_value_heads
     expected = {
         "hidden": ([array.shape for array in trace.hidden], (tokens, config.hidden_size)),
         "attention": ([array.shape for array in trace.attention], (tokens, config.query_size)),
+        "cache": ([array.shape for array in trace.cache_rows], (tokens, rows, config.head_dim + 2)),
         "logits": ([trace.logits.shape], (len(trace.calls), config.vocab_size)),
     }
-    counts = {"hidden": layers + 1, "attention": layers, "logits": 1}
+    cached = layers if reference.kv_cache is KVCacheDtype.INT8 else 0
+    counts = {"hidden": layers + 1, "attention": layers, "cache": cached, "logits": 1}
     for name, (found, shape) in expected.items():
         if found != [shape] * counts[name] or sum(trace.calls) != tokens:
             raise CheckFailedError(

@@ -41,6 +41,9 @@ Flips = tuple[Flip, ...]
 #: Runs one row once per trial: outputs (B, width), and each place's value before rounding (B, n).
 RowRun = Callable[[Sequence[Flips]], tuple[Tensor, list[Tensor]]]
 
+#: The relative error of each output (B, ...) from what the artifact has.
+Distance = Callable[[Tensor], list[float]]
+
 
 def rounding_steps(x: Tensor, activation: ActivationQuantization) -> Tensor:
     """The distance between neighbouring codes around each element of x, same shape."""
@@ -78,25 +81,25 @@ def with_flips(rounded_BN: Tensor, place: int, trials: Sequence[Flips]) -> Tenso
     return rows
 
 
-def explain_row(model: Llama, run: RowRun, found: Tensor, limit: float) -> tuple[Flips, float]:
-    """The fewest flips under which the reference's row agrees with the artifact's, found (width,).
+def explain_row(model: Llama, run: RowRun, distance: Distance, limit: float) -> tuple[Flips, float]:
+    """The fewest flips under which the reference's row agrees with the artifact's.
 
     Returns:
         The flips and the relative error that is left; without an explanation none, and the error
         as it was.
     """
-    (plain,), error = [()], _errors(found, run([()])[0])[0]
+    (plain,), error = [()], distance(run([()])[0])[0]
     if error <= limit:
         return plain, error
     for border_steps, beam in SEARCHES:
-        flips, left = _search(model, run, found, limit, (border_steps, beam))
+        flips, left = _search(model, run, distance, limit, (border_steps, beam))
         if left <= limit:
             return flips, left
     return plain, error
 
 
 def _search(
-    model: Llama, run: RowRun, found: Tensor, limit: float, effort: tuple[float, int]
+    model: Llama, run: RowRun, distance: Distance, limit: float, effort: tuple[float, int]
 ) -> tuple[Flips, float]:
     """Beam search: the best trials of each length are each continued by every open flip."""
     border_steps, beam = effort
@@ -114,7 +117,7 @@ def _search(
         if not trials:
             break
         outputs, values = run(trials)
-        errors = _errors(found, outputs)
+        errors = distance(outputs)
         order = sorted(range(len(trials)), key=errors.__getitem__)[:beam]
         best, error = trials[order[0]], errors[order[0]]
         if error <= limit:
@@ -124,7 +127,12 @@ def _search(
     return best, error
 
 
-def _errors(found: Tensor, outputs: Tensor) -> list[float]:
-    wanted = outputs.double()
-    errors: list[float] = ((found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).tolist()
-    return errors
+def distance_to(found: Tensor) -> Distance:
+    """L2(error) / L2(output) from the artifact's row, found (width,)."""
+
+    def distance(outputs: Tensor) -> list[float]:
+        wanted = outputs.double()
+        error = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        return [float(value) for value in error]
+
+    return distance

@@ -32,7 +32,7 @@ def empty_cache(config: ModelConfig, layer: int) -> KVCache:
 
 def with_source(model: Llama, source: MatrixSource) -> Llama:
     """The same network reading from elsewhere."""
-    return Llama(model.config, source, model.activation)
+    return Llama(model.config, source, model.activation, model.kv_cache)
 
 
 def _embed(variant: Variant, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

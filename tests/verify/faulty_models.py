@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, unpack_int4
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.types import ActivationQuantization, QuantizedWeights
+from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedWeights
 
 
 def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
@@ -19,6 +20,7 @@ def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
     layers = model.config.num_hidden_layers
     hidden: list[list[Tensor]] = [[] for _ in range(layers + 1)]
     attention: list[list[Tensor]] = [[] for _ in range(layers)]
+    rows: list[list[Tensor]] = [[] for _ in range(layers)]
     logits: list[Tensor] = []
     cache = KVCache()
     with torch.no_grad():
@@ -26,6 +28,9 @@ def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
             x_TD = model.embed(torch.tensor(call))
             for layer in range(layers):
                 hidden[layer].append(x_TD)
+                if model.kv_cache is KVCacheDtype.INT8:
+                    start = cache.keys[layer].shape[1] if layer < len(cache.keys) else 0
+                    rows[layer].append(cache_rows(model, layer, x_TD, start))
                 attended = model.attention_block(layer, x_TD, cache)
                 attention[layer].append(attended)
                 x_TD = model.mlp_block(layer, x_TD, attended)
@@ -37,7 +42,15 @@ def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
         hidden=tuple(torch.cat(rows).numpy() for rows in hidden),
         attention=tuple(torch.cat(rows).numpy() for rows in attention),
         logits=torch.stack(logits).numpy(),
+        cache_rows=tuple(torch.cat(parts).numpy() for parts in rows if parts),
     )
+
+
+def cache_rows(model: Llama, layer: int, x_TD: Tensor, start: int) -> Tensor:
+    """As `BlockTrace.cache_rows`."""
+    parts = model.queries_keys_values(layer, model.attention_input(layer, x_TD), start)
+    rows = quantize_rows(torch.cat(parts).transpose(0, 1))
+    return torch.cat((rows.codes, rows.steps, rows.zero_points), dim=-1)
 
 
 class OtherOrder(Llama):
