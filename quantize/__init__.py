@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from llama_edge.core.errors import UnknownNameError
+from llama_edge.core.given_codes import META_QAT, META_SPINQUANT
 from llama_edge.core.types import Recipe, Rotation, Rounding, Scales
 
 W4A8_RTN: Final = Recipe(
@@ -34,6 +35,23 @@ W4_HADAMARD: Final = replace(
     name="w4-hadamard",
     summary="weight-only: as w4a8-hadamard, with activations in floating point",
     activation_bits=None,
+)
+#: The codes of Meta's own releases, kept; chosen by the checkpoint, never by name alone.
+W4A8_META_SPINQUANT: Final = replace(
+    W4A8_RTN,
+    name=META_SPINQUANT,
+    summary="the codes of Meta's SpinQuant checkpoints as they are; chosen by the checkpoint itself",
+    scales=Scales.GIVEN,
+    rounding=Rounding.GIVEN,
+    rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
+    max_fidelity_kl=0.3,
+)
+W4A8_META_QAT: Final = replace(
+    W4A8_META_SPINQUANT,
+    name=META_QAT,
+    summary="the codes of Meta's QAT checkpoints without adaptors; chosen by the checkpoint itself",
+    rotations=(),
+    max_fidelity_kl=1.0,
 )
 
 RECIPES: Final[Mapping[str, Recipe]] = {

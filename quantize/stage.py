@@ -155,6 +155,8 @@ def quantize_checkpoint(
         checkpoint.text,
         counted(),
         lambda: SourceDescription(
-            hashed.hexdigest(), None if calibration is None else calibration.record()
+            hashed.hexdigest(),
+            None if calibration is None else calibration.record(),
+            note=checkpoint.note,
         ),
     )

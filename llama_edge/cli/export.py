@@ -22,7 +22,13 @@ Model = Annotated[
     str,
     typer.Argument(help="A built-in name, a folder or file on this machine, or a Hugging Face id."),
 ]
-Recipe = Annotated[str, typer.Option(help="How to quantize; `llama-edge recipes` lists them.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How to quantize; `llama-edge recipes` lists them. By default {DEFAULT_RECIPE}, or "
+        "what a checkpoint that came with codes is."
+    ),
+]
 Calibration = Annotated[
     list[Path] | None,
     typer.Option(
@@ -36,7 +42,7 @@ def export(
     model: Model,
     *,
     target: Annotated[str, typer.Option(help=f"One of: {', '.join(TARGETS)}.")],
-    recipe: Recipe = DEFAULT_RECIPE,
+    recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default bundles/MODEL-TARGET.")
     ] = None,
@@ -91,7 +97,7 @@ def export(
 def quantize(
     model: Model,
     *,
-    recipe: Recipe = DEFAULT_RECIPE,
+    recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
     ] = None,
@@ -100,6 +106,7 @@ def quantize(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Write codes and scales, the same for every backend, as a folder that `inspect` reads."""
+    from llama_edge.cli.report import scales_line
     from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
     request = QuantizeRequest(
@@ -107,6 +114,7 @@ def quantize(
     )
     with progress_on_stderr() as progress:
         checkpoint = quantize_model(request, progress)
+    rounding = checkpoint.scale_rounding
     size_bytes = sum(file.stat().st_size for file in checkpoint.root.iterdir())
     if as_json:
         print_json(
@@ -115,12 +123,16 @@ def quantize(
                 "recipe": checkpoint.recipe.to_json(),
                 "size_bytes": size_bytes,
                 "source_sha256": checkpoint.source_sha256,
+                "note": checkpoint.note,
+                "scale_rounding": None if rounding is None else rounding.to_json(),
             }
         )
         return
     rows = [
         ("folder", str(checkpoint.root)),
         ("recipe", checkpoint.recipe.name),
+        *([] if checkpoint.note is None else [("note", checkpoint.note)]),
+        *([] if rounding is None else [("scales", scales_line(rounding))]),
         ("size", f"{size_bytes / 2**20:.1f} MiB"),
     ]
     print_table("", ("quantized", model), rows)

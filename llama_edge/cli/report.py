@@ -7,10 +7,22 @@ from typing import Any
 
 from llama_edge.cli.console import print_next, print_table
 from llama_edge.core.cache_rows import bytes_per_token
-from llama_edge.core.types import KVCacheDtype
+from llama_edge.core.given_codes import ScaleRounding
+from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.gate import GateOutcome
+
+
+def scales_line(rounding: ScaleRounding) -> str:
+    """What it cost to keep a checkpoint's own scales in bfloat16, in one line."""
+    raised = f", {rounding.raised} raised to what backends hold" if rounding.raised else ""
+    return (
+        f"{rounding.rounded} of {rounding.scales} rounded to bfloat16{raised}; relative error "
+        f"{rounding.rms_relative_error:.2g} (rms), at most {rounding.max_relative_error:.2g}; "
+        f"KL {rounding.mean_kl:.2g} nats"
+    )
+
 
 _NOT_MEASURED = "not measured: the full-precision model was not at hand (--against MODEL)"
 
@@ -34,9 +46,11 @@ def fidelity_line(fidelity: Mapping[str, Any] | None) -> str:
     if fidelity is None:
         return _NOT_MEASURED
     verdict = "" if fidelity["passed"] else "FAILED: "
+    against = fidelity.get("against", FULL_PRECISION)
+    against = "" if against == FULL_PRECISION else f" to {against}"
     return (
-        f"{verdict}KL {fidelity['mean_kl']:.3g} nats (limit {fidelity['limit_kl']:g}; 99.9th "
-        f"percentile {fidelity['p999_kl']:.3g}), top-1 {fidelity['top1_agreement']:.1%}, "
+        f"{verdict}KL {fidelity['mean_kl']:.3g} nats{against} (limit {fidelity['limit_kl']:g}; "
+        f"99.9th percentile {fidelity['p999_kl']:.3g}), top-1 {fidelity['top1_agreement']:.1%}, "
         f"perplexity x {fidelity['perplexity_ratio']:.3f}"
     )
 
@@ -65,8 +79,16 @@ def _context(bundle: Bundle) -> str:
     )
 
 
+def _model(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    line = f"{manifest.model.source}, recipe {manifest.recipe.name}"
+    if manifest.scale_rounding is not None:
+        line += f"; scales: {scales_line(manifest.scale_rounding)}"
+    return line if manifest.model.note is None else f"{line}; {manifest.model.note}"
+
+
 _ROWS: Mapping[str, Callable[[Bundle], str]] = {
-    "model": lambda bundle: f"{bundle.manifest.model.source}, recipe {bundle.manifest.recipe.name}",
+    "model": _model,
     "verdict": lambda bundle: bundle.manifest.verdict.value,
     "size": _size,
     "graph parity": lambda bundle: parity_line(bundle.manifest.parity),

@@ -1,13 +1,16 @@
 """Codes that came with a checkpoint: its author chose them, and they stay as they are."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Protocol, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.types import QuantizedWeights
+
+if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge recipes` must not
+    from torch import Tensor
 
 #: Recipes that describe what Meta did: learned R1 and R2, R4, and GPTQ; or training with rounding.
 META_SPINQUANT: Final = "w4a8-meta-spinquant"

@@ -15,6 +15,7 @@ from typing import Any, Final
 import jsonschema
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.given_codes import ScaleRounding
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import CalibrationRecord, Interface, Placement, Recipe, TensorSpec
 
@@ -38,6 +39,8 @@ class Model:
     source_sha256: str
     config: ModelConfig
     family: str = "llama"
+    #: how it was read, where that changed something
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,8 @@ class Manifest:
     fidelity: Mapping[str, Any] | None
     #: name and version of every library that wrote or ran the files
     versions: Mapping[str, str]
+    #: None where scales were chosen by the recipe
+    scale_rounding: ScaleRounding | None = None
     format_version: int = field(default=MANIFEST_VERSION)
 
     def to_json(self) -> dict[str, Any]:
@@ -176,6 +181,11 @@ class Manifest:
             parity=value["parity"],
             fidelity=value["fidelity"],
             versions=value["versions"],
+            scale_rounding=(
+                None
+                if value["scale_rounding"] is None
+                else ScaleRounding.from_json(value["scale_rounding"])
+            ),
         )
 
 

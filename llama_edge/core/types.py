@@ -99,6 +99,8 @@ class Weights(Protocol):
         ...
 
 
+#: What `Checkpoint.precision` says of a model in full precision.
+FULL_PRECISION: Final = "full precision"
 #: What a model that came as codes is measured against; nothing more precise is in the checkpoint.
 OWN_CODES: Final = "the checkpoint's own codes and scales with float32 activations"
 
@@ -123,7 +125,7 @@ class Checkpoint:
     @property
     def precision(self) -> str:
         """What its weights are, as reports name what they measure against."""
-        return "full precision" if self.codes is None else OWN_CODES
+        return FULL_PRECISION if self.codes is None else OWN_CODES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.files import output_folder, require_free_space, write_json
 from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
@@ -27,6 +26,7 @@ from llama_edge.export.bundle import (
 )
 from llama_edge.pipeline.describe import describe_artifact, library_versions
 from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
+from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name, source_name
 from llama_edge.pipeline.quantize import (
     check_calibration,
@@ -34,7 +34,6 @@ from llama_edge.pipeline.quantize import (
     require_absent,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 from llama_edge.runtimes import get_runtime
 
 
@@ -44,7 +43,8 @@ class ExportRequest:
 
     model: str
     target: str
-    recipe: str = DEFAULT_RECIPE
+    #: None: the default one, or what a checkpoint that came with codes is
+    recipe: str | None = None
     #: text files; empty lets the model write its own, where the recipe needs any
     calibration: tuple[Path, ...] = ()
     #: None: `bundles/MODEL-TARGET` under the current folder
@@ -71,13 +71,13 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         UnknownNameError: No such target or recipe.
         LlamaEdgeError: What a reader, a backend or the disk says.
     """
-    target, recipe = get_target(request.target), get_recipe(request.recipe)
-    check_calibration(recipe, request.calibration)
+    target = get_target(request.target)
     exporter = get_exporter(target.backend)
     get_runtime(target.backend)  # a missing package is worth knowing before the work
     out = request.out or Path("bundles") / f"{short_name(request.model)}-{target.name}"
     require_absent(out, force=request.force)
-    checkpoint = load_checkpoint(request.model)
+    checkpoint, recipe = open_model(request.model, request.recipe)
+    check_calibration(recipe, request.calibration)
     exporter.requires(checkpoint.config, recipe, request.options)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
@@ -144,9 +144,11 @@ def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome)
             source=source,
             source_sha256=quantized.source_sha256,
             config=quantized.config,
+            note=quantized.note,
         ),
         recipe=quantized.recipe,
         calibration=quantized.calibration,
+        scale_rounding=quantized.scale_rounding,
         target=target.name,
         backend=target.backend,
         files=list_files(folder, lowered.artifact.files),

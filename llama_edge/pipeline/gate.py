@@ -1,6 +1,6 @@
 """Run what was written, in a child process, and judge it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
@@ -111,7 +111,8 @@ class GateOutcome:
             "perplexity_ratio": found.perplexity_ratio,
             "limit_kl": self.fidelity.max_mean_kl,
         }
-        return {"passed": self.fidelity.passed, **rounded(measured)}
+        passed, against = self.fidelity.passed, self.fidelity.against
+        return {"passed": passed, "against": against, **rounded(measured)}
 
 
 def run_gate(subject: GateSubject, progress: Progress) -> GateOutcome:
@@ -198,9 +199,10 @@ def _measure(
     )
     progress.start("parity and fidelity, end to end", _steps(artifact, len(prompts)))
     with runtime.open(artifact) as session:
-        return measure_end_to_end(
+        measured = measure_end_to_end(
             _reference(subject), precise, session, prompts, tolerances, progress
         )
+    return measured if full is None else replace(measured, against=full.precision)
 
 
 def _steps(artifact: Artifact, prompts: int) -> int:

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import OutputError, UsageError
 from llama_edge.core.files import output_folder, require_free_space
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
 _SIZE_FACTOR = 1.4
@@ -36,7 +35,8 @@ class QuantizeRequest:
     """What to quantize, how, and where to."""
 
     model: str
-    recipe: str = DEFAULT_RECIPE
+    #: None: the default one, or what a checkpoint that came with codes is
+    recipe: str | None = None
     #: text files; empty lets the model write its own, where the recipe needs any
     calibration: tuple[Path, ...] = ()
     #: None: `quantized/MODEL-RECIPE` under the current folder
@@ -50,9 +50,10 @@ def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
     Raises:
         UsageError: The recipe needs no calibration.
     """
-    if texts and recipe.rounding is Rounding.NEAREST:
+    if texts and recipe.rounding is not Rounding.GPTQ:
+        kind = "rounds to nearest" if recipe.rounding is Rounding.NEAREST else "keeps its codes"
         raise UsageError(
-            f"--calibration {texts[0]}: recipe {recipe.name} rounds to nearest and reads no text; "
+            f"--calibration {texts[0]}: recipe {recipe.name} {kind} and reads no text; "
             "leave it out, or choose a recipe with GPTQ"
         )
 
@@ -64,12 +65,11 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
         UnknownNameError: No such recipe.
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
-    recipe = get_recipe(request.recipe)
+    checkpoint, recipe = open_model(request.model, request.recipe)
     check_calibration(recipe, request.calibration)
     name = short_name(request.model).rpartition("/")[2]
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
     require_absent(target, force=request.force)
-    checkpoint = load_checkpoint(request.model)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))
     with output_folder(target, force=request.force) as folder:
         found = quantize_with_cache(checkpoint, recipe, request.calibration, folder, progress)

@@ -21,6 +21,7 @@ from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
 from llama_edge.quantize.calibration_prompts import PROMPTS
 from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
@@ -44,7 +45,9 @@ def quantize_with_cache(
     scratch: Path,
     progress: Progress,
 ) -> QuantizedCheckpoint:
-    """Quantize by `recipe`; a recipe with calibration is looked up in the cache first.
+    """Quantize by `recipe`, or keep the codes that the checkpoint came with.
+
+    A recipe with calibration is looked up in the cache first.
 
     Args:
         checkpoint: Full precision.
@@ -57,6 +60,8 @@ def quantize_with_cache(
         QuantizeError: A width, a value or the text does not fit the recipe.
         OutputError: The cache cannot be written.
     """
+    if checkpoint.codes is not None:
+        return keep_codes(checkpoint, checkpoint.codes, recipe, scratch, progress)
     if recipe.rounding is Rounding.NEAREST:
         return quantize_checkpoint(checkpoint, recipe, scratch, progress)
     source = hash_weights(checkpoint.weights)
@@ -65,6 +70,7 @@ def quantize_with_cache(
         {
             "source": source,
             "text": asdict(checkpoint.text),
+            "note": checkpoint.note,
             "recipe": recipe.to_json(),
             "calibration": calibration.record().to_json(),
         }

@@ -16,6 +16,7 @@ from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.model import CachedSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, Session
+from llama_edge.core.types import FULL_PRECISION
 from llama_edge.verify.metrics import Comparison, compare, concatenate
 from llama_edge.verify.prompts import Prompt
 from llama_edge.verify.teacher import Variant, final_hidden, with_source
@@ -45,6 +46,8 @@ class EndToEnd:
     """What one run over all prompts measured."""
 
     prompts: tuple[PromptMeasurement, ...]
+    #: what `full_artifact` and `full_reference` are held against (`Checkpoint.precision`)
+    against: str = FULL_PRECISION
 
     def reference_artifact(self) -> Comparison:
         """All positions of all prompts."""

@@ -74,6 +74,8 @@ class FidelityReport:
     #: the reference with the same codes: what of it is the recipe's
     reference: Divergence
     max_mean_kl: float
+    #: what the distance is to: full precision, unless the checkpoint came with codes
+    against: str
     prompts: tuple[PromptFidelity, ...]
     findings: tuple[Finding, ...] = field(default=())
 
@@ -146,7 +148,7 @@ def _judge_end_to_end(
         findings = _exact_findings(summary, disagreements, tolerances)
     else:
         findings = _noisy_findings(summary, floor, tolerances)
-        findings += _drift_findings(full_artifact, full_reference, tolerances)
+        findings += _drift_findings(measured, tolerances)
     prefill, decode = _phase_means(measured.prompts)
     return EndToEndReport(
         artifact=summary,
@@ -207,9 +209,8 @@ def _noisy_findings(
     return (_end_to_end("mean KL", message),)
 
 
-def _drift_findings(
-    full_artifact: Comparison | None, full_reference: Comparison | None, tolerances: Tolerances
-) -> tuple[Finding, ...]:
+def _drift_findings(measured: EndToEnd, tolerances: Tolerances) -> tuple[Finding, ...]:
+    full_artifact, full_reference = measured.full_artifact(), measured.full_reference()
     if full_artifact is None or full_reference is None:
         return ()
     found, wanted = float(full_artifact.kl.mean()), float(full_reference.kl.mean())
@@ -217,10 +218,10 @@ def _drift_findings(
     if abs(found - wanted) <= limit:
         return ()
     message = (
-        f"mean KL to full precision is {found:.4g} nats for the artifact and {wanted:.4g} for the "
-        f"reference; they may differ by {limit:.3g}"
+        f"mean KL to {measured.against} is {found:.4g} nats for the artifact and {wanted:.4g} for "
+        f"the reference; they may differ by {limit:.3g}"
     )
-    return (_end_to_end("KL to full precision", message),)
+    return (_end_to_end(f"KL to {measured.against}", message),)
 
 
 def check_fidelity(measured: EndToEnd, recipe: Recipe) -> FidelityReport | None:
@@ -232,7 +233,7 @@ def check_fidelity(measured: EndToEnd, recipe: Recipe) -> FidelityReport | None:
     findings: tuple[Finding, ...] = ()
     if summary.mean_kl > limit:
         message = (
-            f"mean KL to full precision is {summary.mean_kl:.4g} nats; recipe {recipe.name} "
+            f"mean KL to {measured.against} is {summary.mean_kl:.4g} nats; recipe {recipe.name} "
             f"promises at most {limit:g}; choose a recipe that keeps more"
         )
         findings = (Finding(check="fidelity", where=recipe.name, message=message),)
@@ -240,6 +241,7 @@ def check_fidelity(measured: EndToEnd, recipe: Recipe) -> FidelityReport | None:
         artifact=summary,
         reference=summarize(reference),
         max_mean_kl=limit,
+        against=measured.against,
         prompts=tuple(
             PromptFidelity(
                 name=found.prompt.name,
