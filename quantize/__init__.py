@@ -6,7 +6,7 @@ from typing import Final
 
 from llama_edge.core.errors import UnknownNameError
 from llama_edge.core.given_codes import META_QAT, META_SPINQUANT
-from llama_edge.core.types import Recipe, Rotation, Rounding, Scales
+from llama_edge.core.types import Recipe, Rotation, RotationLearning, Rounding, Scales
 
 W4A8_RTN: Final = Recipe(
     name="w4a8-rtn",
@@ -29,6 +29,12 @@ W4A8_HADAMARD: Final = replace(
     summary="as w4a8-gptq, behind Hadamard rotations R1, R2 and R4, without training",
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
     max_fidelity_kl=0.3,
+)
+W4A8_SPINQUANT: Final = replace(
+    W4A8_HADAMARD,
+    name="w4a8-spinquant",
+    summary="as w4a8-hadamard, with R1 and R2 learned on the calibration text",
+    rotation_learning=RotationLearning(iterations=40, sequences=2, learning_rate=1.5, momentum=0.9),
 )
 W4_HADAMARD: Final = replace(
     W4A8_HADAMARD,
@@ -55,7 +61,16 @@ W4A8_META_QAT: Final = replace(
 )
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    recipe.name: recipe for recipe in (W4A8_RTN, W4A8_GPTQ, W4A8_HADAMARD, W4_HADAMARD)
+    recipe.name: recipe
+    for recipe in (
+        W4A8_RTN,
+        W4A8_GPTQ,
+        W4A8_HADAMARD,
+        W4A8_SPINQUANT,
+        W4_HADAMARD,
+        W4A8_META_SPINQUANT,
+        W4A8_META_QAT,
+    )
 }
 DEFAULT_RECIPE: Final = W4A8_RTN.name
 

@@ -98,14 +98,14 @@ class RotatedWeights:
         return self._weights.shape(name)
 
     def read(self, name: str) -> Tensor:
-        """See `Weights`; the products run in float64, so that rounding stays that of float32."""
+        """See `Weights`; float64 matrices give products whose rounding stays that of float32."""
         if name == HEAD_ROTATION:
-            norm = self._weights.read(FINAL_NORM).double()
+            norm = self._weights.read(FINAL_NORM).to(self._matrices.r1)
             return self._turn_back(norm[:, None] * self._matrices.r1).float()
         weight = self._weights.read(name)
         if weight.ndim == 1:
             return tie_breaker(len(weight)) if name == _FIRST_NORM else torch.ones_like(weight)
-        return self._rotate(name, weight.double()).float()
+        return self._rotate(name, weight.to(self._matrices.r1)).float()
 
     def _turn_back(self, weight_DI: Tensor) -> Tensor:
         """Of a matrix that writes to the residual stream: R1^T W."""
@@ -113,7 +113,7 @@ class RotatedWeights:
 
     def _fold(self, weight_OD: Tensor, norm: str) -> Tensor:
         """Of a matrix behind a norm: W diag(norm) R1."""
-        return (weight_OD * self._weights.read(norm).double()) @ self._matrices.r1
+        return (weight_OD * self._weights.read(norm).to(weight_OD)) @ self._matrices.r1
 
     def _rotate(self, name: str, weight: Tensor) -> Tensor:
         if name == EMBEDDING:
@@ -132,7 +132,7 @@ class RotatedWeights:
         norm = block_weight(layer, before)
         folded = self._fold(weight, norm)
         if norm == _FIRST_NORM:
-            folded = folded / tie_breaker(folded.shape[1]).double()
+            folded = folded / tie_breaker(folded.shape[1]).to(folded)
         if part == "self_attn.v_proj":
             heads = folded.view(-1, self._config.head_dim, folded.shape[1])
             return (self._matrices.r2[layer].T @ heads).view_as(folded)
@@ -148,13 +148,8 @@ class RotatedWeights:
         return int(layer), part
 
 
-def rotate(checkpoint: Checkpoint, names: Sequence[Rotation], seed: int) -> Checkpoint:
-    """The same network with rotations merged in; nothing is read yet.
-
-    Raises:
-        ConfigError: A width has no Hadamard matrix.
-    """
-    matrices = choose_rotations(checkpoint.config, names, seed)
+def apply_rotations(checkpoint: Checkpoint, matrices: RotationMatrices) -> Checkpoint:
+    """The same network with these rotations merged in; nothing is read yet."""
     config = replace(
         checkpoint.config,
         down_proj_rotation=matrices.r4,
@@ -165,3 +160,12 @@ def rotate(checkpoint: Checkpoint, names: Sequence[Rotation], seed: int) -> Chec
         config=config,
         weights=RotatedWeights(checkpoint.config, checkpoint.weights, matrices),
     )
+
+
+def rotate(checkpoint: Checkpoint, names: Sequence[Rotation], seed: int) -> Checkpoint:
+    """The same network with seeded Hadamard rotations merged in; nothing is read yet.
+
+    Raises:
+        ConfigError: A width has no Hadamard matrix.
+    """
+    return apply_rotations(checkpoint, choose_rotations(checkpoint.config, names, seed))

@@ -25,7 +25,8 @@ from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Round
 from llama_edge.core.weight_names import EMBEDDING, block_linear_names
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
-from llama_edge.quantize.rotate import rotate
+from llama_edge.quantize.learned_rotations import ON_CPU, LearningPlace, learn_rotations
+from llama_edge.quantize.rotate import apply_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
 
@@ -117,6 +118,7 @@ def quantize_checkpoint(
     folder: Path,
     progress: Progress,
     calibration: CalibrationSet | None = None,
+    learning: LearningPlace = ON_CPU,
 ) -> QuantizedCheckpoint:
     """Quantize every matrix by `recipe` and write the folder.
 
@@ -126,10 +128,13 @@ def quantize_checkpoint(
         folder: Exists, and is empty.
         progress: Advances once a tensor.
         calibration: Needed by GPTQ, and by nothing else.
+        learning: Where rotations are learned, if the recipe asks for it.
 
     Raises:
         QuantizeError: A width or a value does not fit the recipe.
         CheckpointError: A weight is damaged or not finite.
+        MissingComponentError: Rotations are to be learned on a device that is not here.
+        OutputError: The state of their learning cannot be written.
     """
     check_widths(checkpoint, recipe)
     if (recipe.rounding is Rounding.GPTQ) is not (calibration is not None):
@@ -140,7 +145,12 @@ def quantize_checkpoint(
     hashed = _HashedWeights(checkpoint.weights)
     source = replace(checkpoint, weights=hashed)
     if recipe.rotations:
-        source = rotate(source, recipe.rotations, recipe.seed)
+        matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
+        if recipe.rotation_learning is not None and calibration is not None:
+            matrices = learn_rotations(
+                source, recipe, matrices, calibration.tokens, learning, progress
+            )
+        source = apply_rotations(source, matrices)
     progress.start(f"quantize ({recipe.name})", len(list(stored_names(source.config))))
 
     def counted() -> Iterator[QuantizedEntry]:

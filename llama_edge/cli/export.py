@@ -13,7 +13,7 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
-from llama_edge.core.types import KVCacheDtype
+from llama_edge.core.types import Device, KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
@@ -34,6 +34,9 @@ Calibration = Annotated[
     typer.Option(
         help="UTF-8 text to calibrate on, as often as needed; by default the model writes its own."
     ),
+]
+LearningDevice = Annotated[
+    Device, typer.Option("--device", help="Where rotations are learned, by a recipe that does so.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
 
@@ -67,6 +70,7 @@ def export(
         ),
     ] = KVCacheDtype.FLOAT32,
     calibration: Calibration = None,
+    device: LearningDevice = Device.CPU,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -82,6 +86,7 @@ def export(
         target=target,
         recipe=recipe,
         calibration=tuple(calibration or ()),
+        device=device,
         out=out,
         options=options,
         force=force,
@@ -102,6 +107,7 @@ def quantize(
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
     ] = None,
     calibration: Calibration = None,
+    device: LearningDevice = Device.CPU,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -110,7 +116,12 @@ def quantize(
     from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
     request = QuantizeRequest(
-        model=model, recipe=recipe, calibration=tuple(calibration or ()), out=out, force=force
+        model=model,
+        recipe=recipe,
+        calibration=tuple(calibration or ()),
+        device=device,
+        out=out,
+        force=force,
     )
     with progress_on_stderr() as progress:
         checkpoint = quantize_model(request, progress)

@@ -63,6 +63,13 @@ class KVCacheDtype(StrEnum):
     INT8 = "int8"
 
 
+class Device(StrEnum):
+    """Where rotations are learned."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAssets:
     """Everything between a person's text and token ids.
@@ -129,6 +136,34 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotationLearning:
+    """How R1 and R2 are learned from their Hadamard start (SpinQuant, section 3.2)."""
+
+    iterations: int
+    #: calibration sequences that one iteration sees
+    sequences: int
+    #: falls linearly to zero
+    learning_rate: float
+    #: what an iteration keeps of the step before it
+    momentum: float
+
+    def __post_init__(self) -> None:
+        for field in ("iterations", "sequences"):
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < 1:
+                raise ConfigError(f"rotation learning: {field} is {count!r}; at least 1 is needed")
+        rate, momentum = self.learning_rate, self.momentum
+        if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+            raise ConfigError(
+                f"rotation learning: learning_rate is {rate!r}; a positive number is needed"
+            )
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ConfigError(
+                f"rotation learning: momentum is {momentum!r}; a number from 0 to below 1 is needed"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
 
@@ -144,6 +179,8 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()
+    #: None keeps R1 and R2 as they are drawn
+    rotation_learning: RotationLearning | None = None
     #: of the rotations' random signs
     seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
@@ -158,6 +195,16 @@ class Recipe:
             raise ConfigError(
                 f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
                 "activations in floating point, is possible"
+            )
+        if self.rotation_learning and not {Rotation.R1, Rotation.R2} <= set(self.rotations):
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs R1 and R2 among its rotations, which "
+                f"are: {', '.join(self.rotations) or 'none'}"
+            )
+        if self.rotation_learning and self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
             )
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
@@ -183,6 +230,8 @@ class Recipe:
             fields["scales"] = Scales(fields["scales"])
             fields["rounding"] = Rounding(fields["rounding"])
             fields["rotations"] = tuple(Rotation(name) for name in fields["rotations"])
+            if fields.get("rotation_learning") is not None:
+                fields["rotation_learning"] = RotationLearning(**fields["rotation_learning"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"recipe: {error}") from error

@@ -13,7 +13,7 @@ from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
 from llama_edge.core.text_contract import build_text_contract
-from llama_edge.core.types import Artifact, Checkpoint, QuantizedCheckpoint
+from llama_edge.core.types import Artifact, Checkpoint, Device, QuantizedCheckpoint
 from llama_edge.export import Target, get_exporter, get_target
 from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.export.bundle import (
@@ -30,6 +30,7 @@ from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name, source_name
 from llama_edge.pipeline.quantize import (
     check_calibration,
+    check_learning_device,
     quantized_size_bytes,
     require_absent,
 )
@@ -51,6 +52,8 @@ class ExportRequest:
     out: Path | None = None
     options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
     force: bool = False
+    #: where rotations are learned
+    device: Device = Device.CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +81,14 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     require_absent(out, force=request.force)
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_calibration(recipe, request.calibration)
+    check_learning_device(recipe, request.device)
     exporter.requires(checkpoint.config, recipe, request.options)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
-        quantized = quantize_with_cache(checkpoint, recipe, request.calibration, scratch, progress)
+        quantized = quantize_with_cache(
+            checkpoint, recipe, request.calibration, scratch, progress, request.device
+        )
         lowered = _lower(quantized, exporter, request.options, folder, progress)
         outcome = _gate(lowered, checkpoint, request.options, progress)
         bundle = _write(lowered, target, source_name(request.model), outcome)

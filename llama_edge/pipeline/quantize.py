@@ -9,10 +9,11 @@ from llama_edge.core.errors import OutputError, UsageError
 from llama_edge.core.files import output_folder, require_free_space
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.quantize.learned_rotations import check_device
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
 _SIZE_FACTOR = 1.4
@@ -42,6 +43,8 @@ class QuantizeRequest:
     #: None: `quantized/MODEL-RECIPE` under the current folder
     out: Path | None = None
     force: bool = False
+    #: where rotations are learned
+    device: Device = Device.CPU
 
 
 def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
@@ -58,21 +61,40 @@ def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
         )
 
 
+def check_learning_device(recipe: Recipe, device: Device) -> None:
+    """Refuse a device that would not be used, or that is not here.
+
+    Raises:
+        UsageError: The recipe learns no rotations.
+        MissingComponentError: This machine has no such device.
+    """
+    if device is not Device.CPU and recipe.rotation_learning is None:
+        raise UsageError(
+            f"--device {device.value}: recipe {recipe.name} learns no rotations, and everything "
+            "else runs on the CPU; leave it out, or choose a recipe with learned rotations"
+        )
+    check_device(device)
+
+
 def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedCheckpoint:
     """Quantize a model into a folder of its own.
 
     Raises:
         UnknownNameError: No such recipe.
+        MissingComponentError: `device` is not on this machine.
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_calibration(recipe, request.calibration)
+    check_learning_device(recipe, request.device)
     name = short_name(request.model).rpartition("/")[2]
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
     require_absent(target, force=request.force)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))
     with output_folder(target, force=request.force) as folder:
-        found = quantize_with_cache(checkpoint, recipe, request.calibration, folder, progress)
+        found = quantize_with_cache(
+            checkpoint, recipe, request.calibration, folder, progress, request.device
+        )
         if found.root != folder:
             shutil.copytree(found.root, folder, dirs_exist_ok=True)
     return read_quantized_checkpoint(target)

@@ -1,8 +1,9 @@
 """Quantizing with calibration text, and keeping what took minutes: both targets share one result.
 
-The cache holds calibration text and quantized checkpoints under hashes of everything that they
-depend on, so a stale entry is never met. It lies in `$LLAMA_EDGE_CACHE`, else in
-`$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting it loses only time.
+The cache holds calibration text, quantized checkpoints and, while they are being learned, rotations
+under hashes of everything that they depend on, so a stale entry is never met. It lies in
+`$LLAMA_EDGE_CACHE`, else in `$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting
+it loses only time.
 """
 
 import hashlib
@@ -20,10 +21,10 @@ import llama_edge.quantize
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
-from llama_edge.quantize.calibration_prompts import PROMPTS
+from llama_edge.quantize.learned_rotations import LearningPlace
 from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
 
 _TOKENS_FILE = "tokens.safetensors"
@@ -44,6 +45,7 @@ def quantize_with_cache(
     texts: Sequence[Path],
     scratch: Path,
     progress: Progress,
+    device: Device = Device.CPU,
 ) -> QuantizedCheckpoint:
     """Quantize by `recipe`, or keep the codes that the checkpoint came with.
 
@@ -55,6 +57,7 @@ def quantize_with_cache(
         texts: The user's calibration text; empty lets the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
+        device: Where rotations are learned. A run that was stopped while learning is gone on with.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
@@ -77,8 +80,11 @@ def quantize_with_cache(
     )
     folder = cache_folder() / "quantized" / key
     if not folder.exists():
+        state = cache_folder() / "rotations" / f"{key}.safetensors"
+        learning = LearningPlace(device=device, state=state)
         with output_folder(folder, force=False) as unfinished:
-            quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration)
+            quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration, learning)
+        state.unlink(missing_ok=True)
     return read_quantized_checkpoint(folder)
 
 
@@ -103,7 +109,7 @@ def _calibration(
     if texts:
         return read_calibration(checkpoint, texts)
     template = checkpoint.text.chat_template
-    parts = {"source": source, "template": template, "prompts": PROMPTS, "seed": seed}
+    parts = {"source": source, "template": template, "seed": seed}
     folder = cache_folder() / "calibration" / _key(parts)
     origin = f"self-generated, seed {seed}"
     try:

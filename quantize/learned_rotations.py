@@ -1,0 +1,164 @@
+"""R1 and R2 learned on the calibration text, from seeded Hadamard matrices on.
+
+SpinQuant (Liu et al., 2024, section 3.2): the loss of the rounded network, downhill by Cayley SGD,
+the learning rate falling linearly to zero. The loss is the divergence from full precision rather
+than the paper's cross entropy: it says more per token, and calibration text is short. R4 stays a
+Hadamard matrix, since it has to be multiplied while the network runs.
+
+Shape legend: N sequences, T tokens, D hidden, H head_dim, L layers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llama_edge.core.errors import MissingComponentError, QuantizeError
+from llama_edge.core.progress import Progress
+from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
+from llama_edge.quantize.cayley import cayley_step, nearest_orthogonal
+from llama_edge.quantize.rotate import RotationMatrices
+from llama_edge.quantize.rotation_state import (
+    RotationState,
+    load_state,
+    save_state,
+    start_state,
+)
+from llama_edge.quantize.straight_through import RotationLoss, resident
+
+#: Iterations between two saved states: a kill loses about a minute on SmolLM2.
+SAVE_EVERY: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningPlace:
+    """Where rotations are learned; it decides about time alone."""
+
+    device: Device = Device.CPU
+    #: file that keeps the state between runs; None keeps nothing
+    state: Path | None = None
+
+
+#: Keeps nothing between runs.
+ON_CPU: Final = LearningPlace()
+
+
+def check_device(device: Device) -> None:
+    """Fail before any work when this machine lacks the device.
+
+    Raises:
+        MissingComponentError: "cuda", without a GPU or without a PyTorch that can use it.
+    """
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise MissingComponentError(
+            "--device cuda: PyTorch finds no CUDA device on this machine; leave the option out to "
+            "learn on the CPU, or install a CUDA build of torch where there is a GPU"
+        )
+
+
+def learn_rotations(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    start: RotationMatrices,
+    tokens_NT: Tensor,
+    place: LearningPlace,
+    progress: Progress,
+) -> RotationMatrices:
+    """Rotations under which the rounded network stays nearer to the full-precision one.
+
+    Memory: the weights in float32, twice a layer's, and one sequence's logits.
+
+    Args:
+        checkpoint: Full precision, not rotated.
+        recipe: With `rotation_learning`.
+        start: Where to begin; R4 is kept.
+        tokens_NT: Calibration text, int64.
+        place: The device, and the state of a run that was stopped, which is gone on with.
+        progress: Advances once per iteration.
+
+    Raises:
+        QuantizeError: The loss or its gradient is not finite.
+        MissingComponentError: There is no such device here.
+        OutputError: The state cannot be written.
+    """
+    learning = recipe.rotation_learning
+    assert learning is not None
+    check_device(place.device)
+    device = torch.device(place.device.value)
+    with device:  # the tensors that the network makes on its way, such as positions, lie there too
+        first = start_state(start.r1.to(device), torch.stack(list(start.r2)).to(device))
+        loss = RotationLoss(resident(checkpoint, device), recipe, start.r4)
+        tokens = tokens_NT.to(device)
+        state = _resume(first, learning, place.state, progress)
+        while state.step < learning.iterations:
+            batch = _batch(tokens, state.step, learning.sequences, recipe.seed)
+            state = _iterate(state, learning, loss, batch)
+            due = state.step % SAVE_EVERY == 0 or state.step == learning.iterations
+            if place.state is not None and due:
+                save_state(state, place.state)
+            progress.advance()
+    r1, r2 = nearest_orthogonal(state.r1.cpu()), nearest_orthogonal(state.r2.cpu())
+    return RotationMatrices(r1=r1, r2=list(r2), r4=start.r4)
+
+
+def _batch(tokens_NT: Tensor, step: int, size: int, seed: int) -> Tensor:
+    """The sequences (B, T) of one iteration: pass after pass over the text, each in a new order."""
+    count = len(tokens_NT)
+
+    def row(index: int) -> int:
+        generator = torch.Generator(device="cpu").manual_seed(seed + index // count)
+        order = torch.randperm(count, generator=generator, device="cpu")
+        return int(order[index % count])
+
+    size = min(size, count)
+    return tokens_NT[[row(index) for index in range(step * size, (step + 1) * size)]]
+
+
+def _iterate(
+    state: RotationState, learning: RotationLearning, loss: RotationLoss, tokens_BT: Tensor
+) -> RotationState:
+    """The state after one more iteration.
+
+    Raises:
+        QuantizeError: The loss or its gradient is not finite.
+    """
+    r1, r2 = state.r1.clone().requires_grad_(), state.r2.clone().requires_grad_()
+    value = loss(r1, r2, tokens_BT)
+    gradients = torch.autograd.grad(value, (r1, r2))
+    if not all(bool(found.isfinite().all()) for found in (value, *gradients)):
+        raise QuantizeError(
+            f"rotations: the loss of iteration {state.step} or its gradient is not finite; the "
+            "weights are damaged or overflow float32"
+        )
+    rate = learning.learning_rate * (1 - state.step / learning.iterations)
+    r1, r1_momentum = cayley_step(
+        state.r1, gradients[0], state.r1_momentum, rate, learning.momentum
+    )
+    r2, r2_momentum = cayley_step(
+        state.r2, gradients[1], state.r2_momentum, rate, learning.momentum
+    )
+    return RotationState(
+        step=state.step + 1,
+        r1=r1,
+        r2=r2,
+        r1_momentum=r1_momentum,
+        r2_momentum=r2_momentum,
+    )
+
+
+def _resume(
+    start: RotationState, learning: RotationLearning, path: Path | None, progress: Progress
+) -> RotationState:
+    """What an earlier run has left, or the start; a damaged file costs its time and is said."""
+    found: RotationState | None = start
+    if path is not None and path.exists():
+        found = load_state(path, start)
+    if found is None or found.step > learning.iterations:
+        progress.start("learn rotations (anew: the saved state is damaged)", learning.iterations)
+        return start
+    progress.start("learn rotations", learning.iterations)
+    if found.step:
+        progress.advance(found.step)
+    return found
