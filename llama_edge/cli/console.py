@@ -4,13 +4,20 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -22,6 +29,8 @@ JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progr
 
 #: Columns of a table that goes to a file or a pipe.
 _LOG_WIDTH: Final = 132
+#: A stage that goes on tells a log this often what is left of it.
+_SAY_EVERY_S: Final = 20.0
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -84,24 +93,34 @@ class _Bars:
             self._bars.stop_task(self._running)
 
 
-class _Lines:
-    """One line per stage, for a log."""
+class StageLines:
+    """One line per stage, for a log; a long stage also says every so often what is left of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._stage = ""
-        self._began = 0.0
+        self._began = self._spoke = 0.0
+        self._done = self._total = 0
 
     def start(self, stage: str, total: int) -> None:
-        del total
         self.finish()
-        self._stage, self._began = stage, time.monotonic()
+        self._stage, self._done, self._total = stage, 0, total
+        self._began = self._spoke = self._clock()
 
     def advance(self, steps: int = 1) -> None:
-        del steps
+        self._done += steps
+        now = self._clock()
+        if now - self._spoke < _SAY_EVERY_S or not 0 < self._done < self._total:
+            return
+        self._spoke = now
+        left = (now - self._began) / self._done * (self._total - self._done)
+        typer.echo(
+            f"{self._stage}: {self._done} of {self._total}, about {left:.0f} s left", err=True
+        )
 
     def finish(self) -> None:
         if self._stage:
-            typer.echo(f"{self._stage}: {time.monotonic() - self._began:.1f} s", err=True)
+            typer.echo(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
         self._stage = ""
 
 
@@ -110,7 +129,7 @@ def progress_on_stderr() -> Iterator[Progress]:
     """Bars on a terminal, plain lines elsewhere; the last stage counts as done on a good end."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        lines = _Lines()
+        lines = StageLines()
         yield lines
         lines.finish()
         return
@@ -119,6 +138,8 @@ def progress_on_stderr() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=console) as rich_progress:
         bars = _Bars(rich_progress)
