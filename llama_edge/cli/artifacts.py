@@ -34,7 +34,11 @@ def parity(
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A quantized checkpoint, a .pte, an ONNX folder or a bundle.")
+        Path,
+        typer.Argument(
+            help="A quantized checkpoint, a .pte, an ONNX folder, a bundle, or a Meta folder with "
+            "codes of its own."
+        ),
     ],
     *,
     as_json: Annotated[bool, JsonOption] = False,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.checkpoints.meta import PARAMS_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.manifest import TensorEntry
 from llama_edge.core.progress import Progress
@@ -14,9 +16,9 @@ from llama_edge.export.bundle import is_bundle, list_tensors, read_manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a file holds; the last three are None for a quantized checkpoint."""
+    """What a file holds; the last three are None where nothing has been lowered."""
 
-    #: "quantized checkpoint" or the backend's name
+    #: "quantized checkpoint", "checkpoint with codes (RECIPE)" or the backend's name
     kind: str
     tensors: tuple[TensorEntry, ...]
     artifact: Artifact | None
@@ -25,13 +27,16 @@ class Inspection:
 
 
 def inspect(path: Path, progress: Progress) -> Inspection:
-    """Look into a quantized checkpoint, a `.pte`, an ONNX folder or a bundle.
+    """Look into a quantized checkpoint, a `.pte`, an ONNX folder, a bundle or Meta's own codes.
 
     Raises:
         ArtifactError: It is none of these, or damaged.
+        CheckpointError: A checkpoint with codes of its own is damaged.
     """
     if not path.exists():
         raise ArtifactError(f"{path}: there is no such file or folder")
+    if (path / PARAMS_FILE).is_file():
+        return _inspect_source(path, progress)
     if (path / CONFIG_FILE).is_file():
         weights = read_quantized_checkpoint(path).weights
         return Inspection(
@@ -49,6 +54,23 @@ def inspect(path: Path, progress: Progress) -> Inspection:
         artifact=artifact,
         interface=exporter.interface(artifact),
         placement=exporter.placement(artifact),
+    )
+
+
+def _inspect_source(path: Path, progress: Progress) -> Inspection:
+    """A checkpoint's own codes, with its scales rounded as every backend stores them."""
+    codes = load_checkpoint(str(path)).codes
+    if codes is None:
+        raise ArtifactError(
+            f"{path}: a checkpoint of weights, or one whose adaptors must be merged; there are no "
+            "codes before `llama-edge quantize` has chosen them"
+        )
+    return Inspection(
+        kind=f"checkpoint with codes ({codes.recipe})",
+        tensors=list_tensors(codes, progress),
+        artifact=None,
+        interface=None,
+        placement=None,
     )
 
 
