@@ -5,7 +5,7 @@ import pytest
 
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Recipe
+from llama_edge.core.types import Recipe, Rotation, RotationLearning, Rounding
 from tests.conftest import DEBUG_CONFIG
 
 
@@ -98,3 +98,46 @@ def test_a_scaling_that_would_divide_by_zero_is_refused(
 def test_a_recipe_that_no_format_holds_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(**{"name": "r", "summary": "", **change})  # type: ignore[arg-type]
+
+
+LEARNING = RotationLearning(iterations=40, sequences=2, learning_rate=1.5, momentum=0.9)
+LEARNED = Recipe(
+    name="r",
+    summary="",
+    rounding=Rounding.GPTQ,
+    rotations=(Rotation.R1, Rotation.R2),
+    rotation_learning=LEARNING,
+)
+
+
+def test_a_recipe_with_learning_is_read_as_it_was_written() -> None:
+    written = json.loads(json.dumps(LEARNED.to_json()))
+    assert written["rotation_learning"]["iterations"] == 40
+    assert Recipe.from_json(written) == LEARNED
+    written.pop("rotation_learning")  # a recipe from before there was any
+    assert Recipe.from_json(written).rotation_learning is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "iterations is 0"),
+        ({"sequences": 1.5}, r"sequences is 1\.5"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"momentum": 1}, "momentum is 1"),
+        ({"strange": 1}, "strange"),
+    ],
+)
+def test_learning_that_goes_nowhere_is_refused(change: dict[str, object], message: str) -> None:
+    written = LEARNED.to_json()
+    written["rotation_learning"].update(change)
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_json(written)
+
+
+def test_learning_needs_rotations_and_text() -> None:
+    with pytest.raises(ConfigError, match="R1 and R2 among its rotations, which are: R1"):
+        replace(LEARNED, rotations=(Rotation.R1,))
+    with pytest.raises(ConfigError, match="goes with rounding gptq; it is nearest"):
+        replace(LEARNED, rounding=Rounding.NEAREST)

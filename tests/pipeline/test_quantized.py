@@ -2,13 +2,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
-from llama_edge.core.errors import UsageError
+from llama_edge.core.errors import MissingComponentError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
-from llama_edge.pipeline.quantize import check_calibration
+from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
+from llama_edge.pipeline.quantize import check_calibration, check_learning_device
 from llama_edge.pipeline.quantized import cache_folder, quantize_with_cache
-from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
+from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize.learned_rotations import SAVE_EVERY
 from llama_edge.quantize.stage import hash_weights
 
 
@@ -95,6 +97,69 @@ def test_rounding_to_nearest_is_not_kept(
     found = quantize_with_cache(short_model, W4A8_RTN, (), tmp_path / "scratch", SilentProgress())
     assert found.root == tmp_path / "scratch"
     assert not fresh_cache.exists()
+
+
+class Stops(Stages):
+    """Interrupts the learning of rotations one iteration after a save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._iterations = 0
+
+    def advance(self, steps: int = 1) -> None:
+        self._iterations += steps if self.names[-1] == "learn rotations" else 0
+        if self._iterations > SAVE_EVERY:
+            raise KeyboardInterrupt
+
+
+def learned(iterations: int) -> Recipe:
+    learning = RotationLearning(iterations=iterations, sequences=2, learning_rate=1.5, momentum=0.9)
+    return dataclasses.replace(W4A8_SPINQUANT, rotation_learning=learning)
+
+
+def test_learning_goes_on_after_an_interrupt_and_leaves_no_state(
+    short_model: Checkpoint,
+    tmp_path: Path,
+    fresh_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = learned(SAVE_EVERY + 2)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_cache(short_model, recipe, (), tmp_path, Stops())
+    assert len(list(fresh_cache.glob("rotations/*.safetensors"))) == 1
+    assert not list(fresh_cache.glob("quantized/*"))
+    stages = Stages()
+    resumed = quantize_with_cache(short_model, recipe, (), tmp_path, stages)
+    assert stages.names == ["learn rotations", "quantize (w4a8-spinquant)"]
+    assert not list(fresh_cache.glob("rotations/*"))
+    assert resumed.recipe == recipe
+    monkeypatch.setenv("LLAMA_EDGE_CACHE", str(tmp_path / "another"))
+    undisturbed = quantize_with_cache(short_model, recipe, (), tmp_path, SilentProgress())
+    name = "weights.safetensors"
+    assert (resumed.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
+
+
+def test_learned_rotations_are_what_is_rounded(short_model: Checkpoint, tmp_path: Path) -> None:
+    drawn = dataclasses.replace(learned(1), rotation_learning=None)
+    found, plain = (
+        quantize_with_cache(short_model, recipe, (), tmp_path, SilentProgress()).weights
+        for recipe in (learned(1), drawn)
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(found.quantized(name).codes, plain.quantized(name).codes)
+
+
+def test_a_device_that_would_not_be_used_is_refused() -> None:
+    check_learning_device(W4A8_RTN, Device.CPU)
+    check_learning_device(W4A8_SPINQUANT, Device.CPU)
+    with pytest.raises(UsageError, match="--device cuda: recipe w4a8-rtn learns no rotations"):
+        check_learning_device(W4A8_RTN, Device.CUDA)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(MissingComponentError, match="finds no CUDA device"):
+        check_learning_device(W4A8_SPINQUANT, Device.CUDA)
 
 
 def test_text_that_would_not_be_used_is_refused() -> None:
