@@ -46,7 +46,7 @@ W4_HADAMARD: Final = replace(
 W4A8_META_SPINQUANT: Final = replace(
     W4A8_RTN,
     name=META_SPINQUANT,
-    summary="the codes of Meta's SpinQuant checkpoints as they are; chosen by the checkpoint itself",
+    summary="the codes of Meta's SpinQuant checkpoints, unchanged; chosen by the checkpoint itself",
     scales=Scales.GIVEN,
     rounding=Rounding.GIVEN,
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
@@ -55,7 +55,7 @@ W4A8_META_SPINQUANT: Final = replace(
 W4A8_META_QAT: Final = replace(
     W4A8_META_SPINQUANT,
     name=META_QAT,
-    summary="the codes of Meta's QAT checkpoints without adaptors; chosen by the checkpoint itself",
+    summary="the codes of QAT checkpoints without adaptors, unchanged; chosen by the checkpoint",
     rotations=(),
     max_fidelity_kl=1.0,
 )
