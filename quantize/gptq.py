@@ -40,6 +40,33 @@ def _inverse_factor(name: str, hessian_II: Tensor) -> Tensor:
     )
 
 
+def _ordered_factor(name: str, hessian_II: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns in the order of falling diagonal, and the inverse's factor in that order."""
+    if not hessian_II.isfinite().all():
+        raise QuantizeError(
+            f"{name}: its calibration activations are not finite; the weights are damaged or "
+            "overflow float32"
+        )
+    dead = hessian_II.diagonal() == 0
+    # A silent input gets curvature of its own: rounded to nearest, without touching the others.
+    hessian = hessian_II + torch.diag(dead.float() * hessian_II.diagonal().mean().clamp(min=1.0))
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    return order, _inverse_factor(name, hessian[order][:, order])
+
+
+def rounding_costs(name: str, hessian_II: Tensor) -> Tensor:
+    """What a squared rounding error in each column costs `tr(dW H dW^T)` under GPTQ, float32 (I,).
+
+    That is 1 / U_jj^2 for the inverse's factor U (Frantar et al., equation 3): what is left once
+    the columns still to come have made up for what they can.
+
+    Raises:
+        QuantizeError: The Hessian holds NaN or infinity, or is degenerate.
+    """
+    order, factor = _ordered_factor(name, hessian_II)
+    return factor.diagonal().square().reciprocal()[torch.argsort(order)]
+
+
 def gptq_codes(
     name: str, weight_OI: Tensor, hessian_II: Tensor, scales_OG: Tensor, bits: int
 ) -> Tensor:
@@ -55,17 +82,8 @@ def gptq_codes(
     Raises:
         QuantizeError: The Hessian holds NaN or infinity, or is degenerate.
     """
-    if not hessian_II.isfinite().all():
-        raise QuantizeError(
-            f"{name}: its calibration activations are not finite; the weights are damaged or "
-            "overflow float32"
-        )
     columns = weight_OI.shape[1]
-    dead = hessian_II.diagonal() == 0
-    # A silent input gets curvature of its own: rounded to nearest, without touching the others.
-    hessian = hessian_II + torch.diag(dead.float() * hessian_II.diagonal().mean().clamp(min=1.0))
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(name, hessian[order][:, order])
+    order, factor = _ordered_factor(name, hessian_II)
     scales = scales_OG.float().repeat_interleave(columns // scales_OG.shape[1], dim=1)[:, order]
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     weight = weight_OI[:, order].clone()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.types import Recipe, Scales
+from llama_edge.core.quantized_checkpoint import Layout
+from llama_edge.core.types import Scales
 from llama_edge.quantize.groupwise import check_scales, choose_scales
 
 #: Candidates relative to the scale that clips nothing. Below 0.6 clipping always lost more on
@@ -31,12 +32,12 @@ def search_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     return best.to(torch.bfloat16)
 
 
-def recipe_scales(name: str, weight_OI: Tensor, recipe: Recipe) -> Tensor:
-    """A block linear's scales (O, G) as the recipe wants them chosen.
+def recipe_scales(name: str, weight_OI: Tensor, layout: Layout) -> Tensor:
+    """A block linear's scales (O, G) as its recipe wants them chosen.
 
     Raises:
         QuantizeError: One leaves the range that every backend holds exactly.
     """
-    choose = search_scales if recipe.scales is Scales.SEARCHED else choose_scales
-    scales = choose(weight_OI, recipe.weight_bits, recipe.group_size)
+    choose = search_scales if layout.recipe.scales is Scales.SEARCHED else choose_scales
+    scales = choose(weight_OI, layout.bits(name), layout.group_size(name))
     return check_scales(name, weight_OI, scales)

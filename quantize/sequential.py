@@ -20,8 +20,8 @@ from torch import Tensor
 
 from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.quantized_checkpoint import QuantizedEntry
-from llama_edge.core.types import ActivationQuantization, Checkpoint, Recipe
+from llama_edge.core.quantized_checkpoint import Layout, QuantizedEntry
+from llama_edge.core.types import ActivationQuantization, Checkpoint
 from llama_edge.core.weight_names import block_weight
 from llama_edge.quantize.gptq import gptq_codes
 from llama_edge.quantize.scale_search import recipe_scales
@@ -55,8 +55,8 @@ class _LayerSource:
 class _Rounder:
     """Chooses scales and codes of linears that share an input, given what that input was."""
 
-    def __init__(self, recipe: Recipe, source: _LayerSource) -> None:
-        self._recipe = recipe
+    def __init__(self, layout: Layout, source: _LayerSource) -> None:
+        self._layout = layout
         self._source = source
 
     def round(
@@ -65,9 +65,9 @@ class _Rounder:
         """Round the linears that multiply `inputs` (N, T, I), in full precision `full_inputs`."""
         hessian, drift = _second_moments(inputs, full_inputs)
         correction = _correction(hessian, drift)
-        bits, group_size = self._recipe.weight_bits, self._recipe.group_size
         for name, weight in weights.items():
-            scales = recipe_scales(name, weight, self._recipe)
+            bits, group_size = self._layout.bits(name), self._layout.group_size(name)
+            scales = recipe_scales(name, weight, self._layout)
             codes = gptq_codes(name, weight + weight @ correction, hessian, scales, bits)
             tensor = QuantizedTensor(codes=codes, scales=scales, bits=bits, group_size=group_size)
             self._source.rounded[name] = tensor.dequantize()
@@ -157,7 +157,7 @@ class _CalibrationPass:
 @torch.no_grad()
 def round_blocks(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    layout: Layout,
     embedding: QuantizedTensor,
     tokens_NT: Tensor,
 ) -> Iterator[QuantizedEntry]:
@@ -165,7 +165,7 @@ def round_blocks(
 
     Args:
         checkpoint: Rotated already where the recipe asks for it.
-        recipe: Scales, bits and group size.
+        layout: The recipe, and each linear's bits and group size.
         embedding: The rounded table; the first layer sees its rows.
         tokens_NT: Calibration text, int64.
 
@@ -174,8 +174,8 @@ def round_blocks(
     """
     config = checkpoint.config
     source = _LayerSource(checkpoint, embedding)
-    rounder = _Rounder(recipe, source)
-    weight_only = recipe.activation_bits is None
+    rounder = _Rounder(layout, source)
+    weight_only = layout.recipe.activation_bits is None
     activation = (
         ActivationQuantization.NONE if weight_only else ActivationQuantization.INT8_PER_TOKEN
     )

@@ -12,10 +12,10 @@ from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
     TABLES,
+    Layout,
     QuantizedEntry,
     SourceDescription,
     float_shapes,
-    matrix_group_size,
     matrix_shape,
     quantized_names,
     stored_names,
@@ -26,6 +26,7 @@ from llama_edge.core.weight_names import EMBEDDING, block_linear_names
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.learned_rotations import ON_CPU, LearningPlace, learn_rotations
+from llama_edge.quantize.mixed_precision import choose_int8
 from llama_edge.quantize.rotate import apply_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
@@ -76,9 +77,10 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
     Raises:
         QuantizeError: Naming the tensor.
     """
+    layout = Layout(checkpoint.config, recipe)
     for name in quantized_names(checkpoint.config):
         columns = matrix_shape(checkpoint.config, name)[1]
-        group_size = matrix_group_size(checkpoint.config, recipe, name)
+        group_size = layout.group_size(name)
         if columns % group_size:
             raise QuantizeError(
                 f"{name}: in_features {columns} is not divisible by group_size {group_size}; "
@@ -86,15 +88,16 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
             )
 
 
-def _nearest(checkpoint: Checkpoint, recipe: Recipe, name: str) -> QuantizedTensor:
+def _nearest(checkpoint: Checkpoint, layout: Layout, name: str) -> QuantizedTensor:
     weight = checkpoint.weights.read(name)
+    bits, group_size = layout.bits(name), layout.group_size(name)
     if name in TABLES:
-        return quantize_groupwise(name, weight, bits=recipe.table_bits, group_size=weight.shape[1])
-    return round_to_nearest(name, weight, recipe_scales(name, weight, recipe), recipe.weight_bits)
+        return quantize_groupwise(name, weight, bits=bits, group_size=group_size)
+    return round_to_nearest(name, weight, recipe_scales(name, weight, layout), bits)
 
 
 def _entries(
-    checkpoint: Checkpoint, recipe: Recipe, calibration: CalibrationSet | None
+    checkpoint: Checkpoint, layout: Layout, calibration: CalibrationSet | None
 ) -> Iterator[QuantizedEntry]:
     """Everything that is stored, in its order: floats, embedding, blocks, an untied head."""
     floats = float_shapes(checkpoint.config)
@@ -106,10 +109,10 @@ def _entries(
         elif name in blocks and calibration is not None:
             yield next(rounded)
         else:
-            tensor = _nearest(checkpoint, recipe, name)
+            tensor = _nearest(checkpoint, layout, name)
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
-                rounded = round_blocks(checkpoint, recipe, tensor, calibration.tokens)
+                rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens)
 
 
 def quantize_checkpoint(
@@ -151,17 +154,19 @@ def quantize_checkpoint(
                 source, recipe, matrices, calibration.tokens, learning, progress
             )
         source = apply_rotations(source, matrices)
+    layout = Layout(source.config, recipe)
+    if recipe.extra_bytes and calibration is not None:
+        layout = replace(layout, mixed=choose_int8(source, layout, calibration.tokens, progress))
     progress.start(f"quantize ({recipe.name})", len(list(stored_names(source.config))))
 
     def counted() -> Iterator[QuantizedEntry]:
-        for entry in _entries(source, recipe, calibration):
+        for entry in _entries(source, layout, calibration):
             yield entry
             progress.advance()
 
     return write_quantized_checkpoint(
         folder,
-        source.config,
-        recipe,
+        layout,
         checkpoint.text,
         counted(),
         lambda: SourceDescription(

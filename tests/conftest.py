@@ -206,6 +206,7 @@ def debug_manifest(debug_quantized: QuantizedCheckpoint) -> Manifest:
         calibration=CalibrationRecord(
             origin="self-generated, seed 0", sequences=32, length=256, sha256="2" * 64
         ),
+        mixed_precision=None,
         target="android",
         backend="executorch",
         files=(FileEntry(path="model.pte", size_bytes=1, sha256="1" * 64),),

@@ -46,8 +46,11 @@ class BlockBuilder:
         self, graph: XnnpackGraph, x: Value, names: list[str], out: Value | None = None
     ) -> Value:
         """One linear over int8 activations; several names are stacked along the output."""
-        keys, shape, group_size = self.store.int4(names)
-        return graph.linear(x, graph.int4_filter(keys, shape, group_size), out=out)
+        if self.store.is_int8(names):
+            weight = graph.int8_filter(*self.store.int8(names))
+        else:
+            weight = graph.int4_filter(*self.store.int4(names))
+        return graph.linear(x, weight, out=out)
 
     def _rotate_product(self, graph: XnnpackGraph, product: Value) -> Value:
         """R4 (`core.hadamard.rotate_product`): two small float products around a transpose."""
@@ -148,6 +151,5 @@ class BlockBuilder:
             width = self.config.hidden_size
             rotation = graph.constant(self.store.head_rotation(), (width, width))
             normed = graph.linear(normed, rotation)
-        keys, shape = self.store.int8(LM_HEAD)
-        graph.linear(graph.quantize_per_token(normed), graph.int8_filter(keys, shape), out=out)
+        self._linear(graph, graph.quantize_per_token(normed), [LM_HEAD], out=out)
         return graph

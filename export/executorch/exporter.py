@@ -52,6 +52,12 @@ class ExecuTorchExporter:
                 f"config: head_dim is {config.head_dim}; an int8 KV cache turns heads by a "
                 "Hadamard matrix, and none of this order is known here: choose --kv-cache float32"
             )
+        if (recipe.weight_bits, recipe.table_bits) != (4, 8):
+            raise ConfigError(
+                f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
+                f"{recipe.table_bits}-bit tables; the ExecuTorch backend writes 4 and 8: "
+                "choose another recipe"
+            )
         group_size = recipe.group_size
         if group_size % _XNNPACK_GROUP:
             raise ConfigError(

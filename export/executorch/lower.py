@@ -15,6 +15,7 @@ from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.base import LowerOptions
@@ -47,7 +48,7 @@ class _Constant:
 
 def _constants(config: ModelConfig, store: WeightStore, max_context: int) -> list[_Constant]:
     """Embedding codes and scales, and the RoPE tables (max_context, H)."""
-    keys, _ = store.int8(EMBEDDING)
+    keys, _ = store.int8([EMBEDDING])
     rope_bytes = max_context * config.head_dim * 4
     data = [
         store.entries.pop(keys.codes),
@@ -213,7 +214,8 @@ def lower_to_pte(
     config, kv_cache = checkpoint.config, options.kv_cache
     max_context = options.context_for(config)
     max_prefill = min(MAX_PREFILL, max_context)
-    store = WeightStore(config, checkpoint.weights, checkpoint.recipe.group_size)
+    layout = Layout(config, checkpoint.recipe, checkpoint.mixed_precision)
+    store = WeightStore(layout, checkpoint.weights)
     constants = _constants(config, store, max_context)
     builder = BlockBuilder(
         config=config,

@@ -14,7 +14,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype, Recipe
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.attention import INT8_OPERATOR
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
 from llama_edge.export.executorch.weights import CODES, SCALES
@@ -135,7 +135,7 @@ class PteWeights:
                 shape = self.config.vocab_size, self.config.hidden_size
                 codes = self._constant(plan, call.args[0], torch.int8, shape)
                 scales = self._constant(plan, call.args[1], torch.float32, (shape[0], 1))
-                return self._table(EMBEDDING, codes, scales)
+                return self._one_scale_per_row(EMBEDDING, codes, scales)
         raise ArtifactError(f"{self._pte.path}: has no {_EMBEDDING_OPERATOR}")
 
     def _constant(
@@ -151,14 +151,14 @@ class PteWeights:
         data = self._pte.segment(constants.segment_index)[offset:]
         return self._tensor("the embedding", data, dtype, shape)
 
-    def _table(self, name: str, codes: Tensor, scales: Tensor) -> QuantizedTensor:
+    def _one_scale_per_row(self, name: str, codes: Tensor, scales: Tensor) -> QuantizedTensor:
         rounded = scales.to(torch.bfloat16)
         if not torch.equal(rounded.float(), scales):
             raise ArtifactError(f"{self._pte.path}: {name}: its scales are not exact in bfloat16")
         return QuantizedTensor(
             codes=codes,
             scales=rounded,
-            bits=self._recipe.table_bits,
+            bits=8,
             group_size=codes.shape[1],
         )
 
@@ -168,19 +168,28 @@ class PteWeights:
             return self._embedding()
         rows, columns = matrix_shape(self.config, name)
         place = self._rows[name]
-        if name == LM_HEAD:
-            codes = self._data(place.key + CODES, torch.int8, (rows, columns))
-            scales = self._data(place.key + SCALES, torch.float32, (rows, 1))
-            return self._table(name, codes, scales)
-        groups = columns // self._recipe.group_size
+        read = self._int8 if self._is_int8(place, columns) else self._int4
+        return read(place, columns).rows(torch.arange(place.start, place.start + rows))
+
+    def _is_int8(self, place: _Rows, columns: int) -> bool:
+        """The file itself says how wide the codes are: a byte for each, or half of one."""
+        size = len(self._pte.segment(self._named[place.key + CODES]))
+        return size >= place.total * columns
+
+    def _int8(self, place: _Rows, columns: int) -> QuantizedTensor:
+        codes = self._data(place.key + CODES, torch.int8, (place.total, columns))
+        scales = self._data(place.key + SCALES, torch.float32, (place.total, 1))
+        return self._one_scale_per_row(place.key, codes, scales)
+
+    def _int4(self, place: _Rows, columns: int) -> QuantizedTensor:
+        group_size = self._recipe.group_size
+        shape = place.total, columns // group_size
         packed = self._data(place.key + CODES, torch.uint8, (place.total, columns // 2))
-        all_scales = self._data(place.key + SCALES, torch.bfloat16, (place.total, groups))
-        own = slice(place.start, place.start + rows)
         return QuantizedTensor(
-            codes=unpack_uint4(packed[own]),
-            scales=all_scales[own],
-            bits=self._recipe.weight_bits,
-            group_size=self._recipe.group_size,
+            codes=unpack_uint4(packed),
+            scales=self._data(place.key + SCALES, torch.bfloat16, shape),
+            bits=4,
+            group_size=group_size,
         )
 
     def vector(self, name: str) -> Tensor:

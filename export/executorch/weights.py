@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.hadamard import hadamard
-from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
+from llama_edge.core.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.core.types import QuantizedWeights
 from llama_edge.core.weight_names import (
     EMBEDDING,
     HEAD_ROTATION,
     LM_HEAD,
-    block_linear_shapes,
 )
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
 
@@ -42,10 +41,10 @@ def stacked_key(names: list[str]) -> str:
 class WeightStore:
     """Hands out keys for weights, and keeps for each key how to produce its bytes."""
 
-    def __init__(self, config: ModelConfig, weights: QuantizedWeights, group_size: int) -> None:
-        self._config = config
+    def __init__(self, layout: Layout, weights: QuantizedWeights) -> None:
+        self._config = layout.config
+        self._layout = layout
         self._weights = weights
-        self._group_size = group_size
         self._last: tuple[list[str], QuantizedTensor] | None = None
         self.entries: dict[str, StoredData] = {}
 
@@ -73,21 +72,32 @@ class WeightStore:
         """Key of a norm weight, float32 (D,)."""
         return self._put(name, 4 * self._config.hidden_size, lambda: self._weights.vector(name))
 
+    def is_int8(self, names: list[str]) -> bool:
+        """Whether stacked matrices have int8 codes with one scale per row, or int4 ones in groups.
+
+        Raises:
+            QuantizeError: Some have and some have not (when their bytes are read).
+        """
+        return self._layout.bits(names[0]) == 8
+
     def int4(self, names: list[str]) -> tuple[FilterKeys, tuple[int, int], int]:
         """Keys, stacked (O, I) and group size of block linears that share their input."""
-        shapes = block_linear_shapes(self._config)
-        parts = [shapes[name.split(".", 3)[3].removesuffix(".weight")] for name in names]
-        rows, columns = sum(shape[0] for shape in parts), parts[0][1]
+        rows, columns = self._stacked_shape(names)
+        group_size = self._layout.group_size(names[0])
         key = stacked_key(names)
 
-        groups = columns // self._group_size
+        groups = columns // group_size
         keys = FilterKeys(
             codes=self._put(key + CODES, rows * columns // 2, lambda: self._packed(names)),
             scales=self._put(key + SCALES, rows * groups * 2, lambda: self._stacked(names).scales),
             codes_bytes=rows * columns // 2,
             scales_bytes=rows * groups * 2,
         )
-        return keys, (rows, columns), self._group_size
+        return keys, (rows, columns), group_size
+
+    def _stacked_shape(self, names: list[str]) -> tuple[int, int]:
+        shapes = [matrix_shape(self._config, name) for name in names]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
 
     def _stacked(self, names: list[str]) -> QuantizedTensor:
         """Kept until the next one is asked for: codes and scales follow each other in the file."""
@@ -99,21 +109,17 @@ class WeightStore:
     def _packed(self, names: list[str]) -> Tensor:
         return pack_uint4(self._stacked(names).codes)
 
-    def int8(self, name: str) -> tuple[FilterKeys, tuple[int, int]]:
-        """Keys and (O, I) of a table with one float32 scale per row."""
-        rows, columns = self._config.vocab_size, self._config.hidden_size
+    def int8(self, names: list[str]) -> tuple[FilterKeys, tuple[int, int]]:
+        """Keys and stacked (O, I) of matrices with one float32 scale per row."""
+        rows, columns = self._stacked_shape(names)
+        key = stacked_key(names)
         keys = FilterKeys(
-            codes=self._put(
-                name + CODES, rows * columns, lambda: self._weights.quantized(name).codes
-            ),
-            scales=self._put(name + SCALES, rows * 4, lambda: self._table_scales(name)),
+            codes=self._put(key + CODES, rows * columns, lambda: self._stacked(names).codes),
+            scales=self._put(key + SCALES, rows * 4, lambda: self._stacked(names).scales.float()),
             codes_bytes=rows * columns,
             scales_bytes=rows * 4,
         )
         return keys, (rows, columns)
-
-    def _table_scales(self, name: str) -> Tensor:
-        return self._weights.quantized(name).scales.float()
 
     def shares_table(self) -> bool:
         """Whether head and embedding are one table, so that the file can hold it once."""

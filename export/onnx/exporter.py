@@ -21,7 +21,7 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_config
-from llama_edge.export.onnx.graph import TABLE_BLOCK
+from llama_edge.export.onnx.graph import INT8_BLOCK
 from llama_edge.export.onnx.lower import write_model
 from llama_edge.export.onnx.metadata import ACTIVATIONS, Lowering
 from llama_edge.export.onnx.reader import (
@@ -69,11 +69,18 @@ class OnnxExporter:
                 f"recipe {recipe.name}: group_size {group}; int8 activations are checked in "
                 f"blocks of {ACTIVATION_BLOCK}: choose accuracy_level 0, or another recipe"
             )
-        if config.hidden_size % TABLE_BLOCK:
-            raise ConfigError(
-                f"config: hidden_size {config.hidden_size} is not a multiple of {TABLE_BLOCK}, "
-                "MatMulNBits' block in the int8 lm_head"
-            )
+        widths = {"hidden_size": config.hidden_size}
+        if recipe.extra_bytes:
+            widths |= {
+                "query_size": config.query_size,
+                "intermediate_size": config.intermediate_size,
+            }
+        for name, width in widths.items():
+            if width % INT8_BLOCK:
+                raise ConfigError(
+                    f"config: {name} {width} is not a multiple of {INT8_BLOCK}, MatMulNBits' block "
+                    "in int8 linears"
+                )
 
     def lower(
         self,

@@ -1,5 +1,6 @@
 """ONNX external data: the weights beside `model.onnx`, written and read one tensor at a time."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -103,15 +104,27 @@ class ExternalDataReader:
         except OSError as error:
             raise ArtifactError(f"{self._data}: cannot be read: {error.strerror}") from error
 
+    def row_items(self, name: str) -> int:
+        """Items of one tensor for each index of its first axis, as the file declares it.
+
+        Raises:
+            ArtifactError: It is absent.
+        """
+        return math.prod(self._proto(name).dims[1:])
+
+    def _proto(self, name: str) -> TensorProto:
+        proto = self._tensors.get(name)
+        if proto is None:
+            raise ArtifactError(f"{self._path}: initializer {name} is missing; export it again")
+        return proto
+
     def read(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A copy of one tensor, which must be stored with this dtype and shape.
 
         Raises:
             ArtifactError: It is absent, of another type or shape, or lies outside the data file.
         """
-        proto = self._tensors.get(name)
-        if proto is None:
-            raise ArtifactError(f"{self._path}: initializer {name} is missing; export it again")
+        proto = self._proto(name)
         found = (_TORCH_DTYPE.get(proto.data_type), tuple(proto.dims))
         if found != (dtype, shape):
             raise ArtifactError(

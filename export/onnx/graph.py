@@ -37,16 +37,17 @@ FUSED_OPERATORS: Final = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
-#: MatMulNBits' and our int8 tables' block: the one in which ONNX Runtime quantizes activations.
-TABLE_BLOCK: Final = 32
+#: MatMulNBits' block of int8 codes, whose scale is a row's: the one in which ONNX Runtime quantizes
+#: activations.
+INT8_BLOCK: Final = 32
 
 Attributes = Mapping[str, int | float | Sequence[int]]
 
 
-def table_blocks(weight: QuantizedTensor) -> torch.Tensor:
-    """int8 codes as MatMulNBits' bytes: uint8 (V, blocks, block), code + 128."""
+def int8_blocks(weight: QuantizedTensor) -> torch.Tensor:
+    """int8 codes as MatMulNBits' bytes: uint8 (O, blocks, block), code + 128."""
     codes = weight.codes.view(torch.uint8) ^ 0x80
-    return codes.view(codes.shape[0], -1, TABLE_BLOCK)
+    return codes.view(codes.shape[0], -1, INT8_BLOCK)
 
 
 def int4_blocks(weight: QuantizedTensor) -> torch.Tensor:
@@ -98,7 +99,9 @@ class GraphBuilder:
         return self.add("Cast", [stored], [f"{name}.scales.float"], {"to": TensorProto.FLOAT})
 
     def linear(self, x: str, name: str, weight: QuantizedTensor, output: str) -> str:
-        """A block linear: int4 codes in groups along the input."""
+        """A block linear: int4 codes in groups along the input, or int8 with one scale per row."""
+        if weight.bits == 8:
+            return self.int8_linear(x, self.int8_matrix(name, weight), weight.shape, output)
         codes = self.store(f"{name}.codes", int4_blocks(weight))
         scales = self.store_scales(name, weight)
         rows, columns = weight.shape
@@ -109,9 +112,9 @@ class GraphBuilder:
         attributes = {**shape, "accuracy_level": self.accuracy_level}
         return self.add("MatMulNBits", inputs, [output], attributes)
 
-    def table(self, name: str, weight: QuantizedTensor) -> tuple[str, str]:
-        """An int8 table with one scale per row: names of its codes and float32 scales."""
-        return self.store(f"{name}.codes", table_blocks(weight)), self.store_scales(name, weight)
+    def int8_matrix(self, name: str, weight: QuantizedTensor) -> tuple[str, str]:
+        """int8 codes with one scale per row: names of the codes and float32 scales."""
+        return self.store(f"{name}.codes", int8_blocks(weight)), self.store_scales(name, weight)
 
     def embedding(self, tokens: str, table: tuple[str, str], output: str) -> str:
         """Rows of codes times their scales; only the rows asked for are touched."""
@@ -130,20 +133,23 @@ class GraphBuilder:
         codes = self.add("Sub", [codes, offset], [f"{output}.signed"])
         return self.add("Mul", [codes, scales], [output])
 
-    def head(self, x: str, table: tuple[str, str], output: str) -> str:
-        """lm_head on an int8 table."""
-        codes, scales = table
-        rows, columns = self.config.vocab_size, self.config.hidden_size
+    def int8_linear(
+        self, x: str, matrix: tuple[str, str], shape: tuple[int, int], output: str
+    ) -> str:
+        """lm_head, or a block linear, on an `int8_matrix` of this shape."""
+        codes, scales = matrix
+        rows, columns = shape
         if ACTIVATIONS[self.accuracy_level] is ActivationQuantization.NONE:
             # Without int8 activations MatMulNBits has no 8-bit kernel: it would dequantize the
-            # table at every call (294 ms of SmolLM2's 320 ms a token). Here it is done on load.
-            weight = self._dequantize(table, [rows, columns], "lm_head.dequantized")
-            weight = self.add("Transpose", [weight], ["lm_head.transposed"])
+            # matrix at every call (294 ms of SmolLM2's 320 ms a token, for the head). Here it is
+            # done on load.
+            weight = self._dequantize(matrix, [rows, columns], f"{output}.dequantized")
+            weight = self.add("Transpose", [weight], [f"{output}.transposed"])
             return self.add("MatMul", [x, weight], [output])
         # The row's scale, repeated for each block while loading.
-        shape = self.constant("lm_head.scales.shape", [rows, columns // TABLE_BLOCK])
-        scales = self.add("Expand", [scales, shape], ["lm_head.scales.blocks"])
-        attributes = {"N": rows, "K": columns, "bits": 8, "block_size": TABLE_BLOCK}
+        blocks = self.constant(f"{output}.scales.shape", [rows, columns // INT8_BLOCK])
+        scales = self.add("Expand", [scales, blocks], [f"{output}.scales.blocks"])
+        attributes = {"N": rows, "K": columns, "bits": 8, "block_size": INT8_BLOCK}
         return self._matmul([x, codes, scales], output, attributes)
 
     def rotate_product(self, product: str, output: str) -> str:

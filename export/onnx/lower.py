@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import onnx
 from onnx import TensorProto, helper
@@ -17,6 +16,7 @@ from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.core.weight_names import (
     EMBEDDING,
     FINAL_NORM,
+    FUSED_LINEARS,
     HEAD_ROTATION,
     LM_HEAD,
     block_weight,
@@ -24,15 +24,6 @@ from llama_edge.core.weight_names import (
 from llama_edge.export.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
 from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
 from llama_edge.export.onnx.metadata import Lowering, metadata_entries
-
-#: Linears that share an input are one product; their rows stand in this order.
-FUSED_LINEARS: Final = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj": ("mlp.gate_proj",),
-    "mlp.up_proj": ("mlp.up_proj",),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
 
 
 def write_model(
@@ -70,7 +61,7 @@ def _network(
     graph: GraphBuilder, weights: QuantizedWeights, max_context: int, progress: Progress
 ) -> None:
     tied = graph.config.tie_word_embeddings
-    table = graph.table(EMBEDDING, weights.quantized(EMBEDDING))
+    table = graph.int8_matrix(EMBEDDING, weights.quantized(EMBEDDING))
     x = graph.embedding("input_ids", table, hidden_value(0))
     progress.advance()
     cos, sin = rope_tables(graph.config, 0, max_context)
@@ -84,12 +75,13 @@ def _network(
         x, normed = _block(graph, weights, layer, (x, normed), lengths)
         progress.advance()
     if not tied:
-        table = graph.table(LM_HEAD, weights.quantized(LM_HEAD))
+        table = graph.int8_matrix(LM_HEAD, weights.quantized(LM_HEAD))
     if graph.config.head_rotation:
         rotation = graph.store(HEAD_ROTATION, weights.vector(HEAD_ROTATION))
         # The rotation is symmetric, so it needs no transpose before MatMul.
         normed = graph.add("MatMul", [normed, rotation], ["lm_head.rotated"])
-    graph.head(normed, table, "logits")
+    shape = (graph.config.vocab_size, graph.config.hidden_size)
+    graph.int8_linear(normed, table, shape, "logits")
     progress.advance()
 
 

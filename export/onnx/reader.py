@@ -12,7 +12,7 @@ from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
+from llama_edge.core.weight_names import EMBEDDING, FUSED_LINEARS, LM_HEAD, block_weight
 from llama_edge.export.onnx.external_data import (
     DATA_FILE,
     MODEL_FILE,
@@ -20,8 +20,7 @@ from llama_edge.export.onnx.external_data import (
     load_graph,
 )
 from llama_edge.export.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
-from llama_edge.export.onnx.graph import FUSED_OPERATORS, TABLE_BLOCK
-from llama_edge.export.onnx.lower import FUSED_LINEARS
+from llama_edge.export.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
 from llama_edge.export.onnx.metadata import read_metadata
 
 #: Operators that are a linear.
@@ -62,8 +61,12 @@ class OnnxWeights:
         return self._tensors.read(name, torch.float32, shapes[name])
 
     def _table(self, name: str) -> QuantizedTensor:
-        rows, columns = matrix_shape(self._config, name)
-        blocks = (rows, columns // TABLE_BLOCK, TABLE_BLOCK)
+        return self._int8(name, matrix_shape(self._config, name))
+
+    def _int8(self, name: str, shape: tuple[int, int]) -> QuantizedTensor:
+        """What `GraphBuilder.int8_matrix` stored."""
+        rows, columns = shape
+        blocks = (rows, columns // INT8_BLOCK, INT8_BLOCK)
         codes = self._tensors.read(f"{name}.codes", torch.uint8, blocks)
         return QuantizedTensor(
             codes=codes.view(rows, columns).bitwise_xor_(0x80).view(torch.int8),
@@ -72,25 +75,30 @@ class OnnxWeights:
             group_size=columns,
         )
 
-    def _linear(self, name: str) -> QuantizedTensor:
-        """The rows of one linear out of those that were stacked with it."""
-        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-        stored, parts = next(entry for entry in FUSED_LINEARS.items() if part in entry[1])
-        matrices = [block_weight(int(layer), each) for each in parts]
-        heights = [matrix_shape(self._config, each)[0] for each in matrices]
-        columns, group = matrix_shape(self._config, name)[1], self._lowering.group_size
-        stored, total = block_weight(int(layer), stored), sum(heights)
-        blocks = (total, columns // group, group // 2)
-        packed = self._tensors.read(f"{stored}.codes", torch.uint8, blocks)
-        scales = self._tensors.read(f"{stored}.scales", torch.bfloat16, blocks[:2])
-        start = sum(heights[: matrices.index(name)])
-        rows = slice(start, start + matrix_shape(self._config, name)[0])
+    def _int4(self, name: str, shape: tuple[int, int]) -> QuantizedTensor:
+        (rows, columns), group = shape, self._lowering.group_size
+        blocks = (rows, columns // group, group // 2)
+        packed = self._tensors.read(f"{name}.codes", torch.uint8, blocks)
         return QuantizedTensor(
-            codes=unpack_uint4(packed[rows].flatten(1)),
-            scales=scales[rows].clone(),
+            codes=unpack_uint4(packed.flatten(1)),
+            scales=self._tensors.read(f"{name}.scales", torch.bfloat16, blocks[:2]),
             bits=4,
             group_size=group,
         )
+
+    def _linear(self, name: str) -> QuantizedTensor:
+        """The rows of one linear out of those that were stacked with it."""
+        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+        fused, parts = next(entry for entry in FUSED_LINEARS.items() if part in entry[1])
+        matrices = [block_weight(int(layer), each) for each in parts]
+        heights = [matrix_shape(self._config, each)[0] for each in matrices]
+        stored, columns = block_weight(int(layer), fused), matrix_shape(self._config, name)[1]
+        # The file itself says how wide the codes are: a byte for each input, or half of one.
+        is_int8 = self._tensors.row_items(f"{stored}.codes") == columns
+        read = self._int8 if is_int8 else self._int4
+        start = sum(heights[: matrices.index(name)])
+        rows = torch.arange(start, start + matrix_shape(self._config, name)[0])
+        return read(stored, (sum(heights), columns)).rows(rows)
 
 
 def read_artifact(folder: Path) -> Artifact:

@@ -1,6 +1,7 @@
 """The closing table: what was written, measured and left unchecked, and what to type next."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from llama_edge.cli.console import print_next, print_table
 from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.given_codes import ScaleRounding
+from llama_edge.core.quantized_checkpoint import TABLES
 from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import Bundle
@@ -87,10 +89,23 @@ def _model(bundle: Bundle) -> str:
     return line if manifest.model.note is None else f"{line}; {manifest.model.note}"
 
 
+def _widths(bundle: Bundle) -> str:
+    """How many block linears have which width of codes, and what the wider ones cost."""
+    blocks = [entry for entry in bundle.manifest.tensors if entry.name not in TABLES]
+    counts = Counter(entry.bits for entry in blocks)
+    line = ", ".join(f"{count} int{bits}" for bits, count in sorted(counts.items()))
+    mixed = bundle.manifest.mixed_precision
+    if mixed is None:
+        return line
+    spent, budget = mixed.spent_bytes / 2**20, mixed.budget_bytes / 2**20
+    return f"{line}, for {spent:.2f} MiB more (budget {budget:.2f})"
+
+
 _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "model": _model,
     "verdict": lambda bundle: bundle.manifest.verdict.value,
     "size": _size,
+    "block linears": _widths,
     "graph parity": lambda bundle: parity_line(bundle.manifest.parity),
     "fidelity": lambda bundle: fidelity_line(bundle.manifest.fidelity),
     "on the fast path": _placement,

@@ -16,8 +16,15 @@ import jsonschema
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.given_codes import ScaleRounding
+from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import CalibrationRecord, Interface, Placement, Recipe, TensorSpec
+from llama_edge.core.types import (
+    CalibrationRecord,
+    Interface,
+    Placement,
+    Recipe,
+    TensorSpec,
+)
 
 MANIFEST_VERSION: Final = 1
 
@@ -119,6 +126,8 @@ class Manifest:
     recipe: Recipe
     #: None for a recipe that needs no text
     calibration: CalibrationRecord | None
+    #: None for a recipe without `extra_bytes`
+    mixed_precision: MixedPrecision | None
     target: str
     backend: str
     #: every file but the manifest itself; the first one is the one to open
@@ -165,6 +174,11 @@ class Manifest:
             recipe=Recipe.from_json(value["recipe"]),
             calibration=(
                 None if value["calibration"] is None else CalibrationRecord(**value["calibration"])
+            ),
+            mixed_precision=(
+                None
+                if value["mixed_precision"] is None
+                else MixedPrecision.from_json(value["mixed_precision"])
             ),
             target=value["target"],
             backend=value["backend"],

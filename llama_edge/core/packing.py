@@ -93,8 +93,18 @@ class QuantizedTensor:
 
 
 def concatenate_rows(parts: list[QuantizedTensor]) -> QuantizedTensor:
-    """Stack matrices along the output; groups run along the input, so no code changes."""
+    """Stack matrices along the output; groups run along the input, so no code changes.
+
+    Raises:
+        QuantizeError: Their bits or group sizes differ.
+    """
     first = parts[0]
+    formats = [(part.bits, part.group_size) for part in parts]
+    if len(set(formats)) > 1:
+        raise QuantizeError(
+            f"matrices with (bits, group size) {formats} cannot be stacked; linears that share one "
+            "product need codes of one width"
+        )
     return QuantizedTensor(
         codes=torch.cat([part.codes for part in parts]),
         scales=torch.cat([part.scales for part in parts]),

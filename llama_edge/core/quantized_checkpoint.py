@@ -19,6 +19,7 @@ from torch import Tensor
 from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
 from llama_edge.core.files import canonical_json, read_json_object, write_json
 from llama_edge.core.given_codes import ScaleRounding
+from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
@@ -72,16 +73,6 @@ def float_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def matrix_bits(recipe: Recipe, name: str) -> int:
-    """Bits of a matrix's codes under a recipe."""
-    return recipe.table_bits if name in TABLES else recipe.weight_bits
-
-
-def matrix_group_size(config: ModelConfig, recipe: Recipe, name: str) -> int:
-    """Inputs that share a scale: a table's whole row, the recipe's group in a block linear."""
-    return config.hidden_size if name in TABLES else recipe.group_size
-
-
 def stored_names(config: ModelConfig) -> Iterator[str]:
     """Every weight that the file holds, in its order: floats, then codes; a tied head is none.
 
@@ -93,20 +84,54 @@ def stored_names(config: ModelConfig) -> Iterator[str]:
             yield name
 
 
-def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Safetensors dtype and shape of every stored tensor, in file order."""
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    floats = float_shapes(config)
-    for name in stored_names(config):
-        if name in floats:
-            layout[name] = ("F32", floats[name])
-            continue
-        rows, columns = matrix_shape(config, name)
-        is_packed = matrix_bits(recipe, name) == 4
-        layout[f"{name}.codes"] = ("U8" if is_packed else "I8", (rows, columns >> is_packed))
-        groups = columns // matrix_group_size(config, recipe, name)
-        layout[f"{name}.scales"] = ("BF16", (rows, groups))
-    return layout
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a quantized checkpoint stores each matrix."""
+
+    config: ModelConfig
+    recipe: Recipe
+    mixed: MixedPrecision | None = None
+
+    def bits(self, name: str) -> int:
+        """Of a matrix's codes."""
+        if name in TABLES:
+            return self.recipe.table_bits
+        return 8 if self._is_int8(name) else self.recipe.weight_bits
+
+    def group_size(self, name: str) -> int:
+        """Inputs that share a scale: a whole row where a matrix is a table or 8-bit by choice."""
+        if name in TABLES or self._is_int8(name):
+            return matrix_shape(self.config, name)[1]
+        return self.recipe.group_size
+
+    def _is_int8(self, name: str) -> bool:
+        return self.mixed is not None and name in self.mixed.int8_linears
+
+    def matrix_tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Safetensors dtype and shape of a matrix's codes and scales."""
+        rows, columns = matrix_shape(self.config, name)
+        is_packed = self.bits(name) == 4
+        groups = columns // self.group_size(name)
+        return {
+            f"{name}.codes": ("U8" if is_packed else "I8", (rows, columns >> is_packed)),
+            f"{name}.scales": ("BF16", (rows, groups)),
+        }
+
+    def matrix_bytes(self, name: str) -> int:
+        """Of a matrix's codes and scales."""
+        tensors = self.matrix_tensors(name).values()
+        return sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in tensors)
+
+    def stored_tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Safetensors dtype and shape of every stored tensor, in file order."""
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        floats = float_shapes(self.config)
+        for name in stored_names(self.config):
+            if name in floats:
+                tensors[name] = ("F32", floats[name])
+            else:
+                tensors |= self.matrix_tensors(name)
+        return tensors
 
 
 _ITEM_BYTES: Final[Mapping[str, int]] = {"I8": 1, "U8": 1, "BF16": 2, "F32": 4}
@@ -151,15 +176,15 @@ class _TensorView(Protocol):
 class FolderWeights:
     """`QuantizedWeights` over an open `weights.safetensors`; each read touches one tensor."""
 
-    def __init__(self, path: Path, config: ModelConfig, recipe: Recipe) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
-        self._config = config
-        self._recipe = recipe
+        self._config = layout.config
+        self._layout = layout
         try:
             self._file: _TensorFile = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}") from error
-        for name, (dtype, shape) in stored_tensors(config, recipe).items():
+        for name, (dtype, shape) in layout.stored_tensors().items():
             self._require(name, dtype, shape)
 
     def _require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -181,13 +206,13 @@ class FolderWeights:
         """See `QuantizedWeights`."""
         stored = EMBEDDING if name == LM_HEAD and self._config.tie_word_embeddings else name
         codes = self._file.get_tensor(f"{stored}.codes")
-        bits = matrix_bits(self._recipe, name)
+        bits = self._layout.bits(name)
         try:
             return QuantizedTensor(
                 codes=unpack_int4(codes) if bits == 4 else codes,
                 scales=self._file.get_tensor(f"{stored}.scales"),
                 bits=bits,
-                group_size=matrix_group_size(self._config, self._recipe, name),
+                group_size=self._layout.group_size(name),
             )
         except QuantizeError as error:
             raise ArtifactError(f"{self._path}: {name} is damaged: {error}") from error
@@ -230,8 +255,7 @@ class SourceDescription:
 
 def write_quantized_checkpoint(
     folder: Path,
-    config: ModelConfig,
-    recipe: Recipe,
+    layout: Layout,
     text: TextAssets,
     entries: Iterable[QuantizedEntry],
     describe: Callable[[], SourceDescription],
@@ -242,18 +266,19 @@ def write_quantized_checkpoint(
     streams through the quantizer.
     """
     tensors = (stored for entry in entries for stored in _stored(entry))
-    write_safetensors(folder / WEIGHTS_FILE, stored_tensors(config, recipe), tensors)
+    write_safetensors(folder / WEIGHTS_FILE, layout.stored_tensors(), tensors)
     source = describe()
     description = {
         "format_version": FORMAT_VERSION,
-        "config": config.to_json(),
-        "recipe": recipe.to_json(),
+        "config": layout.config.to_json(),
+        "recipe": layout.recipe.to_json(),
         "source_sha256": source.sha256,
         "calibration": None if source.calibration is None else source.calibration.to_json(),
         "scale_rounding": None
         if source.scale_rounding is None
         else source.scale_rounding.to_json(),
         "note": source.note,
+        "mixed_precision": None if layout.mixed is None else layout.mixed.to_json(),
     }
     write_json(folder / CONFIG_FILE, description)
     write_text_assets(folder, text)
@@ -282,6 +307,7 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         rounding = description.get("scale_rounding")
         scale_rounding = None if rounding is None else ScaleRounding.from_json(rounding)
         note = description.get("note")
+        mixed = _read_mixed_precision(config, description["mixed_precision"])
     except KeyError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error} is missing") from error
     except (ConfigError, TypeError) as error:
@@ -290,10 +316,23 @@ def read_quantized_checkpoint(folder: Path) -> QuantizedCheckpoint:
         root=folder,
         config=config,
         recipe=recipe,
-        weights=FolderWeights(folder / WEIGHTS_FILE, config, recipe),
+        weights=FolderWeights(folder / WEIGHTS_FILE, Layout(config, recipe, mixed)),
         text=read_text_assets(folder),
         source_sha256=source_sha256,
         calibration=calibration,
         scale_rounding=scale_rounding,
         note=None if note is None else str(note),
+        mixed_precision=mixed,
     )
+
+
+def _read_mixed_precision(
+    config: ModelConfig, value: Mapping[str, Any] | None
+) -> MixedPrecision | None:
+    if value is None:
+        return None
+    mixed = MixedPrecision.from_json(value)
+    strange = sorted(set(mixed.int8_linears).difference(block_linear_names(config)))
+    if strange:
+        raise ConfigError(f"mixed_precision: {strange[0]!r} is no block linear of this model")
+    return mixed

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llama_edge.core.errors import ConfigError
+from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.model_config import ModelConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import; `llama-edge --help` must not
@@ -175,6 +176,8 @@ class Recipe:
     table_bits: int = 8
     #: of what a linear multiplies; None keeps it in floating point (weight-only)
     activation_bits: int | None = 8
+    #: bytes that 8-bit block linears may add, as a share of what all block linears take without
+    extra_bytes: float = 0.0
     scales: Scales = Scales.WIDEST
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
@@ -211,6 +214,17 @@ class Recipe:
             raise ConfigError(
                 f"recipe {self.name}: group_size is {group!r}; an even number is needed, since "
                 "two codes share a byte"
+            )
+        if not isinstance(self.extra_bytes, (int, float)) or not 0 <= self.extra_bytes <= 1:
+            raise ConfigError(
+                f"recipe {self.name}: extra_bytes is {self.extra_bytes!r}; a share from 0 to 1 of "
+                "the block linears' bytes is needed"
+            )
+        if self.extra_bytes and (self.weight_bits != 4 or self.rounding is not Rounding.GPTQ):
+            raise ConfigError(
+                f"recipe {self.name}: extra_bytes {self.extra_bytes} makes 8-bit linears of 4-bit "
+                "ones by what calibration text says, so weight_bits 4 and rounding gptq are "
+                f"needed; they are {self.weight_bits} and {self.rounding.value}"
             )
         if not isinstance(self.max_fidelity_kl, (int, float)) or not self.max_fidelity_kl > 0:
             raise ConfigError(
@@ -291,6 +305,8 @@ class QuantizedCheckpoint:
     scale_rounding: ScaleRounding | None = None
     #: `Checkpoint.note`
     note: str | None = None
+    #: None for a recipe without `extra_bytes`
+    mixed_precision: MixedPrecision | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

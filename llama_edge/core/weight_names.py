@@ -22,6 +22,14 @@ BLOCK_LINEARS: Final = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+#: Linears that backends lower as one product, rows stacked in this order: one width of codes each.
+FUSED_LINEARS: Final[Mapping[str, tuple[str, ...]]] = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj": ("mlp.gate_proj",),
+    "mlp.up_proj": ("mlp.up_proj",),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
 BLOCK_NORMS: Final = ("input_layernorm", "post_attention_layernorm")
 
 

@@ -155,6 +155,7 @@ def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome)
         recipe=quantized.recipe,
         calibration=quantized.calibration,
         scale_rounding=quantized.scale_rounding,
+        mixed_precision=quantized.mixed_precision,
         target=target.name,
         backend=target.backend,
         files=list_files(folder, lowered.artifact.files),

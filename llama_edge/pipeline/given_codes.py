@@ -12,6 +12,7 @@ from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecision
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
+    Layout,
     QuantizedEntry,
     SourceDescription,
     float_shapes,
@@ -89,8 +90,7 @@ def keep_codes(
 
     written = write_quantized_checkpoint(
         folder,
-        checkpoint.config,
-        recipe,
+        Layout(checkpoint.config, recipe),
         checkpoint.text,
         entries(),
         lambda: SourceDescription(source, None, scale_rounding=rounding, note=checkpoint.note),

@@ -22,12 +22,13 @@ _SIZE_FACTOR = 1.4
 def quantized_size_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """About how much a quantized checkpoint takes on disk, a little too high."""
     weights = checkpoint.weights
-    bits = 0
+    bits = 0.0
     for name in weights:
         rows, *columns = weights.shape(name)
         is_block = name.startswith("model.layers.")
         elements = rows * (columns[0] if columns else 1)
-        bits += elements * (recipe.weight_bits if is_block else recipe.table_bits)
+        block_bits = recipe.weight_bits * (1 + recipe.extra_bytes)
+        bits += elements * (block_bits if is_block else recipe.table_bits)
     return int(bits / 8 * _SIZE_FACTOR)
 
 

@@ -40,7 +40,7 @@ def test_compare_shows_bundles_side_by_side(
     roots = [bundle.root for bundle in debug_bundles.values()]
     result = program("compare", *roots)
     assert result.code == 0
-    for word in ("android", "onnx", "graph parity", "fidelity", "not verified", "next"):
+    for word in ("android", "onnx", "graph parity", "fidelity", "14 int4", "next"):
         assert word in result.out
     assert program("compare", *roots, "--json").json["same_codes"] is True
 

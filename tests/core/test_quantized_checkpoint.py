@@ -17,8 +17,8 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Layout,
     read_quantized_checkpoint,
-    stored_tensors,
     write_safetensors,
 )
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
@@ -42,7 +42,7 @@ def test_a_folder_comes_back_as_it_was_written(debug_quantized: QuantizedCheckpo
 
 def test_the_official_library_reads_the_file(debug_quantized: QuantizedCheckpoint) -> None:
     tensors = load_file(debug_quantized.root / WEIGHTS_FILE)
-    layout = stored_tensors(debug_quantized.config, debug_quantized.recipe)
+    layout = Layout(debug_quantized.config, debug_quantized.recipe).stored_tensors()
     assert set(tensors) == set(layout)
     assert f"{LM_HEAD}.codes" not in tensors
     up = debug_quantized.weights.quantized(UP)
