@@ -87,18 +87,17 @@ def learn_rotations(
     assert learning is not None
     check_device(place.device)
     device = torch.device(place.device.value)
-    with device:  # the tensors that the network makes on its way, such as positions, lie there too
-        first = start_state(start.r1.to(device), torch.stack(list(start.r2)).to(device))
-        loss = RotationLoss(resident(checkpoint, device), recipe, start.r4)
-        tokens = tokens_NT.to(device)
-        state = _resume(first, learning, place.state, progress)
-        while state.step < learning.iterations:
-            batch = _batch(tokens, state.step, learning.sequences, recipe.seed)
-            state = _iterate(state, learning, loss, batch)
-            due = state.step % SAVE_EVERY == 0 or state.step == learning.iterations
-            if place.state is not None and due:
-                save_state(state, place.state)
-            progress.advance()
+    first = start_state(start.r1.to(device), torch.stack(list(start.r2)).to(device))
+    loss = RotationLoss(resident(checkpoint, device), recipe, start.r4)
+    tokens = tokens_NT.to(device)
+    state = _resume(first, learning, place.state, progress)
+    while state.step < learning.iterations:
+        batch = _batch(tokens, state.step, learning.sequences, recipe.seed)
+        state = _iterate(state, learning, loss, batch)
+        due = state.step % SAVE_EVERY == 0 or state.step == learning.iterations
+        if place.state is not None and due:
+            save_state(state, place.state)
+        progress.advance()
     r1, r2 = nearest_orthogonal(state.r1.cpu()), nearest_orthogonal(state.r2.cpu())
     return RotationMatrices(r1=r1, r2=list(r2), r4=start.r4)
 
@@ -108,8 +107,8 @@ def _batch(tokens_NT: Tensor, step: int, size: int, seed: int) -> Tensor:
     count = len(tokens_NT)
 
     def row(index: int) -> int:
-        generator = torch.Generator(device="cpu").manual_seed(seed + index // count)
-        order = torch.randperm(count, generator=generator, device="cpu")
+        generator = torch.Generator().manual_seed(seed + index // count)
+        order = torch.randperm(count, generator=generator)
         return int(order[index % count])
 
     size = min(size, count)

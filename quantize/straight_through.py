@@ -110,7 +110,8 @@ class RotationLoss:
         """The full-precision network's last hidden states (B, T, D)."""
         config = self._checkpoint.config
         full = Llama(config, FullPrecisionSource(config, self._checkpoint.weights))
-        return full.hidden(full.embed(tokens_BT), KVCache())
+        with tokens_BT.device:
+            return full.hidden(full.embed(tokens_BT), KVCache())
 
     def __call__(self, r1_DD: Tensor, r2_LHH: Tensor, tokens_BT: Tensor) -> Tensor:
         """Mean over tokens of KL(full || rotated and rounded), nats.
@@ -133,9 +134,12 @@ class RotationLoss:
         def block(layer: int, x_BTD: Tensor) -> Tensor:
             config = rotated.config
             shape = (len(x_BTD), config.num_key_value_heads, 0, config.head_dim)
-            nothing = [torch.empty(shape)] * (layer + 1)
-            cache = KVCache(keys=[*nothing], values=[*nothing])
-            return model.mlp_block(layer, x_BTD, model.attention_block(layer, x_BTD, cache))
+            # The tensors that the network makes on its way, such as positions, lie there too. It
+            # is said here, not further out: on the way back another thread comes by.
+            with x_BTD.device:
+                nothing = [torch.empty(shape)] * (layer + 1)
+                cache = KVCache(keys=[*nothing], values=[*nothing])
+                return model.mlp_block(layer, x_BTD, model.attention_block(layer, x_BTD, cache))
 
         x_BTD = model.embed(tokens_BT)
         for layer in range(rotated.config.num_hidden_layers):

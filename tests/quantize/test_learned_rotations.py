@@ -17,7 +17,7 @@ from llama_edge.quantize import W4A8_SPINQUANT
 from llama_edge.quantize.learned_rotations import SAVE_EVERY, LearningPlace, learn_rotations
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
 from llama_edge.quantize.rotation_state import load_state, save_state, start_state
-from llama_edge.quantize.straight_through import RotationLoss, fake_quantize
+from llama_edge.quantize.straight_through import RotationLoss, fake_quantize, resident
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 from tests.quantize.test_sequential import tokens
 
@@ -124,6 +124,17 @@ def test_without_rounding_there_is_no_loss(
     with torch.no_grad():
         assert float(loss(matrices.r1, torch.stack(list(matrices.r2)), tokens(1))) < 1e-6
     assert loss_of(checkpoint, matrices) > 1e-4
+
+
+def test_everything_lies_on_the_device_of_the_weights(debug_checkpoint: Checkpoint) -> None:
+    """On PyTorch's "meta" device, which like a GPU refuses tensors that lie elsewhere."""
+    meta, matrices = torch.device("meta"), start_of(debug_checkpoint)
+    loss = RotationLoss(resident(debug_checkpoint, meta), RECIPE, matrices.r4)
+    r1 = matrices.r1.to(meta).requires_grad_()
+    r2 = torch.stack(list(matrices.r2)).to(meta).requires_grad_()
+    gradients = torch.autograd.grad(loss(r1, r2, tokens(1).to(meta)), (r1, r2))
+    assert [gradient.shape for gradient in gradients] == [r1.shape, r2.shape]
+    assert all(gradient.device == meta for gradient in gradients)
 
 
 def test_the_gradient_passes_rounding_as_if_it_were_not_there() -> None:
