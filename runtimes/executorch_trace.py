@@ -20,10 +20,11 @@ from llama_edge.formats.pte import PteFile, encode_program
 
 _EMBEDDING: Final = "quantized_decomposed::embedding_byte"
 _ATTENTION: Final = ("llama::custom_sdpa", "llama::custom_quantized_sdpa")
-#: of queries, keys and values in turn: codes, then their steps, then their zero points
-_ROWS: Final = ("quantized_decomposed::quantize_per_token", "dim_order_ops::_to_dim_order_copy")
-#: codes, steps and zero points of queries, keys and values
-ROWS_PER_LAYER: Final = 9
+_CODES: Final = "quantized_decomposed::quantize_per_token"
+_NARROW: Final = "dim_order_ops::_to_dim_order_copy"
+#: how the rows of an int8 cache come: codes, steps and zero points of queries, keys and values
+_ROWS: Final = (_CODES, _NARROW, _NARROW) * 3
+ROWS_PER_LAYER: Final = len(_ROWS)
 _VIEW: Final = "executorch_prim::et_view"
 _ALIGNMENT: Final = 64
 _PADDING: Final = 128
@@ -42,6 +43,11 @@ class _Tracer:
         self.hidden: list[int] = []
         self.attention: list[int] = []
         self.rows: list[int] = []
+        self._row_operators: list[str] = []
+
+    def rows_are_in_order(self, layers: int) -> bool:
+        """Whether there are none, or those of every layer as they are written."""
+        return tuple(self._row_operators) in ((), _ROWS * layers)
 
     def _allocate(self, tensor: schema.Tensor) -> schema.AllocationDetails:
         size = 4
@@ -68,7 +74,10 @@ class _Tracer:
             return self.hidden
         if operator in _ATTENTION:
             return self.attention
-        return self.rows if operator in _ROWS else None
+        if operator not in _ROWS:
+            return None
+        self._row_operators.append(operator)
+        return self.rows
 
     def kernel(self, call: schema.KernelCall) -> None:
         name = self._plan.operators[call.op_index].name
@@ -108,11 +117,11 @@ def _trace_plan(plan: schema.ExecutionPlan, layers: int, path: Path) -> Sequence
             f"outputs found; {layers + 1} and {layers} expected: the program was not written by "
             "llama-edge, or is damaged"
         )
-    if len(tracer.rows) not in (0, ROWS_PER_LAYER * layers):
+    if not tracer.rows_are_in_order(layers):
         raise ArtifactError(
-            f"{path}: {len(tracer.rows)} values on their way to an int8 cache found; "
-            f"{ROWS_PER_LAYER * layers} expected: the program was not written by llama-edge, or is "
-            "damaged"
+            f"{path}: the {len(tracer.rows)} values on their way to an int8 cache come in another "
+            f"order than {layers} layers of queries, keys and values: the program was not written "
+            "by llama-edge, or is damaged"
         )
     return [*tracer.hidden, *tracer.attention, *tracer.rows]
 

@@ -30,6 +30,12 @@ def test_every_command_documents_json_and_help(program: Program) -> None:
         (["export", "smollm2-135m", "--target", "toaster"], 2, "choose from: android, onnx"),
         (["quantize", "smollm2-135m", "--recipe", "w1"], 2, "choose from: w4a8-rtn"),
         (["export", "smollm2-135m"], 2, "--target"),
+        (
+            ["export", "smollm2-135m", "--target", "onnx", "--kv-cache", "int8"],
+            2,
+            "belongs to the android target",
+        ),
+        (["export", "smollm2-135m", "--target", "android", "--kv-cache", "int4"], 2, "'int4'"),
         (["export", "nowhere/at-all.gguf", "--target", "onnx"], 3, "nowhere/at-all.gguf"),
         (["fly"], 2, "fly"),
         (["inspect", "nowhere"], 3, "nowhere: there is no such file"),
