@@ -103,11 +103,13 @@ class StageLines:
         self._done = self._total = 0
 
     def start(self, stage: str, total: int) -> None:
+        """See `Progress`."""
         self.finish()
         self._stage, self._done, self._total = stage, 0, total
         self._began = self._spoke = self._clock()
 
     def advance(self, steps: int = 1) -> None:
+        """See `Progress`."""
         self._done += steps
         now = self._clock()
         if now - self._spoke < _SAY_EVERY_S or not 0 < self._done < self._total:
@@ -119,6 +121,7 @@ class StageLines:
         )
 
     def finish(self) -> None:
+        """The last stage has ended."""
         if self._stage:
             typer.echo(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
         self._stage = ""

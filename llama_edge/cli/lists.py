@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Annotated
 
+import typer
+
 from llama_edge.cli.console import JsonOption, print_json, print_table
 
 
@@ -29,15 +31,37 @@ def targets(as_json: Annotated[bool, JsonOption] = False) -> None:
 
 
 def recipes(as_json: Annotated[bool, JsonOption] = False) -> None:
-    """List the quantization recipes."""
+    """List the quantization recipes, and what each measured on the embedded model."""
     from llama_edge.quantize import DEFAULT_RECIPE, RECIPES
+    from llama_edge.quantize.measured import read_measurements
 
+    measurements = read_measurements()
+    known = measurements.recipes
     if as_json:
-        described = [recipe.to_json() for recipe in RECIPES.values()]
-        print_json({"recipes": described, "default": DEFAULT_RECIPE})
+        described = [
+            {**recipe.to_json(), "measured": asdict(known[name]) if name in known else None}
+            for name, recipe in RECIPES.items()
+        ]
+        print_json(
+            {
+                "recipes": described,
+                "default": DEFAULT_RECIPE,
+                "measured_on": {"model": measurements.model, "machine": measurements.machine},
+            }
+        )
         return
-    rows = [
-        (name + (" (default)" if name == DEFAULT_RECIPE else ""), recipe.summary)
-        for name, recipe in RECIPES.items()
-    ]
-    print_table("", ("recipe", "what it does"), rows)
+    rows = []
+    for name, recipe in RECIPES.items():
+        shown = name + (" (default)" if name == DEFAULT_RECIPE else "")
+        if name in known:
+            found = known[name]
+            bits, minutes = f"{found.bits_per_weight:.2f}", f"{found.cpu_minutes:.1f}"
+            rows.append((shown, recipe.summary, bits, minutes, f"{found.mean_kl:.3f}"))
+        else:
+            rows.append((shown, recipe.summary, "", "", "not measured"))
+    header = ("recipe", "what it does", "bits per weight", "CPU minutes", "KL")
+    print_table("", header, rows)
+    typer.echo(
+        f"Measured on {measurements.model}, {measurements.machine}. KL: mean, in nats, to full "
+        "precision, on prompts in eight languages; the eager reference ran."
+    )

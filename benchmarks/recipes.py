@@ -1,0 +1,285 @@
+"""What each step of the recipes buys and costs on SmolLM2-135M.
+
+    python benchmarks/recipes.py [STEP...] [--json FILE] [--write] [--calibration FILE...]
+
+Every step quantizes the same checkpoint with the same calibration text in a process of its own, so
+that CPU seconds and peak memory are its own. The quantized network then runs in the eager reference
+with the activations that the recipe is for (int8 per token, or none), over text that calibration
+never saw: docstrings of Python's standard library, and the gate's prompts in eight languages. The
+noise floor is the network's distance from itself when its embedding is disturbed by 1e-6. `--write`
+puts the rows of named recipes where `llama-edge recipes` reads them.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Checkpoint,
+    Device,
+    QuantizedCheckpoint,
+    Recipe,
+    Rotation,
+    Rounding,
+    Scales,
+)
+from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
+from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
+from llama_edge.quantize.learned_rotations import LearningPlace
+from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.verify.evaluate import cut_windows
+from llama_edge.verify.metrics import Comparison, Divergence, compare, concatenate, summarize
+from llama_edge.verify.prompts import fidelity_prompts
+from llama_edge.verify.teacher import Variant, final_hidden
+from llama_edge.verify.tolerances import Tolerances
+
+MODEL: Final = "smollm2-135m"
+WINDOW: Final = 512
+WINDOWS: Final = 8
+#: Modules whose docstrings are the English text; the standard library is on every machine.
+DOCUMENTED: Final = [
+    "argparse",
+    "asyncio",
+    "collections",
+    "csv",
+    "decimal",
+    "functools",
+    "heapq",
+    "json",
+    "logging",
+    "pathlib",
+    "subprocess",
+    "tarfile",
+    "threading",
+    "zipfile",
+]
+MEASURED: Final = Path(__file__).parents[1] / "quantize" / "measured.json"
+
+#: Each adds one thing to the one before it; then the named recipes that stand beside them.
+STEPS: Final[Mapping[str, Recipe]] = {
+    "round to nearest": W4A8_RTN,
+    "+ scale search": replace(W4A8_RTN, scales=Scales.SEARCHED),
+    "+ GPTQ": W4A8_GPTQ,
+    "+ R1 R2": replace(W4A8_GPTQ, rotations=(Rotation.R1, Rotation.R2)),
+    "+ R4": W4A8_HADAMARD,
+    "+ learned R1 R2": RECIPES["w4a8-spinquant"],
+    "weight-only": RECIPES["w4-hadamard"],
+    "mixed precision": RECIPES["w4a8-mixed"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One step. KL in nats, full precision first; sizes of the quantized checkpoint."""
+
+    step: str
+    #: the named recipe that this is, or None
+    recipe: str | None
+    kl_docstrings: float
+    kl_languages: float
+    top1_languages: float
+    perplexity_ratio_docstrings: float
+    noise_floor: float
+    bits_per_weight: float
+    cpu_s: float
+    peak_mib: float
+
+
+def documentation() -> str:
+    """Long docstrings of the standard library, in the order of their names."""
+    texts = []
+    for name in DOCUMENTED:
+        module = importlib.import_module(name)
+        texts.append(module.__doc__ or "")
+        for _, value in sorted(vars(module).items()):
+            text = getattr(value, "__doc__", None)
+            if callable(value) and isinstance(text, str) and len(text) > 300:
+                texts.append(text)
+    return "\n\n".join(texts)
+
+
+def held_out(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
+    """Windows of documentation, evenly spread."""
+    tokens = Tokenizer(checkpoint.text).encode(documentation(), add_bos=False)
+    windows = cut_windows("documentation", tokens, WINDOW, None, None)
+    return list(islice(windows[:: len(windows) // WINDOWS], WINDOWS))
+
+
+def measure_step(step: str, tokens: Path) -> Row:
+    """Quantize and measure in this process."""
+    recipe = STEPS[step]
+    checkpoint = load_checkpoint(MODEL)
+    calibration = None
+    if recipe.rounding is Rounding.GPTQ:
+        calibration = CalibrationSet(tokens=load_file(tokens)["tokens"], origin="benchmark")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "quantized")
+        folder.mkdir()
+        began = time.process_time()
+        learning = LearningPlace(device=Device.CPU, state=Path(scratch, "rotations.safetensors"))
+        quantized = quantize_checkpoint(
+            checkpoint, recipe, folder, SilentProgress(), calibration, learning
+        )
+        cpu_s = time.process_time() - began
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return _evaluated(step, checkpoint, quantized, stored, cpu_s, peak_mib)
+
+
+@torch.no_grad()
+def _evaluated(
+    step: str,
+    checkpoint: Checkpoint,
+    quantized: QuantizedCheckpoint,
+    stored_bytes: int,
+    cpu_s: float,
+    peak_mib: float,
+) -> Row:
+    recipe, config, weights = quantized.recipe, checkpoint.config, checkpoint.weights
+    rounding = (
+        ActivationQuantization.NONE
+        if recipe.activation_bits is None
+        else ActivationQuantization.INT8_PER_TOKEN
+    )
+    full = Llama(config, CachedSource(FullPrecisionSource(config, weights)))
+    source = CachedSource(DequantizedSource(quantized.weights))
+    reference = Llama(quantized.config, source, rounding)
+    documents = held_out(checkpoint)
+    prompts = fidelity_prompts(Tokenizer(checkpoint.text), WINDOW)
+    sequences = [*documents, *(prompt.sequence for prompt in prompts)]
+    tolerances = Tolerances()
+    disturbed = Variant(
+        model=reference, disturbance=tolerances.disturbance, seed=tolerances.disturbance_seed
+    )
+    variants = [Variant(model=full), Variant(model=reference), disturbed]
+    found = final_hidden(variants, sequences, SilentProgress())
+    to_full, to_itself = [], []
+    for tokens, *states in zip(sequences, *found, strict=True):
+        models = (full, reference, reference)
+        wanted, got, shaken = (
+            model.head(x_TD).numpy() for model, x_TD in zip(models, states, strict=True)
+        )
+        to_full.append(compare(wanted, got, tokens))
+        to_itself.append(compare(got, shaken, tokens))
+    english, languages = _joined(to_full[: len(documents)]), _joined(to_full[len(documents) :])
+    parameters = sum(torch.Size(weights.shape(name)).numel() for name in weights)
+    return Row(
+        step=step,
+        recipe=recipe.name if RECIPES.get(recipe.name) == recipe else None,
+        kl_docstrings=english.mean_kl,
+        kl_languages=languages.mean_kl,
+        top1_languages=languages.top1_agreement,
+        perplexity_ratio_docstrings=english.perplexity_ratio,
+        noise_floor=_joined(to_itself).mean_kl,
+        bits_per_weight=8 * stored_bytes / parameters,
+        cpu_s=cpu_s,
+        peak_mib=peak_mib,
+    )
+
+
+def _joined(parts: Sequence[Comparison]) -> Divergence:
+    return summarize(concatenate(parts))
+
+
+def calibration_tokens(texts: Sequence[Path], path: Path) -> float:
+    """Write the text that all steps share; CPU seconds that it took."""
+    checkpoint = load_checkpoint(MODEL)
+    began = time.process_time()
+    if texts:
+        calibration = read_calibration(checkpoint, texts)
+    else:
+        calibration = generate_calibration(checkpoint, 0, SilentProgress())
+    save_file({"tokens": calibration.tokens}, path)
+    return time.process_time() - began
+
+
+def run_steps(steps: Sequence[str], tokens: Path) -> Iterator[Row]:
+    """Each step in a child, so that its peak memory is its own."""
+    for step in steps:
+        command = [sys.executable, __file__, step, "--tokens", str(tokens)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        yield Row(**json.loads(output.splitlines()[-1]))
+
+
+def show(rows: Sequence[Row], calibration_s: float) -> None:
+    """One line a step."""
+    table = Table(title=f"{MODEL}; calibration text took {calibration_s:.0f} CPU seconds")
+    for heading in asdict(rows[0]):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for row in rows:
+        cells = asdict(row).values()
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console(width=150).print(table)
+
+
+def write_measured(rows: Sequence[Row], calibration_s: float) -> None:
+    """What `llama-edge recipes` shows; rows of recipes that were not run now stay."""
+    known = json.loads(MEASURED.read_text())["recipes"] if MEASURED.exists() else {}
+    for row in rows:
+        if row.recipe is not None:
+            seconds = row.cpu_s + (0 if row.cpu_s < calibration_s / 4 else calibration_s)
+            known[row.recipe] = {
+                "mean_kl": round(row.kl_languages, 4),
+                "bits_per_weight": round(row.bits_per_weight, 2),
+                "cpu_minutes": round(seconds / 60, 1),
+            }
+    measured = {
+        "model": MODEL,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "recipes": {name: known[name] for name in RECIPES if name in known},
+    }
+    MEASURED.write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--calibration", type=Path, action="append", default=[])
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--write", action="store_true", help="update quantize/measured.json")
+    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.steps) - set(STEPS):
+        parser.error(f"unknown steps: {', '.join(sorted(unknown))}")
+    if arguments.tokens:
+        print(json.dumps(asdict(measure_step(arguments.steps[0], arguments.tokens))))
+        return
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder, "tokens.safetensors")
+        calibration_s = calibration_tokens(arguments.calibration, tokens)
+        for row in run_steps(arguments.steps or list(STEPS), tokens):
+            rows.append(row)
+            print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+    show(rows, calibration_s)
+    if arguments.write:
+        write_measured(rows, calibration_s)
+
+
+if __name__ == "__main__":
+    main()
