@@ -19,14 +19,12 @@ from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import CalibrationRecord, Checkpoint
-from llama_edge.quantize.calibration_prompts import PROMPTS
+from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
 
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
 #: SmolLM2, 32 x 256 against 16 x 512.
 LENGTH: Final = 256
-#: How often each prompt is continued, each time otherwise.
-ROUNDS: Final = 2
-SEQUENCES: Final = ROUNDS * len(PROMPTS)
+SEQUENCES: Final = len(REQUESTS) + len(DOCUMENTS)
 #: Fewer tokens than a group of weights say nothing about it.
 MIN_TOKENS: Final = 32
 
@@ -82,11 +80,15 @@ def generate_calibration(
 
 def _encode_prompts(checkpoint: Checkpoint, longest: int) -> list[list[int]]:
     tokenizer = Tokenizer(checkpoint.text)
-    prompts = PROMPTS * ROUNDS
+    begun = [_request(tokenizer, text) for text in REQUESTS]
+    begun += [tokenizer.encode(text) for text in DOCUMENTS]
+    return [tokens[:longest] for tokens in begun]
+
+
+def _request(tokenizer: Tokenizer, text: str) -> list[int]:
     if not tokenizer.has_chat_template:
-        return [tokenizer.encode(text)[:longest] for text in prompts]
-    chats = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in prompts]
-    return [chat[:longest] for chat in chats]
+        return tokenizer.encode(text)
+    return tokenizer.encode_chat([{"role": "user", "content": text}])
 
 
 def read_calibration(
