@@ -81,7 +81,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         W4A8_META_QAT,
     )
 }
-DEFAULT_RECIPE: Final = W4A8_RTN.name
+#: What keeps the model best for the time that a person waits.
+DEFAULT_RECIPE: Final = W4A8_HADAMARD.name
 
 
 def get_recipe(name: str) -> Recipe:
