@@ -242,3 +242,19 @@ def test_nothing_planted_passes(
     exporter = FaultyExporter(get_exporter("executorch"), damage=lambda path: Program(path).save())
     monkeypatch.setattr("llama_edge.pipeline.export.get_exporter", lambda _: exporter)
     export_model(int8_request(debug_folder, "android", tmp_path / "out"), SilentProgress())
+
+
+@pytest.mark.slow
+def test_smollm2(tmp_path: Path) -> None:
+    """Thirty layers with real outliers in their keys: no block needs its tolerance."""
+    request = ExportRequest(
+        model="smollm2-135m",
+        target="android",
+        recipe="w4a8-rtn",
+        out=tmp_path / "out",
+        options=LowerOptions(kv_cache=KVCacheDtype.INT8),
+    )
+    manifest = export_model(request, SilentProgress()).manifest
+    assert manifest.artifact.kv_cache == "int8"
+    assert manifest.parity["blocks"]["count"] == 62
+    assert manifest.parity["blocks"]["severity"] < 0.1
