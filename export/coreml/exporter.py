@@ -1,0 +1,91 @@
+"""The Core ML backend as an `Exporter`."""
+
+from pathlib import Path
+
+from llama_edge.core.errors import ConfigError, UsageError
+from llama_edge.core.files import require_free_space
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.types import (
+    Artifact,
+    Interface,
+    KVCacheDtype,
+    Placement,
+    QuantizedCheckpoint,
+    QuantizedWeights,
+    Recipe,
+)
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.coreml.lower import write_package
+from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.export.coreml.reader import (
+    PackageWeights,
+    read_artifact,
+    read_end_tokens,
+    read_interface,
+    read_placement,
+)
+
+#: As much as the android target takes at once: logits of more tokens would only take memory.
+MAX_PREFILL = 512
+
+
+class CoreMLExporter:
+    """Writes a stateful `.mlpackage`. Activations stay in floating point, whatever the recipe."""
+
+    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+        """See `Exporter`."""
+        if options.accuracy_level is not None:
+            raise UsageError(
+                f"--accuracy-level {options.accuracy_level} belongs to the onnx target; Core ML "
+                "keeps activations in floating point: leave it out"
+            )
+        if options.kv_cache is not KVCacheDtype.FLOAT32:
+            raise UsageError(
+                f"--kv-cache {options.kv_cache.value} belongs to the android target; the ios "
+                "target keeps keys and values in floating point: leave it out"
+            )
+        options.context_for(config)
+        if (recipe.weight_bits, recipe.table_bits) != (4, 8):
+            raise ConfigError(
+                f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
+                f"{recipe.table_bits}-bit tables; the Core ML backend writes 4 and 8: "
+                "choose another recipe"
+            )
+
+    def lower(
+        self,
+        checkpoint: QuantizedCheckpoint,
+        out_dir: Path,
+        options: LowerOptions,
+        progress: Progress,
+    ) -> Artifact:
+        """See `Exporter`."""
+        self.requires(checkpoint.config, checkpoint.recipe, options)
+        max_context = options.context_for(checkpoint.config)
+        # The same packed codes and scales: the two differ by rope tables and headers.
+        require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
+        lowering = Lowering(max_context=max_context, max_prefill=min(MAX_PREFILL, max_context))
+        write_package(checkpoint, out_dir, lowering, progress)
+        return read_artifact(out_dir)
+
+    def read_artifact(self, path: Path) -> Artifact:
+        """See `Exporter`."""
+        return read_artifact(path)
+
+    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
+        """See `Exporter`."""
+        return PackageWeights(artifact.path.parent)
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """See `Exporter`."""
+        return read_placement(artifact.root)
+
+    def interface(self, artifact: Artifact) -> Interface:
+        """See `Exporter`."""
+        return read_interface(artifact.root)
+
+    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
+        """See `Exporter`."""
+        return read_end_tokens(artifact.root)

@@ -1,0 +1,113 @@
+"""What a package says about itself beside its program: enough to read it without its manifest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from llama_edge.core.errors import ArtifactError, ConfigError
+from llama_edge.core.files import canonical_json
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.types import QuantizedCheckpoint, TextAssets
+
+FORMAT_VERSION: Final = 1
+_VERSION_KEY: Final = "llama_edge.format_version"
+_CONFIG_KEY: Final = "llama_edge.config"
+_LOWERING_KEY: Final = "llama_edge.lowering"
+_EOS_KEY: Final = "llama_edge.eos_token_ids"
+_CONTRACT_KEY: Final = "llama_edge.text_contract_sha256"
+_MAX_END_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowering:
+    """The choices that the program was written with."""
+
+    max_context: int
+    max_prefill: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_context", "max_prefill"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value <= 0:
+                raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageMetadata:
+    """All of it."""
+
+    config: ModelConfig
+    lowering: Lowering
+    eos_token_ids: tuple[int, ...]
+    #: of the manifest's `text`, as canonical JSON: which tokenizer and template belong to it
+    text_contract_sha256: str
+
+    @classmethod
+    def of(cls, checkpoint: QuantizedCheckpoint, lowering: Lowering) -> "PackageMetadata":
+        """What the package of this checkpoint has to say."""
+        return cls(
+            config=checkpoint.config,
+            lowering=lowering,
+            eos_token_ids=checkpoint.text.eos_token_ids,
+            text_contract_sha256=text_contract_sha256(checkpoint.text),
+        )
+
+    def entries(self) -> dict[str, str]:
+        """Keys and values; the same model gives the same text."""
+        return {
+            _VERSION_KEY: str(FORMAT_VERSION),
+            _CONFIG_KEY: json.dumps(self.config.to_json(), sort_keys=True),
+            _LOWERING_KEY: json.dumps(asdict(self.lowering), sort_keys=True),
+            _EOS_KEY: json.dumps(self.eos_token_ids),
+            _CONTRACT_KEY: self.text_contract_sha256,
+        }
+
+
+def text_contract_sha256(text: TextAssets) -> str:
+    """SHA-256 of the manifest's `text`, as the canonical JSON of this project.
+
+    Raises:
+        TokenizerError: The tokenizer or the template fails.
+    """
+    contract = asdict(build_text_contract(text))
+    return hashlib.sha256(canonical_json(contract).encode()).hexdigest()
+
+
+def read_metadata(path: Path, entries: Mapping[str, str]) -> PackageMetadata:
+    """What `PackageMetadata.entries` gave.
+
+    Raises:
+        ArtifactError: It is absent, damaged, or of another format version.
+    """
+    version = entries.get(_VERSION_KEY)
+    if version != str(FORMAT_VERSION):
+        raise ArtifactError(
+            f"{path}: {_VERSION_KEY} is {version!r}; this program reads {FORMAT_VERSION}; "
+            "export the model with this version of llama-edge"
+        )
+    try:
+        config = ModelConfig.from_json(json.loads(entries[_CONFIG_KEY]))
+        lowering = Lowering(**json.loads(entries[_LOWERING_KEY]))
+        found = json.loads(entries[_EOS_KEY])
+        contract = entries[_CONTRACT_KEY]
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+        raise ArtifactError(f"{path}: its metadata is damaged: {error}; export it again") from error
+    if not isinstance(found, list) or not 0 < len(found) <= _MAX_END_TOKENS:
+        raise ArtifactError(f"{path}: {_EOS_KEY} is not a list of end tokens; export it again")
+    if not all(isinstance(token, int) and token >= 0 for token in found):
+        raise ArtifactError(f"{path}: {_EOS_KEY} holds what is no token id; export it again")
+    if lowering.max_context > config.max_position_embeddings:
+        raise ArtifactError(
+            f"{path}: max_context is {lowering.max_context}, the model has "
+            f"{config.max_position_embeddings} positions; export it again"
+        )
+    return PackageMetadata(
+        config=config,
+        lowering=lowering,
+        eos_token_ids=tuple(found),
+        text_contract_sha256=contract,
+    )
