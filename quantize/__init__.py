@@ -82,7 +82,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     )
 }
 #: What keeps the model best for the time that a person waits.
-DEFAULT_RECIPE: Final = W4A8_HADAMARD.name
+DEFAULT_RECIPE: Final = W4A8_MIXED.name
 
 
 def get_recipe(name: str) -> Recipe:
