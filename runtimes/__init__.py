@@ -7,6 +7,12 @@ from llama_edge.core.errors import MissingComponentError, UnknownNameError
 from llama_edge.core.session import Runtime
 
 
+def _coreml() -> Runtime:
+    from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
+
+    return CoreMLInterpreterRuntime()
+
+
 def _executorch() -> Runtime:
     from llama_edge.runtimes.executorch import ExecuTorchRuntime
 
@@ -20,6 +26,7 @@ def _onnx() -> Runtime:
 
 
 RUNTIMES: Final[Mapping[str, Callable[[], Runtime]]] = {
+    "coreml": _coreml,
     "executorch": _executorch,
     "onnx": _onnx,
 }

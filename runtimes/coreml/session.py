@@ -1,0 +1,172 @@
+"""Core ML packages through the interpreter, as a `Session` and a `Runtime`.
+
+Shape legend: T tokens of a call, V vocab, D hidden, Q query size, L layers, K key/value heads,
+S tokens that the cache holds, H head_dim.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from llama_edge.core.errors import ArtifactError, SessionError
+from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
+from llama_edge.core.types import Artifact
+from llama_edge.core.value_names import attention_value, hidden_value
+from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
+
+_TOKENS: Final = "inputIds"
+_POSITION: Final = "position"
+_LOGITS: Final = "logits"
+_CACHES: Final = ("keyCache", "valueCache")
+
+
+class CoreMLSession(ClosesOnExit):
+    """A `Session` over one package; the cache is the program's states.
+
+    Raises:
+        SessionError: The package is damaged, has an operator that is not known, or takes other
+            inputs and states than this model needs.
+    """
+
+    def __init__(self, artifact: Artifact, precision: Precision = Precision.EXACT) -> None:
+        self._artifact = artifact
+        package = artifact.path.parent  # the file to open is its manifest
+        try:
+            self._interpreter: Interpreter | None = Interpreter(
+                MLPackage(package), precision=precision
+            )
+        except ArtifactError as error:
+            raise SessionError(str(error)) from error
+        self._check_interface(self._interpreter)
+        self._used = 0
+
+    def _check_interface(self, interpreter: Interpreter) -> None:
+        config = self._artifact.config
+        cache = (
+            config.num_hidden_layers,
+            1,
+            config.num_key_value_heads,
+            self.max_context,
+            config.head_dim,
+        )
+        found = (
+            {declared.name for declared in interpreter.inputs},
+            {declared.name: declared.shape for declared in interpreter.states},
+            set(interpreter.outputs),
+        )
+        expected = ({_TOKENS, _POSITION}, dict.fromkeys(_CACHES, cache), {_LOGITS})
+        for kind, seen, needed in zip(
+            ("inputs", "states", "outputs"), found, expected, strict=True
+        ):
+            if seen != needed:
+                raise SessionError(
+                    f"{self._artifact.path.parent}: its {kind} are {seen}; this model needs "
+                    f"{needed}: export it with this version of llama-edge"
+                )
+
+    @property
+    def max_context(self) -> int:
+        """See `Session`."""
+        return self._artifact.max_context
+
+    def run(self, tokens: Sequence[int], also: Sequence[str] = ()) -> list[FloatArray]:
+        """Append tokens; logits (T, V), then each inner value (T, width) of `also`.
+
+        Raises:
+            SessionError: No token, a token outside the vocabulary, more than the cache holds, the
+                program fails, or the session is closed.
+        """
+        if self._interpreter is None:
+            raise SessionError(
+                f"{self._artifact.path.parent}: the session is closed; open it again"
+            )
+        check_tokens(
+            tokens,
+            used=self._used,
+            max_context=self.max_context,
+            vocab_size=self._artifact.config.vocab_size,
+        )
+        pieces = []
+        for start in range(0, len(tokens), self._artifact.max_prefill):
+            piece = tokens[start : start + self._artifact.max_prefill]
+            feeds = {
+                _TOKENS: np.array([piece], np.int32),
+                _POSITION: np.array([self._used], np.int32),
+            }
+            values = self._interpreter.run(feeds, also)
+            pieces.append([values[name][0] for name in (_LOGITS, *also)])
+            self._used += len(piece)
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        last: FloatArray = self.run(tokens)[0][-1]
+        return last
+
+    def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
+        """See `Session`."""
+        return self.run(tokens)[0]
+
+    def decode(self, token: int) -> FloatArray:
+        """See `Session`."""
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        """See `Session`."""
+        if self._interpreter is not None:
+            self._interpreter.reset()
+        self._used = 0
+
+    def close(self) -> None:
+        """See `Session`."""
+        self._interpreter = None
+
+
+class CoreMLInterpreterRuntime:
+    """The `Runtime` of Core ML packages on machines without Core ML.
+
+    It proves what the written file means, not what Apple's runtime makes of it.
+    """
+
+    name = "coreml"
+
+    def __init__(self, precision: Precision = Precision.EXACT) -> None:
+        self._precision = precision
+
+    def version(self) -> str:
+        """See `Runtime`."""
+        versions = " and ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("torch", "coremltools")
+        )
+        arithmetic = {
+            Precision.EXACT: "in float32",
+            Precision.HALF: "each result rounded to the declared float16",
+        }[self._precision]
+        return f"MIL interpreter, {arithmetic} ({versions}); not Apple's runtime"
+
+    def open(self, artifact: Artifact) -> CoreMLSession:
+        """See `Runtime`."""
+        return CoreMLSession(artifact, self._precision)
+
+    def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
+        """See `Runtime`; the interpreter hands over the program's own values."""
+        layers = artifact.config.num_hidden_layers
+        names = [hidden_value(layer) for layer in range(layers + 1)]
+        names += [attention_value(layer) for layer in range(layers)]
+        with self.open(artifact) as session:
+            # MIL's identifiers have no points.
+            wanted = [name.replace(".", "_") for name in names]
+            results = [session.run(call, wanted) for call in calls]
+        values = [
+            np.concatenate(parts) for parts in zip(*(run[1:] for run in results), strict=True)
+        ]
+        return BlockTrace(
+            tokens=tuple(token for call in calls for token in call),
+            calls=tuple(len(call) for call in calls),
+            hidden=tuple(values[: layers + 1]),
+            attention=tuple(values[layers + 1 :]),
+            logits=np.stack([run[0][-1] for run in results]),
+        )
