@@ -19,13 +19,8 @@ from llama_edge.core.types import (
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
-from llama_edge.export.coreml.reader import (
-    PackageWeights,
-    read_artifact,
-    read_end_tokens,
-    read_interface,
-    read_placement,
-)
+from llama_edge.export.coreml.program import read_interface, read_placement
+from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 
 #: As much as the android target takes at once: logits of more tokens would only take memory.
 MAX_PREFILL = 512
@@ -80,12 +75,12 @@ class CoreMLExporter:
 
     def placement(self, artifact: Artifact) -> Placement:
         """See `Exporter`."""
-        return read_placement(artifact.root)
+        return read_placement(artifact.path.parent)
 
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
-        return read_interface(artifact.root)
+        return read_interface(artifact.path.parent)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
-        return read_end_tokens(artifact.root)
+        return read_end_tokens(artifact.path.parent)

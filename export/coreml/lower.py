@@ -75,7 +75,7 @@ def write_package(
         )
     spec = model.get_spec()
     _require_names(spec, checkpoint.config)
-    make_reproducible(out_dir, spec, PackageMetadata.of(checkpoint, lowering).entries())
+    make_reproducible(out_dir / PACKAGE, spec, PackageMetadata.of(checkpoint, lowering).entries())
     progress.advance()
 
 

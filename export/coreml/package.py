@@ -7,11 +7,11 @@ from typing import Any, Final
 from llama_edge.core.files import write_json
 
 PACKAGE: Final = "model.mlpackage"
-_MANIFEST: Final = f"{PACKAGE}/Manifest.json"
-_MODEL: Final = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
-_WEIGHTS: Final = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"
-#: Relative to the folder that holds the package; the first one says where the others are.
-FILES: Final = (_MANIFEST, _MODEL, _WEIGHTS)
+_MANIFEST: Final = "Manifest.json"
+_MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
+_WEIGHTS: Final = "Data/com.apple.CoreML/weights/weight.bin"
+#: The operator that holds a matrix as codes and scales.
+CODED: Final = "constexpr_blockwise_shift_scale"
 _DATE_KEY: Final = "com.github.apple.coremltools.conversion_date"
 
 
@@ -20,24 +20,29 @@ def mil_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def make_reproducible(out_dir: Path, spec: Any, entries: dict[str, str]) -> None:  # noqa: ANN401
+def package_files(package: str) -> tuple[str, ...]:
+    """A package's files, relative to the folder that holds it; the first one names the others."""
+    return tuple(f"{package}/{name}" for name in (_MANIFEST, _MODEL, _WEIGHTS))
+
+
+def make_reproducible(path: Path, spec: Any, entries: dict[str, str]) -> None:  # noqa: ANN401
     """Write again what coremltools put into a package with random identifiers and a date.
 
     Args:
-        out_dir: The folder that holds the package.
+        path: The package.
         spec: The package's `Model_pb2.Model`; it loses its date and gets `entries`.
         entries: Metadata of ours.
     """
     described = spec.description.metadata.userDefined
     del described[_DATE_KEY]
     described.update(entries)
-    (out_dir / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+    (path / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
     items = {
         str(uuid.uuid5(uuid.NAMESPACE_URL, place)): {
             "author": "com.apple.CoreML",
             "description": description,
             "name": PurePosixPath(place).name,
-            "path": str(PurePosixPath(place).relative_to(f"{PACKAGE}/Data")),
+            "path": str(PurePosixPath(place).relative_to("Data")),
         }
         for place, description in (
             (_MODEL, "CoreML Model Specification"),
@@ -50,6 +55,6 @@ def make_reproducible(out_dir: Path, spec: Any, entries: dict[str, str]) -> None
         "itemInfoEntries": items,
         "rootModelIdentifier": root,
     }
-    write_json(out_dir / _MANIFEST, manifest)
-    for file in FILES:
-        (out_dir / file).chmod(0o644)
+    write_json(path / _MANIFEST, manifest)
+    for file in (_MANIFEST, _MODEL, _WEIGHTS):
+        (path / file).chmod(0o644)  # coremltools made one of them as a private temporary file

@@ -1,7 +1,6 @@
-"""Codes, scales and norms back out of a written package, and what its program is made of."""
+"""Codes, scales and norms back out of a written package."""
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,31 +13,15 @@ from llama_edge.core.errors import ArtifactError, QuantizeError, UnknownNameErro
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.text_assets import read_text_assets
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Artifact,
-    Interface,
-    Placement,
-    TensorSpec,
-)
+from llama_edge.core.types import ActivationQuantization, Artifact
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.coreml.metadata import (
-    PackageMetadata,
-    read_metadata,
-    text_contract_sha256,
-)
-from llama_edge.export.coreml.package import FILES, PACKAGE, mil_name
-from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
+from llama_edge.export.coreml.metadata import read_metadata, text_contract_sha256
+from llama_edge.export.coreml.package import CODED, PACKAGE, mil_name, package_files
+from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 
 #: Where a bundle keeps its tokenizer.
 _TOKENIZER_FILE: Final = "tokenizer.json"
-_CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
 _BITS: Final = {"int4": 4, "int8": 8}
-#: Operators that a linear is; R4's products turn activations by fixed matrices and are none.
-_LINEARS: Final = frozenset({"linear"})
-_CONSTANTS: Final = frozenset({"const", _CONSTEXPR})
-#: By the number that `FeatureTypes.proto` gives the elements of an input or output.
-_ARRAY_TYPES: Final = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
 
 
 class PackageWeights:
@@ -55,7 +38,7 @@ class PackageWeights:
         self._constants = {
             operation.outputs[0].name: operation
             for operation in self._package.block("main").operations
-            if operation.type in _CONSTANTS and len(operation.outputs) == 1
+            if operation.type in ("const", CODED) and len(operation.outputs) == 1
         }
 
     def quantized_names(self) -> tuple[str, ...]:
@@ -67,7 +50,7 @@ class PackageWeights:
         if name not in self.quantized_names():
             raise UnknownNameError(f"{self._path}: {name} is not a quantized matrix of this model")
         stored = EMBEDDING if name == LM_HEAD and self._config.tie_word_embeddings else name
-        operation = self._operation(stored, _CONSTEXPR)
+        operation = self._operation(stored, CODED)
         if "offset" in operation.inputs:
             raise ArtifactError(f"{self._path}: {stored} has zero points; its codes are symmetric")
         codes = self._argument(operation, "data", stored)
@@ -109,7 +92,7 @@ class PackageWeights:
         return operation
 
     def _argument(self, operation: Any, key: str, name: str) -> StoredTensor:  # noqa: ANN401
-        arguments = operation.inputs[key].arguments if key in operation.inputs else ()
+        arguments = [*operation.inputs[key].arguments] if key in operation.inputs else []
         if len(arguments) != 1 or arguments[0].WhichOneof("binding") != "value":
             raise ArtifactError(f"{self._path}: {name}: its {key} is no constant of its own")
         found = self._package.constant(arguments[0].value, f"{name}: {key}")
@@ -135,21 +118,25 @@ class PackageWeights:
 
 
 def read_artifact(place: Path) -> Artifact:
-    """Describe the package `place`, or the one in the folder `place`, or with the file `place`.
+    """Describe the package `place`, whatever its name, or with the file `place`, or of the folder.
 
     Raises:
         ArtifactError: There is none, or it is damaged.
     """
-    folder = place if place.is_dir() else place.parent
-    root = folder.parent if folder.name == PACKAGE else folder
-    for name in FILES:
-        if not (root / name).is_file():
-            raise ArtifactError(f"{root / name}: the file is missing; export the model again")
-    metadata = _metadata(root)
+    path = place if place.is_dir() else place.parent
+    if path.suffix != Path(PACKAGE).suffix:
+        path = path / PACKAGE
+    files = package_files(path.name)
+    for name in files:
+        if not (path.parent / name).is_file():
+            raise ArtifactError(
+                f"{path.parent / name}: the file is missing; export the model again"
+            )
+    metadata = read_metadata(path, MLPackage(path).metadata)
     return Artifact(
         backend="coreml",
-        root=root,
-        files=FILES,
+        root=path.parent,
+        files=files,
         config=metadata.config,
         activation=ActivationQuantization.NONE,
         max_context=metadata.lowering.max_context,
@@ -157,142 +144,18 @@ def read_artifact(place: Path) -> Artifact:
     )
 
 
-def _metadata(root: Path) -> PackageMetadata:
-    package = root / PACKAGE
-    return read_metadata(package, MLPackage(package).metadata)
-
-
-def read_end_tokens(root: Path) -> tuple[int, ...]:
-    """The end tokens that the package tells; text files beside it must be those it is made for.
+def read_end_tokens(path: Path) -> tuple[int, ...]:
+    """The end tokens that a package tells; text files beside it must be those it was written for.
 
     Raises:
         ArtifactError: The package is damaged, or its text files are another model's.
     """
-    metadata = _metadata(root)
-    if (root / _TOKENIZER_FILE).is_file():
-        found = text_contract_sha256(read_text_assets(root))
+    metadata = read_metadata(path, MLPackage(path).metadata)
+    if (path.parent / _TOKENIZER_FILE).is_file():
+        found = text_contract_sha256(read_text_assets(path.parent))
         if found != metadata.text_contract_sha256:
             raise ArtifactError(
-                f"{root / PACKAGE}: was written for text files whose contract has the SHA-256 "
+                f"{path}: was written for text files whose contract has the SHA-256 "
                 f"{metadata.text_contract_sha256}; those beside it have {found}: export it again"
             )
     return metadata.eos_token_ids
-
-
-def read_placement(root: Path) -> Placement:
-    """Which linears, weights and operators are in the form that Apple's accelerators take.
-
-    Where an operator really runs is for Core ML to decide on the device. What the file shows: a
-    linear counts when its weight is stored as codes; weights count by their bytes; an operator
-    counts when what it gives is fp16, the one float type of the Neural Engine.
-
-    Raises:
-        ArtifactError: The package is damaged.
-    """
-    package = MLPackage(root / PACKAGE)
-    operations = package.block("main").operations
-    sizes = {
-        operation.outputs[0].name: _weight_bytes(package, operation)
-        for operation in operations
-        if operation.type in _CONSTANTS and operation.outputs[0].name.endswith("_weight")
-    }
-    coded = {entry.outputs[0].name for entry in operations if entry.type == _CONSTEXPR}
-    linears = [
-        {binding.name for binding in operation.inputs["weight"].arguments}
-        for operation in operations
-        if operation.type in _LINEARS
-    ]
-    running = [operation for operation in operations if operation.type not in _CONSTANTS]
-    portable = Counter(entry.type for entry in running if not _gives_fp16(entry, package.path))
-    return Placement(
-        linears=len(linears),
-        linears_delegated=sum(names <= coded for names in linears),
-        weight_bytes=sum(sizes.values()),
-        weight_bytes_delegated=sum(sizes[name] for name in coded if name in sizes),
-        operators=len(running),
-        operators_delegated=len(running) - portable.total(),
-        portable=dict(sorted(portable.items())),
-    )
-
-
-def _weight_bytes(package: MLPackage, operation: Any) -> int:  # noqa: ANN401
-    if operation.type == "const":
-        values = [operation.attributes["val"]]
-    else:
-        values = [entry.arguments[0].value for entry in operation.inputs.values()]
-    stored = [package.constant(value, operation.outputs[0].name) for value in values]
-    return sum(entry.size_bytes for entry in stored if isinstance(entry, StoredTensor))
-
-
-def _gives_fp16(operation: Any, path: Path) -> bool:  # noqa: ANN401
-    """`write_state` gives nothing; what it writes is a state's fp16."""
-    return all(
-        element_type(output.type.tensorType, str(path)).name == "fp16"
-        for output in operation.outputs
-        if output.type.WhichOneof("type") == "tensorType"
-    )
-
-
-def read_interface(root: Path) -> Interface:
-    """Inputs, outputs and states as the package declares them.
-
-    Raises:
-        ArtifactError: The package is damaged.
-    """
-    package = MLPackage(root / PACKAGE)
-    description = package.spec.description
-    block = package.block("main")
-    given = {
-        output.name: output.type.tensorType
-        for operation in block.operations
-        for output in operation.outputs
-    }
-    states = [
-        f"{state.name} {_dtype(state.type.stateType.arrayType)} "
-        f"{tuple(state.type.stateType.arrayType.shape)}"
-        for state in description.state
-    ]
-    return Interface(
-        inputs=tuple(
-            TensorSpec(
-                name=entry.name,
-                dtype=_dtype(entry.type.multiArrayType),
-                shape=_input_shape(entry.type.multiArrayType),
-            )
-            for entry in description.input
-        ),
-        outputs=tuple(
-            TensorSpec(
-                name=entry.name,
-                dtype=_dtype(entry.type.multiArrayType),
-                shape=_output_shape(given[entry.name]),
-            )
-            for entry in description.output
-            if entry.name in given
-        ),
-        cache=(
-            f"states {' and '.join(states)}: (layers, 1, key/value heads, tokens, head_dim); "
-            "position says where the first of the call's tokens belongs"
-        ),
-    )
-
-
-def _dtype(array: Any) -> str:  # noqa: ANN401
-    return _ARRAY_TYPES.get(array.dataType, f"type {array.dataType}")
-
-
-def _input_shape(array: Any) -> tuple[int | str, ...]:  # noqa: ANN401
-    ranges = array.shapeRange.sizeRanges
-    if not ranges:
-        return tuple(array.shape)
-    return tuple(
-        f"tokens <= {size.upperBound}" if size.lowerBound != size.upperBound else size.lowerBound
-        for size in ranges
-    )
-
-
-def _output_shape(tensor: Any) -> tuple[int | str, ...]:  # noqa: ANN401
-    return tuple(
-        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else "tokens"
-        for dimension in tensor.dimensions
-    )
