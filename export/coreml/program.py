@@ -1,0 +1,132 @@
+"""What a written package's program is made of, and how it is called."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from llama_edge.core.types import Interface, Placement, TensorSpec
+from llama_edge.export.coreml.package import CODED
+from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
+
+_CONSTANTS: Final = frozenset({"const", CODED})
+#: By the number that `FeatureTypes.proto` gives the elements of an input or output.
+_ARRAY_TYPES: Final = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
+
+
+def read_placement(path: Path) -> Placement:
+    """Which linears, weights and operators are in the form that Apple's accelerators take.
+
+    Where an operator really runs is for Core ML to decide on the device. What the file shows: a
+    linear counts when its weight is stored as codes; weights count by their bytes; an operator
+    counts when what it gives is fp16, the one float type of the Neural Engine.
+
+    Raises:
+        ArtifactError: The package is damaged.
+    """
+    package = MLPackage(path)
+    operations = package.block("main").operations
+    sizes = {
+        operation.outputs[0].name: _weight_bytes(package, operation)
+        for operation in operations
+        if operation.type in _CONSTANTS and operation.outputs[0].name.endswith("_weight")
+    }
+    coded = {entry.outputs[0].name for entry in operations if entry.type == CODED}
+    linears = [
+        {binding.name for binding in operation.inputs["weight"].arguments}
+        for operation in operations
+        if operation.type == "linear"
+    ]
+    running = [operation for operation in operations if operation.type not in _CONSTANTS]
+    portable = Counter(entry.type for entry in running if not _gives_fp16(entry, package.path))
+    return Placement(
+        linears=len(linears),
+        linears_delegated=sum(names <= coded for names in linears),
+        weight_bytes=sum(sizes.values()),
+        weight_bytes_delegated=sum(sizes[name] for name in coded if name in sizes),
+        operators=len(running),
+        operators_delegated=len(running) - portable.total(),
+        portable=dict(sorted(portable.items())),
+    )
+
+
+def _weight_bytes(package: MLPackage, operation: Any) -> int:  # noqa: ANN401
+    if operation.type == "const":
+        values = [operation.attributes["val"]]
+    else:
+        values = [entry.arguments[0].value for entry in operation.inputs.values()]
+    stored = [package.constant(value, operation.outputs[0].name) for value in values]
+    return sum(entry.size_bytes for entry in stored if isinstance(entry, StoredTensor))
+
+
+def _gives_fp16(operation: Any, path: Path) -> bool:  # noqa: ANN401
+    """`write_state` gives nothing; what it writes is a state's fp16."""
+    return all(
+        element_type(output.type.tensorType, str(path)).name == "fp16"
+        for output in operation.outputs
+        if output.type.WhichOneof("type") == "tensorType"
+    )
+
+
+def read_interface(path: Path) -> Interface:
+    """Inputs, outputs and states as the package declares them.
+
+    Raises:
+        ArtifactError: The package is damaged.
+    """
+    package = MLPackage(path)
+    description = package.spec.description
+    block = package.block("main")
+    given = {
+        output.name: output.type.tensorType
+        for operation in block.operations
+        for output in operation.outputs
+    }
+    states = [
+        f"{state.name} {_dtype(state.type.stateType.arrayType)} "
+        f"{tuple(state.type.stateType.arrayType.shape)}"
+        for state in description.state
+    ]
+    return Interface(
+        inputs=tuple(
+            TensorSpec(
+                name=entry.name,
+                dtype=_dtype(entry.type.multiArrayType),
+                shape=_input_shape(entry.type.multiArrayType),
+            )
+            for entry in description.input
+        ),
+        outputs=tuple(
+            TensorSpec(
+                name=entry.name,
+                dtype=_dtype(entry.type.multiArrayType),
+                shape=_output_shape(given[entry.name]),
+            )
+            for entry in description.output
+            if entry.name in given
+        ),
+        cache=(
+            f"states {' and '.join(states)}: (layers, 1, key/value heads, tokens, head_dim); "
+            "position says where the first of the call's tokens belongs"
+        ),
+    )
+
+
+def _dtype(array: Any) -> str:  # noqa: ANN401
+    return _ARRAY_TYPES.get(array.dataType, f"type {array.dataType}")
+
+
+def _input_shape(array: Any) -> tuple[int | str, ...]:  # noqa: ANN401
+    ranges = array.shapeRange.sizeRanges
+    if not ranges:
+        return tuple(array.shape)
+    return tuple(
+        f"tokens <= {size.upperBound}" if size.lowerBound != size.upperBound else size.lowerBound
+        for size in ranges
+    )
+
+
+def _output_shape(tensor: Any) -> tuple[int | str, ...]:  # noqa: ANN401
+    return tuple(
+        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else "tokens"
+        for dimension in tensor.dimensions
+    )
