@@ -21,19 +21,31 @@ def _onnx() -> Exporter:
     return OnnxExporter()
 
 
+def _coreml() -> Exporter:
+    from llama_edge.export.coreml.exporter import CoreMLExporter
+
+    return CoreMLExporter()
+
+
 EXPORTERS: Final[Mapping[str, Callable[[], Exporter]]] = {
+    "coreml": _coreml,
     "executorch": _executorch,
     "onnx": _onnx,
 }
 
 #: Packages of each backend, whose versions can change what is written or measured.
 LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "coreml": ("coremltools",),
     "executorch": ("executorch",),
     "onnx": ("onnx", "onnxruntime"),
 }
 
-#: The backend whose main file ends so.
-SUFFIXES: Final[Mapping[str, str]] = {".pte": "executorch", ".onnx": "onnx"}
+#: The backend whose main file, or package, ends so.
+SUFFIXES: Final[Mapping[str, str]] = {
+    ".mlpackage": "coreml",
+    ".onnx": "onnx",
+    ".pte": "executorch",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +68,16 @@ TARGETS: Final[Mapping[str, Target]] = {
         summary="ExecuTorch .pte on XNNPACK, as ExecuTorch's own LLM runner loads it",
         float_activations=False,
         not_verified="not run on a phone: speed, memory and Arm kernels are unmeasured",
+    ),
+    "ios": Target(
+        name="ios",
+        backend="coreml",
+        summary="stateful Core ML .mlpackage for iOS 18, activations in floating point",
+        float_activations=True,
+        not_verified=(
+            "run by an interpreter of ours, never by Apple's runtime: loading, placement on the "
+            "Neural Engine, speed and memory are unmeasured"
+        ),
     ),
     "onnx": Target(
         name="onnx",
@@ -97,13 +119,14 @@ def get_target(name: str) -> Target:
 
 
 def artifact_backend(path: Path) -> str:
-    """Which backend wrote the file `path`, or the one main file in the folder `path`.
+    """Which backend wrote the file or package `path`, or the one main file in the folder `path`.
 
     Raises:
         ArtifactError: There is no such file, or more than one.
     """
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    found = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
+    is_folder = path.is_dir() and path.suffix not in SUFFIXES
+    files = sorted(path.iterdir()) if is_folder else [path]
+    found = [file for file in files if file.suffix in SUFFIXES and file.exists()]
     if len(found) != 1:
         raise ArtifactError(
             f"{path}: {len(found)} files end with {' or '.join(SUFFIXES)}; give a bundle, a "
