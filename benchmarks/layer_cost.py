@@ -10,7 +10,6 @@ calibration text, reading the checkpoint and rounding the two tables.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -129,6 +128,12 @@ def random_checkpoint(shape: Shape, layers: int) -> Checkpoint:
     return Checkpoint(source="random", config=config, weights=RandomWeights(config), text=text)
 
 
+def peak_rss_mib() -> float:
+    """Of this process since it began: `ru_maxrss` would also count its parent's before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def measure(shape: str, layers: int, recipe_name: str, tokens: int) -> tuple[float, float]:
     """CPU seconds and peak MiB of this process, which quantizes once."""
     recipe = get_recipe(recipe_name)
@@ -146,7 +151,7 @@ def measure(shape: str, layers: int, recipe_name: str, tokens: int) -> tuple[flo
         progress = SilentProgress()
         quantize_checkpoint(checkpoint, recipe, folder, progress, calibration, learning)
         cpu_s = time.process_time() - began
-    return cpu_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return cpu_s, peak_rss_mib()
 
 
 def measure_in_child(shape: str, layers: int, recipe: str, tokens: int) -> tuple[float, float]:

@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -127,6 +126,12 @@ def held_out(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
     return list(islice(windows[:: len(windows) // WINDOWS], WINDOWS))
 
 
+def peak_rss_mib() -> float:
+    """Of this process since it began: `ru_maxrss` would also count its parent's before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def measure_step(step: str, tokens: Path) -> Row:
     """Quantize and measure in this process."""
     recipe = STEPS[step]
@@ -143,7 +148,7 @@ def measure_step(step: str, tokens: Path) -> Row:
             checkpoint, recipe, folder, SilentProgress(), calibration, learning
         )
         cpu_s = time.process_time() - began
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak_mib = peak_rss_mib()
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return _evaluated(step, checkpoint, quantized, stored, cpu_s, peak_mib)
 
