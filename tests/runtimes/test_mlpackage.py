@@ -38,7 +38,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 levels = 2 ** int(name[4:])
                 table = np.arange(levels).astype(np.float16).reshape(1, 1, levels, 1)
                 mb.constexpr_lut_to_dense(indices=low_bits(codes, name), lut=table, name=name)
-        mb.const(val=np.int32([3, -1]), name="ints")
+        mb.const(val=np.array([3, -1], np.int32), name="ints")
         mb.const(val="half", name="text")
         return mb.linear(x=x, weight=mb.const(val=WEIGHT, name="weight"), name="y")
 
