@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from llama_edge.core.errors import ExportError
 from llama_edge.core.hadamard import hadamard
-from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import QuantizedWeights
@@ -35,11 +34,11 @@ def quantized_matrix(name: str, weight: QuantizedTensor) -> Var:
     """Codes (O, I), int4 or int8, and fp16 scales (O, G): an fp16 matrix, stored as codes.
 
     Raises:
-        ExportError: A scale, or a code times its scale, is no finite fp16 number.
+        ExportError: A code times its scale is no finite fp16 number.
     """
     scales = weight.scales.to(torch.float16)
-    if not torch.equal(scales.float(), weight.scales.float()):
-        raise ExportError(f"{name}: a scale is not exact in fp16; quantize the model again")
+    # Within the range that `QuantizedTensor` keeps to, every bfloat16 is an fp16.
+    assert torch.equal(scales.float(), weight.scales.float()), name
     largest = float(weight.dequantize().abs().max())
     if largest > _MAX_FP16:
         raise ExportError(
@@ -133,8 +132,10 @@ class Network:
         bias = self.constant(f"zeros_{rows}", np.zeros(rows, np.float16))
         return mb.linear(x=x, weight=weight, bias=bias, name=output)
 
-    def begin_call(self, tokens: Var, position: Var, max_context: int) -> Call:
-        """Tables, mask and places of T tokens from `position` on.
+    def begin_call(
+        self, tokens: Var, position: Var, tables: tuple[torch.Tensor, torch.Tensor]
+    ) -> Call:
+        """RoPE, mask and places of T tokens from `position` on; `tables` are fp32 (S, H / 2).
 
         No shape depends on the position's value, so a runtime can plan with T alone.
         """
@@ -143,13 +144,11 @@ class Network:
         positions = mb.add(x=steps, y=position, name="positions")
         cos, sin = (
             self._rope_rows(name, table, positions)
-            for name, table in zip(
-                ("rope_cos", "rope_sin"), rope_tables(self.config, 0, max_context), strict=True
-            )
+            for name, table in zip(("rope_cos", "rope_sin"), tables, strict=True)
         )
         count = mb.slice_by_size(x=mb.shape(x=tokens), begin=[1], size=[1])
         end = mb.add(x=position, y=count, name="end_position")
-        return Call(cos, sin, self._mask(positions, max_context), position, end)
+        return Call(cos, sin, self._mask(positions, len(tables[0])), position, end)
 
     def _rope_rows(self, name: str, table: torch.Tensor, positions: Var) -> Var:
         stored = self.constant(name, table.numpy())

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from llama_edge.core.errors import ExportError
+from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint
@@ -40,6 +41,8 @@ from coremltools.converters.mil.mil import Program, Var, get_new_symbol, types  
 from llama_edge.export.coreml.graph import Cache, Call, Network  # noqa: E402
 
 TARGET: Final = ct.target.iOS18
+#: Nothing optimizes: with the default passes and one read of a state per layer, decoding was wrong.
+PASSES: Final = ct.PassPipeline.EMPTY
 
 
 def write_package(
@@ -67,7 +70,7 @@ def write_package(
             ],
             convert_to="mlprogram",
             minimum_deployment_target=TARGET,
-            pass_pipeline=ct.PassPipeline.EMPTY,
+            pass_pipeline=PASSES,
             # The program says itself what is fp16; this keeps it as it is.
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
@@ -95,7 +98,8 @@ def _program(checkpoint: QuantizedCheckpoint, lowering: Lowering, progress: Prog
         opset_version=TARGET,
     )
     def program(inputIds: Var, position: Var, keyCache: Var, valueCache: Var) -> Var:
-        call = network.begin_call(inputIds, position, lowering.max_context)
+        tables = rope_tables(config, 0, lowering.max_context)
+        call = network.begin_call(inputIds, position, tables)
         caches = Cache.read(keyCache), Cache.read(valueCache)
         x = network.embedding(inputIds, EMBEDDING, hidden_value(0))
         progress.advance()

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from llama_edge.core.errors import ArtifactError
 from llama_edge.core.types import Interface, Placement, TensorSpec
 from llama_edge.export.coreml.package import CODED
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
@@ -26,11 +27,17 @@ def read_placement(path: Path) -> Placement:
     package = MLPackage(path)
     operations = package.block("main").operations
     sizes = {
-        operation.outputs[0].name: _weight_bytes(package, operation)
+        output.name: _weight_bytes(package, operation)
         for operation in operations
-        if operation.type in _CONSTANTS and operation.outputs[0].name.endswith("_weight")
+        for output in operation.outputs
+        if operation.type in _CONSTANTS and output.name.endswith("_weight")
     }
-    coded = {entry.outputs[0].name for entry in operations if entry.type == CODED}
+    coded = {
+        output.name
+        for operation in operations
+        for output in operation.outputs
+        if operation.type == CODED
+    }
     linears = [
         {binding.name for binding in operation.inputs["weight"].arguments}
         for operation in operations
@@ -40,7 +47,7 @@ def read_placement(path: Path) -> Placement:
     portable = Counter(entry.type for entry in running if not _gives_fp16(entry, package.path))
     return Placement(
         linears=len(linears),
-        linears_delegated=sum(names <= coded for names in linears),
+        linears_delegated=sum(bool(names & coded) for names in linears),
         weight_bytes=sum(sizes.values()),
         weight_bytes_delegated=sum(sizes[name] for name in coded if name in sizes),
         operators=len(running),
@@ -53,8 +60,8 @@ def _weight_bytes(package: MLPackage, operation: Any) -> int:  # noqa: ANN401
     if operation.type == "const":
         values = [operation.attributes["val"]]
     else:
-        values = [entry.arguments[0].value for entry in operation.inputs.values()]
-    stored = [package.constant(value, operation.outputs[0].name) for value in values]
+        values = [part.value for entry in operation.inputs.values() for part in entry.arguments]
+    stored = [package.constant(value, operation.type) for value in values]
     return sum(entry.size_bytes for entry in stored if isinstance(entry, StoredTensor))
 
 
@@ -81,6 +88,11 @@ def read_interface(path: Path) -> Interface:
         for operation in block.operations
         for output in operation.outputs
     }
+    for entry in description.output:
+        if entry.name not in given:
+            raise ArtifactError(
+                f"{path}: its output {entry.name!r} is made nowhere in its program; export it again"
+            )
     states = [
         f"{state.name} {_dtype(state.type.stateType.arrayType)} "
         f"{tuple(state.type.stateType.arrayType.shape)}"
@@ -102,7 +114,6 @@ def read_interface(path: Path) -> Interface:
                 shape=_output_shape(given[entry.name]),
             )
             for entry in description.output
-            if entry.name in given
         ),
         cache=(
             f"states {' and '.join(states)}: (layers, 1, key/value heads, tokens, head_dim); "

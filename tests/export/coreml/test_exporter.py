@@ -1,0 +1,56 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_edge.core.errors import ConfigError, OutputError, UsageError
+from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.coreml.exporter import CoreMLExporter
+from tests.export.coreml.conftest import lower
+
+
+@pytest.mark.parametrize("max_context", [0, -1, 513])
+def test_a_context_beyond_the_models_positions(
+    debug_quantized: QuantizedCheckpoint, max_context: int, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="this model holds 1 to 512 tokens"):
+        lower(debug_quantized, tmp_path, max_context)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (LowerOptions(accuracy_level=0), "--accuracy-level 0 belongs to the onnx target"),
+        (LowerOptions(kv_cache=KVCacheDtype.INT8), "--kv-cache int8 belongs to the android"),
+    ],
+)
+def test_options_of_other_targets(
+    debug_quantized: QuantizedCheckpoint, options: LowerOptions, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+
+
+def test_every_kind_of_activation_is_taken(debug_quantized: QuantizedCheckpoint) -> None:
+    for bits in (8, None):
+        recipe = replace(debug_quantized.recipe, activation_bits=bits)
+        CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
+
+
+def test_recipes_that_do_not_fit(debug_quantized: QuantizedCheckpoint) -> None:
+    for changes in ({"weight_bits": 8}, {"table_bits": 4}):
+        recipe = replace(debug_quantized.recipe, **changes)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="the Core ML backend writes 4 and 8"):
+            CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
+
+
+def test_a_full_disk_is_noticed_before_the_work(
+    debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("llama_edge.core.files.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=r"needs .* MiB"):
+        lower(debug_quantized, tmp_path)
+    assert not list(tmp_path.iterdir())
