@@ -27,7 +27,7 @@ def test_every_command_documents_json_and_help(program: Program) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["export", "smollm2-135m", "--target", "toaster"], 2, "choose from: android, onnx"),
+        (["export", "smollm2-135m", "--target", "toaster"], 2, "choose from: android, ios, onnx"),
         (["quantize", "smollm2-135m", "--recipe", "w1"], 2, "choose from: w4a8-rtn"),
         (["export", "smollm2-135m"], 2, "--target"),
         (
