@@ -9,7 +9,7 @@ import logging
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -25,6 +25,8 @@ from llama_edge.core.files import read_json_object
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 from coremltools.proto import MIL_pb2, Model_pb2  # noqa: E402
 
+#: Any class of `Model_pb2` or `MIL_pb2`; protobuf generates them without types.
+Message = Any
 _MODEL_PATH: Final = "@model_path"
 _BLOB_SENTINEL: Final = 0xDEADBEEF
 _BLOB_METADATA: Final = struct.Struct("<IIQQ")
@@ -118,7 +120,7 @@ class StoredTensor:
         return codes
 
 
-def constant_shape(tensor: Any, where: str) -> tuple[int, ...]:  # noqa: ANN401
+def constant_shape(tensor: Message, where: str) -> tuple[int, ...]:
     """The shape of a `MIL.proto` tensor type.
 
     Raises:
@@ -130,7 +132,7 @@ def constant_shape(tensor: Any, where: str) -> tuple[int, ...]:  # noqa: ANN401
     return tuple(dimension.constant.size for dimension in tensor.dimensions)
 
 
-def element_type(tensor: Any, where: str) -> ElementType:  # noqa: ANN401
+def element_type(tensor: Message, where: str) -> ElementType:
     """The element type of a `MIL.proto` tensor type.
 
     Raises:
@@ -177,7 +179,7 @@ class MLPackage:
         """What its author wrote beside the program, by key."""
         return dict(self.spec.description.metadata.userDefined)
 
-    def function(self, name: str) -> Any:  # noqa: ANN401
+    def function(self, name: str) -> Message:
         """A `MIL_pb2.Function`.
 
         Raises:
@@ -190,7 +192,7 @@ class MLPackage:
             )
         return functions[name]
 
-    def block(self, name: str) -> Any:  # noqa: ANN401
+    def block(self, name: str) -> Message:
         """The `MIL_pb2.Block` of a function, in the opset that the function chooses.
 
         Raises:
@@ -203,7 +205,7 @@ class MLPackage:
             )
         return function.block_specializations[function.opset]
 
-    def constant(self, value: Any, where: str) -> StoredTensor | str:  # noqa: ANN401
+    def constant(self, value: Message, where: str) -> StoredTensor | str:
         """A `MIL_pb2.Value`: a tensor, or one string.
 
         Args:
@@ -271,7 +273,7 @@ class MLPackage:
             self._weights[name] = memoryview(mapped)
         return self._weights[name]
 
-    def _blob(self, place: Any, element: ElementType, count: int, where: str) -> memoryview:  # noqa: ANN401
+    def _blob(self, place: Message, element: ElementType, count: int, where: str) -> memoryview:
         view = self._weight_file(place.fileName)
         where = f"{where}: the blob at {place.offset} of {place.fileName}"
         if place.offset + _BLOB_METADATA_BYTES > len(view):
@@ -299,7 +301,7 @@ def _check_size(size: int, element: ElementType, count: int, where: str) -> None
         )
 
 
-def _pack(values: Any, element: ElementType, where: str) -> bytes:  # noqa: ANN401
+def _pack(values: Iterable[object], element: ElementType, where: str) -> bytes:
     """Numbers that the program holds one by one, as the bytes of their type."""
     try:
         return np.array(list(values), element.dtype).tobytes()

@@ -11,6 +11,7 @@ import torch
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.mlpackage import (
+    Message,
     MLPackage,
     StoredTensor,
     element_type,
@@ -39,8 +40,6 @@ from llama_edge.runtimes.coreml.weights import (
 _SMALL: Final = 1 << 14
 #: A state of more bytes in float32 is not allocated: 8 GiB, four times a 3B model's at 8192 tokens.
 _MAX_STATE_BYTES: Final = 8 << 30
-#: Any class of `MIL_pb2`; protobuf generates them without types.
-Message = Any
 
 
 def read_program(
