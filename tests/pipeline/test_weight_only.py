@@ -34,7 +34,7 @@ def test_the_rotated_artifact_is_exact_end_to_end(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("target", "accuracy_level", "message"),
     [
-        ("android", None, "w4-hadamard leaves activations in floating point.*--target onnx"),
+        ("android", None, "w4-hadamard leaves activations in floating point.*--target ios or onnx"),
         ("onnx", 4, "--accuracy-level 4 rounds activations to int8"),
     ],
 )
