@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.core.errors import ArtifactError, QuantizeError, UnknownNameError
+from llama_edge.core.errors import ArtifactError, CheckFailedError, QuantizeError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.text_assets import read_text_assets
@@ -148,13 +148,14 @@ def read_end_tokens(path: Path) -> tuple[int, ...]:
     """The end tokens that a package tells; text files beside it must be those it was written for.
 
     Raises:
-        ArtifactError: The package is damaged, or its text files are another model's.
+        ArtifactError: The package is damaged.
+        CheckFailedError: The text files beside it are another model's.
     """
     metadata = read_metadata(path, MLPackage(path).metadata)
     if (path.parent / _TOKENIZER_FILE).is_file():
         found = text_contract_sha256(read_text_assets(path.parent))
         if found != metadata.text_contract_sha256:
-            raise ArtifactError(
+            raise CheckFailedError(
                 f"{path}: was written for text files whose contract has the SHA-256 "
                 f"{metadata.text_contract_sha256}; those beside it have {found}: export it again"
             )

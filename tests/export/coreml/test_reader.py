@@ -7,7 +7,7 @@ import pytest
 import torch
 from coremltools.proto import MIL_pb2, Model_pb2
 
-from llama_edge.core.errors import ArtifactError, UnknownNameError
+from llama_edge.core.errors import ArtifactError, CheckFailedError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import float_shapes
@@ -217,5 +217,5 @@ def test_text_files_of_another_model_are_refused(
     assert read_end_tokens(copied) == (0, 2)
     template = f"{debug_quantized.text.chat_template} "
     write_text_assets(copied.parent, replace(debug_quantized.text, chat_template=template))
-    with pytest.raises(ArtifactError, match="was written for text files whose contract"):
+    with pytest.raises(CheckFailedError, match="was written for text files whose contract"):
         read_end_tokens(copied)
