@@ -1,0 +1,149 @@
+"""The ios target, the whole way; and faults in really written packages that the gate must catch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import coremltools as ct
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb  # noqa: N813
+from coremltools.converters.mil.mil import Var
+from torch import Tensor
+
+from llama_edge.core import model as reference
+from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.manifest import Verdict
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import SilentProgress
+from llama_edge.export import get_exporter
+from llama_edge.export.bundle import Bundle
+from llama_edge.export.coreml.graph import Cache, Call
+from llama_edge.pipeline.export import export_model
+from llama_edge.pipeline.inspect import inspect
+from llama_edge.pipeline.parity import check_bundle
+from llama_edge.verify.tolerances import Tolerances
+from tests.conftest import debug_request
+from tests.pipeline.test_planted_faults import (
+    Fault,
+    FaultyExporter,
+    interleaved_queries,
+    larger_scale,
+    swapped_nibbles,
+)
+
+Export = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def bundles(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """By recipe: no rotation; R1, R2, R4 and a head's rotation; the same, weight-only."""
+    place = tmp_path_factory.mktemp("ios")
+    return {
+        recipe: export_model(
+            replace(debug_request(debug_folder, "ios", place / recipe), recipe=recipe),
+            SilentProgress(),
+        )
+        for recipe in ("w4a8-rtn", "w4-hadamard")
+    }
+
+
+def test_the_whole_gate_is_exact_end_to_end(bundles: dict[str, Bundle]) -> None:
+    for recipe, bundle in bundles.items():
+        manifest = bundle.manifest
+        assert manifest.verdict is Verdict.PASSED
+        assert manifest.backend == "coreml"
+        assert manifest.artifact.activation_quantization == "none", "whatever the recipe"
+        assert manifest.parity["top1_agreement"] == 1
+        assert manifest.parity["mean_kl"] < Tolerances().weight_only_mean_kl
+        assert manifest.model.config.head_rotation == (recipe == "w4-hadamard")
+        assert manifest.files[0].path == "model.mlpackage/Manifest.json"
+
+
+def test_codes_are_those_of_every_other_target(
+    bundles: dict[str, Bundle], debug_bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    root = bundles["w4a8-rtn"].root
+    package = (root / "model.mlpackage").rename(tmp_path / "alone.mlpackage")
+    found = inspect(package, SilentProgress())
+    package.rename(root / "model.mlpackage")
+    assert found.kind == "coreml"
+    assert found.tensors == inspect(root, SilentProgress()).tensors
+    for target in ("android", "onnx"):
+        assert found.tensors == inspect(debug_bundles[target].root, SilentProgress()).tensors
+
+
+def test_a_bundle_that_travelled_passes_again(bundles: dict[str, Bundle]) -> None:
+    assert check_bundle(bundles["w4-hadamard"].root, None, SilentProgress()).passed
+
+
+@pytest.fixture
+def export(debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Export with a planted fault; the reason why it failed."""
+
+    def run(fault: Fault = lambda _, tensor: tensor) -> str:
+        exporter = FaultyExporter(get_exporter("coreml"), fault)
+        monkeypatch.setattr("llama_edge.pipeline.export.get_exporter", lambda _: exporter)
+        with pytest.raises(CheckFailedError) as caught:
+            export_model(debug_request(debug_folder, "ios", tmp_path / "out"), SilentProgress())
+        assert not (tmp_path / "out").exists()
+        return str(caught.value)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        (swapped_nibbles, "layers.1.mlp"),
+        (larger_scale, "layers.1.mlp"),
+        (interleaved_queries, "layers.1.attention"),
+    ],
+)
+def test_wrong_weights_are_named(fault: Fault, place: str, export: Export) -> None:
+    assert f"blocks: {place} (prefill and decode)" in export(fault)
+
+
+def test_a_wrong_rope_theta(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_tables(config: ModelConfig, start: int, length: int) -> tuple[Tensor, Tensor]:
+        wrong = replace(config, rope_theta=2 * config.rope_theta)
+        return reference.rope_tables(wrong, start, length)
+
+    monkeypatch.setattr("llama_edge.export.coreml.lower.rope_tables", wrong_tables)
+    assert "blocks: layers.0.attention" in export()
+
+
+def test_a_mask_that_hides_nothing(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_edge.export.coreml.graph._MASKED", np.float16(0))
+    assert "layers.0.attention" in export()
+
+
+def test_a_cache_written_one_place_off_fails_in_decode_only(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second call on, every row lands one place before where it belongs."""
+    write = Cache.write
+
+    def one_off(self: Cache, layer: int, rows: Var, call: Call) -> Var:
+        step = mb.minimum(x=call.start, y=np.array([1], np.int32))
+        moved = replace(call, start=mb.sub(x=call.start, y=step), end=mb.sub(x=call.end, y=step))
+        return write(self, layer, rows, moved)
+
+    monkeypatch.setattr(Cache, "write", one_off)
+    assert "attention (decode)" in export()
+
+
+def test_a_program_that_default_passes_miscompiled_fails_in_decode_only(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read of the state per layer is right as built; the passes merge reads across writes."""
+    write = Cache.write
+
+    def with_its_own_read(self: Cache, layer: int, rows: Var, call: Call) -> Var:
+        self.live = mb.read_state(input=self.state)
+        return write(self, layer, rows, call)
+
+    monkeypatch.setattr(Cache, "write", with_its_own_read)
+    monkeypatch.setattr("llama_edge.export.coreml.lower.PASSES", ct.PassPipeline.DEFAULT)
+    monkeypatch.setattr("llama_edge.export.coreml.lower._require_names", lambda *_: None)
+    assert "attention (decode)" in export()
