@@ -1,9 +1,9 @@
 """R1 and R2 learned on the calibration text, from seeded Hadamard matrices on.
 
-SpinQuant (Liu et al., 2024, section 3.2): the loss of the rounded network, downhill by Cayley SGD,
-the learning rate falling linearly to zero. The loss is the divergence from full precision rather
-than the paper's cross entropy: it says more per token, and calibration text is short. R4 stays a
-Hadamard matrix, since it has to be multiplied while the network runs.
+SpinQuant (Liu et al., 2024, section 3.2): the loss of the network with rounded activations,
+downhill by Cayley SGD, the learning rate falling linearly to zero. The loss is the divergence from
+full precision rather than the paper's cross entropy: it says more per token, and calibration text
+is short. R4 stays a Hadamard matrix, since it has to be multiplied while the network runs.
 
 Shape legend: N sequences, T tokens, D hidden, H head_dim, L layers.
 """
@@ -66,7 +66,7 @@ def learn_rotations(
     place: LearningPlace,
     progress: Progress,
 ) -> RotationMatrices:
-    """Rotations under which the rounded network stays nearer to the full-precision one.
+    """Rotations under which rounded activations keep the network nearer to full precision.
 
     Memory: the weights in float32, twice a layer's, and one sequence's logits.
 
@@ -88,7 +88,7 @@ def learn_rotations(
     check_device(place.device)
     device = torch.device(place.device.value)
     first = start_state(start.r1.to(device), torch.stack(list(start.r2)).to(device))
-    loss = RotationLoss(resident(checkpoint, device), recipe, start.r4)
+    loss = RotationLoss(resident(checkpoint, device), start.r4)
     tokens = tokens_NT.to(device)
     state = _resume(first, learning, place.state, progress)
     while state.step < learning.iterations:

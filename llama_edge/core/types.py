@@ -199,16 +199,8 @@ class Recipe:
                 f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
                 "activations in floating point, is possible"
             )
-        if self.rotation_learning and not {Rotation.R1, Rotation.R2} <= set(self.rotations):
-            raise ConfigError(
-                f"recipe {self.name}: rotation_learning needs R1 and R2 among its rotations, which "
-                f"are: {', '.join(self.rotations) or 'none'}"
-            )
-        if self.rotation_learning and self.rounding is not Rounding.GPTQ:
-            raise ConfigError(
-                f"recipe {self.name}: rotation_learning needs calibration text, which goes with "
-                f"rounding gptq; it is {self.rounding.value}"
-            )
+        if self.rotation_learning:
+            self._check_learning()
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
             raise ConfigError(
@@ -230,6 +222,23 @@ class Recipe:
             raise ConfigError(
                 f"recipe {self.name}: max_fidelity_kl is {self.max_fidelity_kl!r}; "
                 "a positive number of nats is needed"
+            )
+
+    def _check_learning(self) -> None:
+        if not {Rotation.R1, Rotation.R2} <= set(self.rotations):
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs R1 and R2 among its rotations, which "
+                f"are: {', '.join(self.rotations) or 'none'}"
+            )
+        if self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
+            )
+        if self.activation_bits is None:
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning lowers what rounding activations costs, "
+                "so activation_bits 8 is needed; they are in floating point"
             )
 
     @classmethod

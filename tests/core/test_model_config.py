@@ -136,8 +136,10 @@ def test_learning_that_goes_nowhere_is_refused(change: dict[str, object], messag
         Recipe.from_json(written)
 
 
-def test_learning_needs_rotations_and_text() -> None:
+def test_learning_needs_rotations_and_text_and_rounded_activations() -> None:
     with pytest.raises(ConfigError, match="R1 and R2 among its rotations, which are: R1"):
         replace(LEARNED, rotations=(Rotation.R1,))
     with pytest.raises(ConfigError, match="goes with rounding gptq; it is nearest"):
         replace(LEARNED, rounding=Rounding.NEAREST)
+    with pytest.raises(ConfigError, match="activation_bits 8 is needed"):
+        replace(LEARNED, activation_bits=None)

@@ -12,12 +12,18 @@ import torch
 from llama_edge.core.errors import MissingComponentError, OutputError, QuantizeError
 from llama_edge.core.model import FullPrecisionSource, Llama
 from llama_edge.core.progress import Progress, SilentProgress
-from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Checkpoint,
+    Device,
+    Recipe,
+    RotationLearning,
+)
 from llama_edge.quantize import W4A8_SPINQUANT
 from llama_edge.quantize.learned_rotations import SAVE_EVERY, LearningPlace, learn_rotations
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
 from llama_edge.quantize.rotation_state import load_state, save_state, start_state
-from llama_edge.quantize.straight_through import RotationLoss, fake_quantize, resident
+from llama_edge.quantize.straight_through import RotationLoss, resident
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 from tests.quantize.test_sequential import tokens
 
@@ -53,7 +59,7 @@ def learn(
 
 def loss_of(checkpoint: Checkpoint, matrices: RotationMatrices) -> float:
     """On ids that the learning never saw."""
-    loss = RotationLoss(checkpoint, RECIPE, matrices.r4)
+    loss = RotationLoss(checkpoint, matrices.r4)
     with torch.no_grad():
         return float(loss(matrices.r1, torch.stack(list(matrices.r2)), tokens(1)))
 
@@ -66,20 +72,22 @@ def same(first: RotationMatrices, second: RotationMatrices) -> bool:
 
 @pytest.fixture
 def planted(debug_checkpoint: Checkpoint) -> Checkpoint:
-    """Two channels weigh 20 times more: a Hadamard matrix spreads them over all groups."""
+    """Two channels of the residual stream are 20 times larger than the others."""
     weights = MemoryWeights(debug_checkpoint.config)
     for name, tensor in weights.tensors.items():
-        if name.split(".")[-2] in ("v_proj", "gate_proj", "up_proj"):
+        if name.split(".")[-2] == "embed_tokens":
             tensor[:, ::48] *= 20
+        elif name.split(".")[-2] in ("o_proj", "down_proj"):
+            tensor[::48] *= 20
     return dataclasses.replace(debug_checkpoint, weights=weights)
 
 
 def test_learning_lowers_the_loss(planted: Checkpoint) -> None:
     before = loss_of(planted, start_of(planted))
     learned = learn(planted, recipe=recipe_of(iterations=40, sequences=4, learning_rate=0.3))
-    assert loss_of(planted, learned) < 0.9 * before
+    assert loss_of(planted, learned) < 0.5 * before
     without = learn(planted, recipe=recipe_of(iterations=4, learning_rate=1e-9))
-    assert loss_of(planted, without) == pytest.approx(before, rel=1e-3)
+    assert loss_of(planted, without) == pytest.approx(before, rel=0.1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -107,20 +115,14 @@ def test_the_full_precision_network_stays_the_same(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_without_rounding_there_is_no_loss(
-    tied: bool, debug_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_rounding_there_is_no_loss(tied: bool, debug_checkpoint: Checkpoint) -> None:
     """What is left is the divergence of the rotated network from itself."""
     config = dataclasses.replace(DEBUG_CONFIG, tie_word_embeddings=tied)
     weights = MemoryWeights(config)
     checkpoint = dataclasses.replace(debug_checkpoint, config=config, weights=weights)
     matrices = start_of(checkpoint)
-    assert loss_of(checkpoint, matrices) > 1e-2
-    weight_only = dataclasses.replace(RECIPE, activation_bits=None)
-    loss = RotationLoss(checkpoint, weight_only, matrices.r4)
-    monkeypatch.setattr(
-        "llama_edge.quantize.straight_through.fake_quantize", lambda weight, bits, group: weight
-    )
+    assert loss_of(checkpoint, matrices) > 1e-4
+    loss = RotationLoss(checkpoint, matrices.r4, ActivationQuantization.NONE)
     with torch.no_grad():
         assert float(loss(matrices.r1, torch.stack(list(matrices.r2)), tokens(1))) < 1e-6
     assert loss_of(checkpoint, matrices) > 1e-4
@@ -129,21 +131,12 @@ def test_without_rounding_there_is_no_loss(
 def test_everything_lies_on_the_device_of_the_weights(debug_checkpoint: Checkpoint) -> None:
     """On PyTorch's "meta" device, which like a GPU refuses tensors that lie elsewhere."""
     meta, matrices = torch.device("meta"), start_of(debug_checkpoint)
-    loss = RotationLoss(resident(debug_checkpoint, meta), RECIPE, matrices.r4)
+    loss = RotationLoss(resident(debug_checkpoint, meta), matrices.r4)
     r1 = matrices.r1.to(meta).requires_grad_()
     r2 = torch.stack(list(matrices.r2)).to(meta).requires_grad_()
     gradients = torch.autograd.grad(loss(r1, r2, tokens(1).to(meta)), (r1, r2))
     assert [gradient.shape for gradient in gradients] == [r1.shape, r2.shape]
     assert all(gradient.device == meta for gradient in gradients)
-
-
-def test_the_gradient_passes_rounding_as_if_it_were_not_there() -> None:
-    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    rounded = fake_quantize(weight, 4, 32)
-    assert len(set(rounded[0, :32].tolist())) <= 16
-    assert float((rounded - weight).detach().abs().max()) > 0
-    (gradient,) = torch.autograd.grad(rounded.sum(), weight)
-    assert torch.equal(gradient, torch.ones_like(weight))
 
 
 class StopsAfter(SilentProgress):
