@@ -13,6 +13,12 @@ def _coreml() -> Runtime:
     return CoreMLInterpreterRuntime()
 
 
+def _coreml_apple() -> Runtime:
+    from llama_edge.runtimes.coreml.apple import AppleRuntime
+
+    return AppleRuntime()
+
+
 def _executorch() -> Runtime:
     from llama_edge.runtimes.executorch import ExecuTorchRuntime
 
@@ -25,26 +31,31 @@ def _onnx() -> Runtime:
     return OnnxRuntime()
 
 
+#: By backend: what every machine can run its artifacts with.
 RUNTIMES: Final[Mapping[str, Callable[[], Runtime]]] = {
     "coreml": _coreml,
     "executorch": _executorch,
     "onnx": _onnx,
 }
 
+#: Only asked for by name: they need a system that not every machine has.
+SYSTEM_RUNTIMES: Final[Mapping[str, Callable[[], Runtime]]] = {"coreml-apple": _coreml_apple}
 
-def get_runtime(backend: str) -> Runtime:
-    """The runtime for a backend's artifacts.
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime for a backend's artifacts, or another one by its name.
 
     Raises:
         UnknownNameError: There is none.
-        MissingComponentError: Its packages are not installed.
+        MissingComponentError: Its packages are not installed, or it is not for this system.
     """
-    if backend not in RUNTIMES:
-        raise UnknownNameError(f"runtime {backend!r} is unknown; choose: {', '.join(RUNTIMES)}")
+    known = {**RUNTIMES, **SYSTEM_RUNTIMES}
+    if name not in known:
+        raise UnknownNameError(f"runtime {name!r} is unknown; choose: {', '.join(known)}")
     try:
-        return RUNTIMES[backend]()
+        return known[name]()
     except ModuleNotFoundError as error:
         raise MissingComponentError(
-            f"runtime {backend}: the package {error.name!r} is not installed; "
-            f"pip install 'llama-edge[{backend}]'"
+            f"runtime {name}: the package {error.name!r} is not installed; "
+            f"pip install 'llama-edge[{name.partition('-')[0]}]'"
         ) from error

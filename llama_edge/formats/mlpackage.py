@@ -76,6 +76,16 @@ ELEMENT_TYPES: Final[Mapping[int, ElementType]] = {
 }
 
 
+_BYTES: Final = np.arange(256, dtype=np.uint8)
+_LOW_AND_HIGH: Final = np.stack([_BYTES & 15, _BYTES >> 4], axis=-1)
+#: The two numbers that each byte holds, as the two bytes of one: a lookup is several times as fast
+#: as arithmetic.
+_PAIRS: Final[Mapping[str, NDArray[np.int16]]] = {
+    "uint4": _LOW_AND_HIGH.view(np.int16)[:, 0],
+    "int4": ((_LOW_AND_HIGH ^ 8) - np.uint8(8)).view(np.int16)[:, 0],
+}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A constant as the package holds it; nothing is unpacked before it is read."""
@@ -100,24 +110,16 @@ class StoredTensor:
         return values.reshape(stop - start, *self.shape[1:])
 
     def _elements(self, start: int, stop: int) -> NDArray[Any]:
-        bits = self.element.bits
-        first = start * bits // 8
+        bits, count = self.element.bits, stop - start
+        first, skipped = divmod(start * bits, 8)
         raw = np.frombuffer(self.data[first : -(-stop * bits // 8)], np.uint8)
         if bits >= 8:
             return raw.view(self.element.dtype).copy()
         if bits == 4:
-            codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)
-            skipped = start % 2
-        else:
-            skipped = start * bits - first * 8
-            stream = np.unpackbits(raw, bitorder="little")[skipped:]
-            stream = stream[: (stop - start) * bits].reshape(-1, bits)
-            codes = np.packbits(stream, axis=1, bitorder="little").reshape(-1)
-            skipped = 0
-        codes = codes[skipped : skipped + stop - start]
-        if self.element.dtype.kind == "i":  # two's complement of 4 bits
-            return (codes ^ 8).astype(np.int8) - np.int8(8)
-        return codes
+            codes = _PAIRS[self.element.name][raw].view(self.element.dtype)
+            return codes[skipped // 4 : skipped // 4 + count]
+        stream = np.unpackbits(raw, bitorder="little")[skipped : skipped + count * bits]
+        return np.packbits(stream.reshape(count, bits), axis=1, bitorder="little").reshape(count)
 
 
 def constant_shape(tensor: Message, where: str) -> tuple[int, ...]:

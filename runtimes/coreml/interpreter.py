@@ -22,10 +22,8 @@ from llama_edge.runtimes.coreml.layout import slice_update
 from llama_edge.runtimes.coreml.operators import MOVES_ONLY, OPERATORS
 from llama_edge.runtimes.coreml.program import read_program
 from llama_edge.runtimes.coreml.steps import READ_STATE, Declaration, Name, Operand, Step
-from llama_edge.runtimes.coreml.weights import MemoryBudget, Weight
+from llama_edge.runtimes.coreml.weights import MemoryBudget, Weight, default_budget_bytes
 
-#: Float32 bytes of weights that are kept from one run to the next.
-DEFAULT_BUDGET_BYTES: Final = 2 << 30
 #: What PyTorch raises for sizes and indices that do not fit.
 _OPERATOR_ERRORS: Final = (RuntimeError, IndexError, ValueError, TypeError)
 
@@ -44,7 +42,8 @@ class Interpreter:
         package: The package; its weights stay on disk until they are needed.
         function: The function's name.
         precision: See `Precision`.
-        budget_bytes: Of float32 weights that are kept; the others are made anew in each run.
+        budget_bytes: Of float32 weights that are kept; the others are made anew in each run. None
+            takes `default_budget_bytes`.
 
     Raises:
         ArtifactError: The program is damaged, or has an operator that is not known here.
@@ -56,13 +55,12 @@ class Interpreter:
         function: str = "main",
         *,
         precision: Precision = Precision.EXACT,
-        budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        budget_bytes: int | None = None,
     ) -> None:
         self._place = f"{package.path}: function {function!r}"
         self._half = precision is Precision.HALF
-        self._program = read_program(
-            package, function, MemoryBudget(budget_bytes), round_to_half=self._half
-        )
+        budget = MemoryBudget(default_budget_bytes() if budget_bytes is None else budget_bytes)
+        self._program = read_program(package, function, budget, round_to_half=self._half)
         self._states: dict[str, Tensor] = {}
         self.reset()
 

@@ -1,14 +1,16 @@
-"""Core ML packages through the interpreter, as a `Session` and a `Runtime`.
+"""Core ML packages as a `Session`, and the interpreter as a `Runtime`.
 
 Shape legend: T tokens of a call, V vocab, D hidden, Q query size, L layers, K key/value heads,
 S tokens that the cache holds, H head_dim.
 """
 
 import importlib.metadata
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
@@ -19,53 +21,31 @@ from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
 
 _TOKENS: Final = "inputIds"
 _POSITION: Final = "position"
-_LOGITS: Final = "logits"
+LOGITS: Final = "logits"
 _CACHES: Final = ("keyCache", "valueCache")
 
 
+class StatefulProgram(Protocol):
+    """A loaded package: what runs it, and the states that it goes on from."""
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], also: Iterable[str] = ()
+    ) -> Mapping[str, NDArray[Any]]:
+        """Every output and each inner value of `also`, by name."""
+        ...
+
+    def reset(self) -> None:
+        """All states to zero."""
+        ...
+
+
 class CoreMLSession(ClosesOnExit):
-    """A `Session` over one package; the cache is the program's states.
+    """A `Session` over one loaded package; the cache is the program's states."""
 
-    Raises:
-        SessionError: The package is damaged, has an operator that is not known, or takes other
-            inputs and states than this model needs.
-    """
-
-    def __init__(self, artifact: Artifact, precision: Precision = Precision.EXACT) -> None:
+    def __init__(self, artifact: Artifact, program: StatefulProgram) -> None:
         self._artifact = artifact
-        package = artifact.path.parent  # the file to open is its manifest
-        try:
-            self._interpreter: Interpreter | None = Interpreter(
-                MLPackage(package), precision=precision
-            )
-        except ArtifactError as error:
-            raise SessionError(str(error)) from error
-        self._check_interface(self._interpreter)
+        self._program: StatefulProgram | None = program
         self._used = 0
-
-    def _check_interface(self, interpreter: Interpreter) -> None:
-        config = self._artifact.config
-        cache = (
-            config.num_hidden_layers,
-            1,
-            config.num_key_value_heads,
-            self.max_context,
-            config.head_dim,
-        )
-        found = (
-            {declared.name for declared in interpreter.inputs},
-            {declared.name: declared.shape for declared in interpreter.states},
-            set(interpreter.outputs),
-        )
-        expected = ({_TOKENS, _POSITION}, dict.fromkeys(_CACHES, cache), {_LOGITS})
-        for kind, seen, needed in zip(
-            ("inputs", "states", "outputs"), found, expected, strict=True
-        ):
-            if seen != needed:
-                raise SessionError(
-                    f"{self._artifact.path.parent}: its {kind} are {seen}; this model needs "
-                    f"{needed}: export it with this version of llama-edge"
-                )
 
     @property
     def max_context(self) -> int:
@@ -79,9 +59,9 @@ class CoreMLSession(ClosesOnExit):
             SessionError: No token, a token outside the vocabulary, more than the cache holds, the
                 program fails, or the session is closed.
         """
-        if self._interpreter is None:
+        if self._program is None:
             raise SessionError(
-                f"{self._artifact.path.parent}: the session is closed; open it again"
+                f"{package_folder(self._artifact)}: the session is closed; open it again"
             )
         check_tokens(
             tokens,
@@ -96,8 +76,8 @@ class CoreMLSession(ClosesOnExit):
                 _TOKENS: np.array([piece], np.int32),
                 _POSITION: np.array([self._used], np.int32),
             }
-            values = self._interpreter.run(feeds, also)
-            pieces.append([values[name][0] for name in (_LOGITS, *also)])
+            values = self._program.run(feeds, also)
+            pieces.append([values[name][0] for name in (LOGITS, *also)])
             self._used += len(piece)
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
@@ -116,13 +96,13 @@ class CoreMLSession(ClosesOnExit):
 
     def reset(self) -> None:
         """See `Session`."""
-        if self._interpreter is not None:
-            self._interpreter.reset()
+        if self._program is not None:
+            self._program.reset()
         self._used = 0
 
     def close(self) -> None:
         """See `Session`."""
-        self._interpreter = None
+        self._program = None
 
 
 class CoreMLInterpreterRuntime:
@@ -149,7 +129,13 @@ class CoreMLInterpreterRuntime:
 
     def open(self, artifact: Artifact) -> CoreMLSession:
         """See `Runtime`."""
-        return CoreMLSession(artifact, self._precision)
+        package = package_folder(artifact)
+        try:
+            interpreter = Interpreter(MLPackage(package), precision=self._precision)
+        except ArtifactError as error:
+            raise SessionError(str(error)) from error
+        _check_interface(interpreter, artifact)
+        return CoreMLSession(artifact, interpreter)
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; the interpreter hands over the program's own values."""
@@ -170,3 +156,31 @@ class CoreMLInterpreterRuntime:
             attention=tuple(values[layers + 1 :]),
             logits=np.stack([run[0][-1] for run in results]),
         )
+
+
+def package_folder(artifact: Artifact) -> Path:
+    """The `.mlpackage`; the file to open is the manifest in it."""
+    return artifact.path.parent
+
+
+def _check_interface(interpreter: Interpreter, artifact: Artifact) -> None:
+    config = artifact.config
+    cache = (
+        config.num_hidden_layers,
+        1,
+        config.num_key_value_heads,
+        artifact.max_context,
+        config.head_dim,
+    )
+    found = (
+        {declared.name for declared in interpreter.inputs},
+        {declared.name: declared.shape for declared in interpreter.states},
+        set(interpreter.outputs),
+    )
+    needed = ({_TOKENS, _POSITION}, dict.fromkeys(_CACHES, cache), {LOGITS})
+    for kind, seen, wanted in zip(("inputs", "states", "outputs"), found, needed, strict=True):
+        if seen != wanted:
+            raise SessionError(
+                f"{package_folder(artifact)}: its {kind} are {seen}; this model needs {wanted}: "
+                "export it with this version of llama-edge"
+            )

@@ -4,6 +4,7 @@ A 3B model's weights take 1.8 GB in the package and 12.8 GB in float32, so what 
 float32 is kept within a budget of bytes, and everything beyond it is made anew in chunks of rows.
 """
 
+import os
 from abc import ABC, abstractmethod
 from typing import Final, Self
 
@@ -14,9 +15,18 @@ from torch import Tensor
 from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.mlpackage import StoredTensor
 
-#: Elements that are in float32 at a time when a weight is not kept: 32 MiB.
-_CHUNK_ELEMENTS: Final = 1 << 23
+#: Elements that are in float32 at a time when a weight is not kept: 4 MiB, which caches hold.
+_CHUNK_ELEMENTS: Final = 1 << 20
 _FLOAT32_BYTES: Final = 4
+#: Where the system does not say how much memory it has: 2 GiB, a quarter of 8.
+_USUAL_BUDGET: Final = 2 << 30
+
+
+def default_budget_bytes() -> int:
+    """A quarter of the machine's memory: enough for a 1B model's weights on one of 24 GB."""
+    if not hasattr(os, "sysconf"):
+        return _USUAL_BUDGET
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 class MemoryBudget:

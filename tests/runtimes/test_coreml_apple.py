@@ -1,0 +1,106 @@
+"""The order of calls to Core ML, against a stand-in: no machine of the project's has Core ML."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coremltools.models import MLModel
+from numpy.typing import NDArray
+
+from llama_edge.core.errors import MissingComponentError, SessionError
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.runtimes import RUNTIMES, SYSTEM_RUNTIMES, get_runtime
+from llama_edge.runtimes.coreml.interpreter import Interpreter
+
+TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(20)]
+
+
+class StandIn:
+    """What `MLModel` offers, on the interpreter: each state object is a sequence of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._package = MLPackage(Path(path))
+
+    def make_state(self) -> Interpreter:
+        return Interpreter(self._package)
+
+    def predict(
+        self, feeds: Mapping[str, NDArray[Any]], state: Interpreter
+    ) -> dict[str, NDArray[Any]]:
+        found = state.run(feeds)
+        if feeds["position"] == 19:
+            raise RuntimeError("no more")
+        return {name: values.astype(np.float16) for name, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def package(
+    debug_quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    folder = tmp_path_factory.mktemp("coreml")
+    options = LowerOptions(max_context=64)
+    return CoreMLExporter().lower(debug_quantized, folder, options, SilentProgress())
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr("coremltools.models.MLModel", StandIn)
+
+
+@pytest.mark.usefixtures("mac")
+def test_tokens_positions_and_states_reach_core_ml(package: Artifact) -> None:
+    with get_runtime("coreml").open(package) as session:
+        prompt, step = session.prefill_logits(TOKENS[:9]), session.decode(TOKENS[9])
+    with get_runtime("coreml-apple").open(package) as session:
+        for _ in range(2):
+            found = session.prefill_logits(TOKENS[:9])
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, prompt, atol=5e-3)
+            np.testing.assert_allclose(session.decode(TOKENS[9]), step, atol=5e-3)
+            session.reset()
+
+
+@pytest.mark.usefixtures("mac")
+def test_what_core_ml_raises_is_an_error_of_ours(package: Artifact) -> None:
+    with get_runtime("coreml-apple").open(package) as session:
+        session.prefill(TOKENS[:19])
+        with pytest.raises(SessionError, match=r"model\.mlpackage: Core ML failed: no more"):
+            session.decode(TOKENS[19])
+
+
+def test_a_package_that_core_ml_refuses(
+    package: Artifact, mac: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise RuntimeError("Error compiling model")
+
+    monkeypatch.setattr("coremltools.models.MLModel", refuse)
+    with pytest.raises(SessionError, match="Core ML refuses the package: Error compiling"):
+        get_runtime("coreml-apple").open(package)
+
+
+@pytest.mark.usefixtures("mac")
+def test_inner_values_are_the_interpreters_to_show(package: Artifact) -> None:
+    with pytest.raises(SessionError, match="Core ML shows no inner values"):
+        get_runtime("coreml-apple").trace(package, [[1]])
+
+
+def test_without_core_ml_it_is_a_missing_component(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    with pytest.raises(MissingComponentError, match="a part of macOS and this is Linux") as caught:
+        get_runtime("coreml-apple")
+    assert caught.value.exit_code == 4
+    assert not set(RUNTIMES) & set(SYSTEM_RUNTIMES)
+
+
+def test_the_stand_in_has_what_is_called() -> None:
+    for name in ("make_state", "predict"):
+        assert callable(getattr(MLModel, name))
