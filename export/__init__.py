@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.core.errors import ArtifactError, MissingComponentError, UnknownNameError
+from llama_edge.core.types import KVCacheDtype
 from llama_edge.export.base import Exporter
 
 
@@ -57,6 +58,8 @@ class Target:
     summary: str
     #: whether it runs weight-only recipes, whose activations stay in floating point
     float_activations: bool
+    #: how its caches are kept when nothing else is asked for
+    kv_cache: KVCacheDtype
     #: what nobody has checked on such a device
     not_verified: str
 
@@ -67,6 +70,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         backend="executorch",
         summary="ExecuTorch .pte on XNNPACK, as ExecuTorch's own LLM runner loads it",
         float_activations=False,
+        kv_cache=KVCacheDtype.FLOAT32,
         not_verified="not run on a phone: speed, memory and Arm kernels are unmeasured",
     ),
     "ios": Target(
@@ -74,6 +78,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         backend="coreml",
         summary="stateful Core ML .mlpackage for iOS 18, activations in floating point",
         float_activations=True,
+        kv_cache=KVCacheDtype.FLOAT16,
         not_verified=(
             "run by an interpreter of ours, never by Apple's runtime: loading, placement on the "
             "Neural Engine, speed and memory are unmeasured"
@@ -84,6 +89,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         backend="onnx",
         summary="ONNX folder with MatMulNBits, as onnxruntime-genai loads it",
         float_activations=True,
+        kv_cache=KVCacheDtype.FLOAT32,
         not_verified="run on this machine's CPU provider only",
     ),
 }

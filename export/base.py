@@ -29,7 +29,8 @@ class LowerOptions:
     max_context: int | None = None
     #: ONNX Runtime's accuracy_level (0: fp32 activations, 4: int8); None is what the recipe says
     accuracy_level: int | None = None
-    kv_cache: KVCacheDtype = KVCacheDtype.FLOAT32
+    #: None is what the backend keeps by itself
+    kv_cache: KVCacheDtype | None = None
 
     def context_for(self, config: ModelConfig) -> int:
         """Tokens that this model's KV cache is to hold.

@@ -36,10 +36,10 @@ class CoreMLExporter:
                 f"--accuracy-level {options.accuracy_level} belongs to the onnx target; Core ML "
                 "keeps activations in floating point: leave it out"
             )
-        if options.kv_cache is not KVCacheDtype.FLOAT32:
+        if options.kv_cache not in (None, KVCacheDtype.FLOAT16):
             raise UsageError(
-                f"--kv-cache {options.kv_cache.value} belongs to the android target; the ios "
-                "target keeps keys and values in floating point: leave it out"
+                f"--kv-cache {options.kv_cache} belongs to another target; the ios target keeps "
+                "keys and values in float16: leave it out"
             )
         options.context_for(config)
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):

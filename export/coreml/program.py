@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.types import Interface, Placement, TensorSpec
+from llama_edge.core.types import Interface, KVCacheDtype, Placement, TensorSpec
 from llama_edge.export.coreml.package import CODED
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
 
@@ -120,6 +120,22 @@ def read_interface(path: Path) -> Interface:
             "position says where the first of the call's tokens belongs"
         ),
     )
+
+
+def read_cache_dtype(path: Path) -> KVCacheDtype:
+    """What the package's states declare.
+
+    Raises:
+        ArtifactError: They are none, differ, or are of a type that no cache has.
+    """
+    states = MLPackage(path).spec.description.state
+    found = {_dtype(state.type.stateType.arrayType) for state in states}
+    if len(found) != 1 or not found < {"float16", "float32"}:
+        raise ArtifactError(
+            f"{path}: its states hold {' and '.join(sorted(found)) or 'nothing'}; keys and values "
+            "are kept in one float type: export it again"
+        )
+    return KVCacheDtype(found.pop())
 
 
 def _dtype(array: Any) -> str:  # noqa: ANN401

@@ -17,6 +17,7 @@ from llama_edge.core.types import ActivationQuantization, Artifact
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.coreml.metadata import read_metadata, text_contract_sha256
 from llama_edge.export.coreml.package import CODED, PACKAGE, mil_name, package_files
+from llama_edge.export.coreml.program import read_cache_dtype
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 
 #: Where a bundle keeps its tokenizer.
@@ -141,6 +142,7 @@ def read_artifact(place: Path) -> Artifact:
         activation=ActivationQuantization.NONE,
         max_context=metadata.lowering.max_context,
         max_prefill=metadata.lowering.max_prefill,
+        kv_cache=read_cache_dtype(path),
     )
 
 

@@ -47,6 +47,11 @@ class ExecuTorchExporter:
                 "always quantizes activations per token: leave it out"
             )
         options.context_for(config)
+        if options.kv_cache is KVCacheDtype.FLOAT16:
+            raise UsageError(
+                "--kv-cache float16 belongs to the ios target; the android target keeps keys and "
+                "values in float32 or int8"
+            )
         if options.kv_cache is KVCacheDtype.INT8 and not has_hadamard(config.head_dim):
             raise ConfigError(
                 f"config: head_dim is {config.head_dim}; an int8 KV cache turns heads by a "
@@ -84,7 +89,7 @@ class ExecuTorchExporter:
             activation=ActivationQuantization.INT8_PER_TOKEN,
             max_context=max_context,
             max_prefill=max_prefill,
-            kv_cache=options.kv_cache,
+            kv_cache=options.kv_cache or KVCacheDtype.FLOAT32,
         )
         placement = self.placement(artifact)
         if placement.linears_delegated != placement.linears:

@@ -211,7 +211,7 @@ def lower_to_pte(
     checkpoint: QuantizedCheckpoint, path: Path, options: LowerOptions, progress: Progress
 ) -> int:
     """Write the `.pte` and return the most tokens that one call takes."""
-    config, kv_cache = checkpoint.config, options.kv_cache
+    config, kv_cache = checkpoint.config, options.kv_cache or KVCacheDtype.FLOAT32
     max_context = options.context_for(config)
     max_prefill = min(MAX_PREFILL, max_context)
     layout = Layout(config, checkpoint.recipe, checkpoint.mixed_precision)

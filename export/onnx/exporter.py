@@ -44,9 +44,9 @@ class OnnxExporter:
     def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         level = _accuracy_level(recipe, options)
-        if options.kv_cache is not KVCacheDtype.FLOAT32:
+        if options.kv_cache not in (None, KVCacheDtype.FLOAT32):
             raise UsageError(
-                f"--kv-cache {options.kv_cache.value} belongs to the android target; the onnx "
+                f"--kv-cache {options.kv_cache} belongs to another target; the onnx "
                 "target keeps keys and values in float32: leave it out"
             )
         options.context_for(config)

@@ -27,6 +27,13 @@ from llama_edge.core.progress import Progress
 #: `--json`, the same on every command.
 JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
 
+#: `--runtime`, for the commands that run a bundle's artifact without judging it.
+RuntimeOption = typer.Option(
+    "--runtime",
+    help="What runs the artifact; by default what the gate uses. ios bundles: coreml (our "
+    "interpreter, float32), coreml-fp16 (rounds each result as a device does), coreml-apple.",
+)
+
 #: Columns of a table that goes to a file or a pipe.
 _LOG_WIDTH: Final = 132
 #: A stage that goes on tells a log this often what is left of it.

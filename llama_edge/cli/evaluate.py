@@ -6,7 +6,13 @@ from typing import Annotated, Final
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    RuntimeOption,
+    print_json,
+    print_table,
+    progress_on_stderr,
+)
 from llama_edge.pipeline.eval_report import (
     DEFAULT_WINDOW,
     EvalReport,
@@ -53,6 +59,7 @@ def evaluate(
         str | None,
         typer.Option(help="A bundle's full-precision MODEL; by default the built-in one."),
     ] = None,
+    runtime: Annotated[str | None, RuntimeOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
@@ -65,6 +72,7 @@ def evaluate(
         window=window,
         max_windows=max_windows,
         against=against,
+        runtime=runtime,
     )
     with progress_on_stderr() as progress:
         report = measure(request, progress)

@@ -64,11 +64,12 @@ def export(
         ),
     ] = None,
     kv_cache: Annotated[
-        KVCacheDtype,
+        KVCacheDtype | None,
         typer.Option(
-            help="android only: int8 keeps keys and values in int8, a quarter of the memory."
+            help="android only: int8 keeps keys and values in int8, a quarter of the memory; by "
+            "default float32, float16 on ios."
         ),
-    ] = KVCacheDtype.FLOAT32,
+    ] = None,
     calibration: Calibration = None,
     device: LearningDevice = Device.CPU,
     force: Force = False,

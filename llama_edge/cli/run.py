@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json
+from llama_edge.cli.console import JsonOption, RuntimeOption, print_json
 from llama_edge.core.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
 
 
@@ -31,6 +31,7 @@ def run(
         int, typer.Option(help="Sample from so many tokens; 0: from all.")
     ] = GREEDY.top_k,
     seed: Annotated[int, typer.Option(help="The same seed samples the same text.")] = GREEDY.seed,
+    runtime: Annotated[str | None, RuntimeOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Let a bundle answer a prompt on this machine; the text streams to stdout."""
@@ -38,7 +39,12 @@ def run(
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     request = PromptRequest(
-        prompt=prompt, system=system, raw=raw, max_new_tokens=max_new_tokens, sampling=sampling
+        prompt=prompt,
+        system=system,
+        raw=raw,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        runtime=runtime,
     )
     answer = Answer(bundle, request)
     if answer.failed_gate:

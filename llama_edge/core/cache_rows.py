@@ -27,6 +27,7 @@ def bytes_per_token(config: ModelConfig, dtype: KVCacheDtype) -> int:
     """What one token takes in the caches of all layers."""
     row = {
         KVCacheDtype.FLOAT32: 4 * config.head_dim,
+        KVCacheDtype.FLOAT16: 2 * config.head_dim,
         KVCacheDtype.INT8: config.head_dim + _PARAMETER_BYTES,
     }
     return 2 * config.num_hidden_layers * config.num_key_value_heads * row[dtype]

@@ -59,6 +59,7 @@ class KVCacheDtype(StrEnum):
     """How an artifact keeps keys and values between calls."""
 
     FLOAT32 = "float32"
+    FLOAT16 = "float16"
     #: queries and keys turned by R3; queries, keys and values rounded to asymmetric int8, one step
     #: and one zero point per token and head
     INT8 = "int8"

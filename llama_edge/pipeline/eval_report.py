@@ -30,6 +30,8 @@ class EvalRequest:
     max_windows: int | None = None
     #: the full-precision model of every bundle; None: the built-in one that its manifest names
     against: str | None = None
+    #: of every bundle; None takes the one that the gate uses
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
         if not self.texts and not self.tasks:
@@ -55,7 +57,7 @@ class SubjectResult:
     """One bundle or model over each text, and in total at the end."""
 
     name: str
-    #: the backend whose runtime computed it; None for a full-precision model
+    #: what computed it; None for a full-precision model
     runtime: str | None
     #: what it was held against; None when that model was not at hand
     against: str | None

@@ -24,6 +24,7 @@ from llama_edge.pipeline.eval_report import (
     TextResult,
 )
 from llama_edge.pipeline.full_precision import load_full_precision
+from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify.evaluate import (
@@ -45,8 +46,9 @@ class Subject:
     """A bundle or a full-precision model that was found, before anything runs."""
 
     name: str
-    #: None for a full-precision model
+    #: None for a full-precision model; so is `runtime`
     artifact: Artifact | None
+    runtime: str | None
     text: TextAssets
     max_context: int
     vocab_size: int
@@ -65,7 +67,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
         LlamaEdgeError: What a reader or a runtime says.
     """
     texts = {str(path): read_text(path) for path in request.texts}
-    subjects = [open_subject(name, request.against) for name in request.subjects]
+    subjects = [open_subject(name, request.against, request.runtime) for name in request.subjects]
     run_tasks = _task_runner() if request.tasks else None
     parts = _score_texts(subjects, texts, request, progress)
     results = []
@@ -99,8 +101,8 @@ def _task_runner() -> TaskRunner:
 
 def _session(subject: Subject) -> Session:
     """A bundle's own runtime; the whole of a full-precision model in memory."""
-    if subject.artifact is not None:
-        return ChildRuntime(subject.artifact.backend).open(subject.artifact)
+    if subject.artifact is not None and subject.runtime is not None:
+        return ChildRuntime(subject.runtime).open(subject.artifact)
     assert subject.full is not None, "a subject is a bundle or a model"
     config = subject.full.config
     source = CachedSource(FullPrecisionSource(config, subject.full.weights))
@@ -125,13 +127,12 @@ def _score_texts(
 def _subject_result(
     subject: Subject, parts: Sequence[NamedScores], tasks: tuple[TaskScore, ...]
 ) -> SubjectResult:
-    runtime = against = None
-    if subject.artifact is not None:
-        runtime = subject.artifact.backend
-        against = None if subject.full is None else subject.full.source
+    against = None
+    if subject.artifact is not None and subject.full is not None:
+        against = subject.full.source
     return SubjectResult(
         name=subject.name,
-        runtime=runtime,
+        runtime=subject.runtime,
         against=against,
         results=tuple(
             TextResult(text=name, windows=len(part.nll), metrics=summarize_scores(part))
@@ -169,13 +170,14 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def open_subject(name: str, against: str | None) -> Subject:
+def open_subject(name: str, against: str | None, runtime: str | None = None) -> Subject:
     """Open a bundle and the model it came from, or a full-precision model.
 
     Raises:
         ArtifactError: An unsafe or damaged bundle.
         CheckFailedError: A file is not what the bundle's manifest says.
         CheckpointError: `name` is no model, or `against` is not the bundle's.
+        UsageError: The runtime is another backend's.
     """
     root = Path(name)
     if name in BUILTIN_MODELS or not is_bundle(root):
@@ -183,6 +185,7 @@ def open_subject(name: str, against: str | None) -> Subject:
         return Subject(
             name=name,
             artifact=None,
+            runtime=None,
             text=checkpoint.text,
             max_context=checkpoint.config.max_position_embeddings,
             vocab_size=checkpoint.config.vocab_size,
@@ -193,6 +196,7 @@ def open_subject(name: str, against: str | None) -> Subject:
     return Subject(
         name=name,
         artifact=artifact,
+        runtime=choose_runtime(artifact.backend, runtime),
         text=read_text_assets(root),
         max_context=artifact.max_context,
         vocab_size=artifact.config.vocab_size,

@@ -13,7 +13,13 @@ from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
 from llama_edge.core.text_contract import build_text_contract
-from llama_edge.core.types import Artifact, Checkpoint, Device, QuantizedCheckpoint
+from llama_edge.core.types import (
+    Artifact,
+    Checkpoint,
+    Device,
+    KVCacheDtype,
+    QuantizedCheckpoint,
+)
 from llama_edge.export import Target, get_exporter, get_target
 from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.export.bundle import (
@@ -90,7 +96,8 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
             checkpoint, recipe, request.calibration, scratch, progress, request.device
         )
         lowered = _lower(quantized, exporter, request.options, folder, progress)
-        outcome = _gate(lowered, checkpoint, request.options, progress)
+        kv_cache = request.options.kv_cache or target.kv_cache
+        outcome = _gate(lowered, checkpoint, kv_cache, progress)
         bundle = _write(lowered, target, source_name(request.model), outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
@@ -119,7 +126,7 @@ def _lower(
 
 
 def _gate(
-    lowered: _Lowered, checkpoint: Checkpoint, options: LowerOptions, progress: Progress
+    lowered: _Lowered, checkpoint: Checkpoint, kv_cache: KVCacheDtype, progress: Progress
 ) -> GateOutcome:
     source = lowered.source
     try:
@@ -130,7 +137,7 @@ def _gate(
     subject = GateSubject(
         artifact=lowered.artifact,
         config=source.config,
-        kv_cache=options.kv_cache,
+        kv_cache=kv_cache,
         end_tokens=lowered.exporter.end_tokens(lowered.artifact),
         reference=source.weights,
         recipe=source.recipe,

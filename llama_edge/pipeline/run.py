@@ -17,6 +17,7 @@ from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer, TokenStream
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import open_bundle
+from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.child import ChildRuntime
 
 
@@ -30,6 +31,8 @@ class PromptRequest:
     raw: bool = False
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     sampling: SamplingConfig = GREEDY
+    #: None takes the one that the gate uses
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -48,12 +51,14 @@ class Answer:
             ArtifactError: Not a bundle, or an unsafe one.
             CheckFailedError: A file is not what the manifest says.
             TokenizerError: No chat template, and `raw` is off.
+            UsageError: The runtime is another backend's.
         """
         bundle = open_bundle(folder)
         exporter = get_exporter(bundle.manifest.backend)
         self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
         self._request = request
         self._artifact = exporter.read_artifact(folder)
+        self._runtime = choose_runtime(self._artifact.backend, request.runtime)
         self._text = read_text_assets(folder)
         self._tokenizer = Tokenizer(self._text)
         self._prompt = _encode(self._tokenizer, request)
@@ -73,7 +78,7 @@ class Answer:
             RuntimeCrashError: The runtime died or hung.
         """
         stream = TokenStream(self._tokenizer)
-        with ChildRuntime(self._artifact.backend).open(self._artifact) as session:
+        with ChildRuntime(self._runtime).open(self._artifact) as session:
             generation = Generation(
                 session,
                 self._prompt,

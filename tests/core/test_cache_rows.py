@@ -57,6 +57,7 @@ def test_parameters_are_what_is_rounded() -> None:
 def test_bytes_of_a_token() -> None:
     # 2 layers, 2 key/value heads of 16, keys and values
     assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.FLOAT32) == 2 * 2 * 2 * 64
+    assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.FLOAT16) == 2 * 2 * 2 * 32
     assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.INT8) == 2 * 2 * 2 * 21
 
 

@@ -13,11 +13,11 @@ from coremltools.converters.mil.mil import Var
 from torch import Tensor
 
 from llama_edge.core import model as reference
-from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.errors import CheckFailedError, MissingComponentError, UsageError
 from llama_edge.core.manifest import Verdict
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
@@ -25,6 +25,7 @@ from llama_edge.export.coreml.graph import Cache, Call
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.parity import check_bundle
+from llama_edge.pipeline.run import Answer, PromptRequest
 from llama_edge.runtimes import get_runtime
 from llama_edge.verify.tolerances import Tolerances
 from tests.conftest import debug_request
@@ -58,6 +59,7 @@ def test_the_whole_gate_is_exact_end_to_end(bundles: dict[str, Bundle]) -> None:
         assert manifest.verdict is Verdict.PASSED
         assert manifest.backend == "coreml"
         assert manifest.artifact.activation_quantization == "none", "whatever the recipe"
+        assert manifest.artifact.kv_cache == "float16"
         assert manifest.parity["top1_agreement"] == 1
         assert manifest.parity["mean_kl"] < Tolerances().weight_only_mean_kl
         assert manifest.model.config.head_rotation == (recipe == "w4-hadamard")
@@ -79,6 +81,28 @@ def test_codes_are_those_of_every_other_target(
 
 def test_a_bundle_that_travelled_passes_again(bundles: dict[str, Bundle]) -> None:
     assert check_bundle(bundles["w4-hadamard"].root, None, SilentProgress()).passed
+
+
+def test_a_bundle_runs_on_the_runtime_that_is_asked_for(bundles: dict[str, Bundle]) -> None:
+    root = bundles["w4a8-rtn"].root
+    asked = PromptRequest(prompt="hello", raw=True, max_new_tokens=4, runtime="coreml-fp16")
+    assert Answer(root, asked).prompt_tokens
+    list(Answer(root, asked))
+    with pytest.raises(UsageError, match="--runtime onnx: the artifact's backend is coreml"):
+        Answer(root, replace(asked, runtime="onnx"))
+    with pytest.raises(MissingComponentError, match="a part of macOS"):
+        list(Answer(root, replace(asked, runtime="coreml-apple")))
+
+
+def test_caches_of_another_width_than_the_manifest_says_are_refused(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "llama_edge.export.coreml.reader.read_cache_dtype", lambda _: KVCacheDtype.FLOAT32
+    )
+    outcome = check_bundle(bundles["w4a8-rtn"].root, None, SilentProgress())
+    assert not outcome.passed
+    assert "kv_cache" in str(outcome.to_json())
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from coremltools.models import MLModel
 from numpy.typing import NDArray
 
-from llama_edge.core.errors import MissingComponentError, SessionError
+from llama_edge.core.errors import MissingComponentError, SessionError, UsageError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
-from llama_edge.runtimes import RUNTIMES, SYSTEM_RUNTIMES, get_runtime
+from llama_edge.runtimes import OTHER_RUNTIMES, RUNTIMES, choose_runtime, get_runtime
 from llama_edge.runtimes.coreml.interpreter import Interpreter
 
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(20)]
@@ -98,7 +98,14 @@ def test_without_core_ml_it_is_a_missing_component(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingComponentError, match="a part of macOS and this is Linux") as caught:
         get_runtime("coreml-apple")
     assert caught.value.exit_code == 4
-    assert not set(RUNTIMES) & set(SYSTEM_RUNTIMES)
+
+
+def test_a_runtime_is_chosen_by_the_backends_name() -> None:
+    assert not set(RUNTIMES) & set(OTHER_RUNTIMES)
+    assert choose_runtime("coreml", None) == "coreml"
+    assert choose_runtime("coreml", "coreml-fp16") == "coreml-fp16"
+    with pytest.raises(UsageError, match="runs on: coreml, coreml-apple, coreml-fp16"):
+        choose_runtime("coreml", "onnx")
 
 
 def test_the_stand_in_has_what_is_called() -> None:

@@ -23,7 +23,7 @@ def test_a_context_beyond_the_models_positions(
     ("options", "message"),
     [
         (LowerOptions(accuracy_level=0), "--accuracy-level 0 belongs to the onnx target"),
-        (LowerOptions(kv_cache=KVCacheDtype.INT8), "--kv-cache int8 belongs to the android"),
+        (LowerOptions(kv_cache=KVCacheDtype.INT8), "--kv-cache int8 belongs to another"),
     ],
 )
 def test_options_of_other_targets(
