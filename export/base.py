@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from llama_edge.core.errors import ConfigError
+from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
@@ -12,9 +12,11 @@ from llama_edge.core.types import (
     Interface,
     KVCacheDtype,
     Placement,
+    PrefillLengths,
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
 
 #: A float32 cache of this many tokens takes 94 MB in SmolLM2 and 470 MB in Llama 3.2 3B.
@@ -31,6 +33,20 @@ class LowerOptions:
     accuracy_level: int | None = None
     #: None is what the backend keeps by itself
     kv_cache: KVCacheDtype | None = None
+    #: None is what the backend does by itself
+    prefill: PrefillLengths | None = None
+
+    def refuse_prefill(self, backend: str) -> None:
+        """For backends whose graphs take any number of tokens.
+
+        Raises:
+            UsageError: It was asked for.
+        """
+        if self.prefill is not None:
+            raise UsageError(
+                f"--prefill {self.prefill.value} belongs to Core ML (--target ios); {backend} "
+                "takes prompts of every length: leave it out"
+            )
 
     def context_for(self, config: ModelConfig) -> int:
         """Tokens that this model's KV cache is to hold.
@@ -46,6 +62,14 @@ class LowerOptions:
                 f"max_context is {self.max_context}; this model holds 1 to {limit} tokens"
             )
         return self.max_context
+
+
+def files_as_storage(artifact: Artifact) -> tuple[StoredBytes, ...]:
+    """`Exporter.storage` for backends that do not look into their files: one entry per file."""
+    return tuple(
+        StoredBytes(dtype="", what=name, size_bytes=(artifact.root / name).stat().st_size, why="")
+        for name in artifact.files
+    )
 
 
 class Exporter(Protocol):
@@ -102,6 +126,14 @@ class Exporter(Protocol):
 
     def interface(self, artifact: Artifact) -> Interface:
         """Inputs, outputs and cache layout as the written file itself declares them."""
+        ...
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """What the written files' bytes are; the sizes sum to `Artifact.size_bytes`.
+
+        Raises:
+            ArtifactError: The files are damaged.
+        """
         ...
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:

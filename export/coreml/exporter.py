@@ -12,16 +12,21 @@ from llama_edge.core.types import (
     Interface,
     KVCacheDtype,
     Placement,
+    PrefillLengths,
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.export.coreml.storage import read_storage
 
+#: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
+#: that a prompt's last call, which is filled up to it, wastes little.
+FIXED_PREFILL = 64
 #: As much as the android target takes at once: logits of more tokens would only take memory.
 MAX_PREFILL = 512
 
@@ -41,12 +46,16 @@ class CoreMLExporter:
                 f"--kv-cache {options.kv_cache} belongs to another target; the ios target keeps "
                 "keys and values in float16: leave it out"
             )
-        options.context_for(config)
-        if (recipe.weight_bits, recipe.table_bits) != (4, 8):
+        max_context = options.context_for(config)
+        if options.prefill is PrefillLengths.FIXED and max_context < FIXED_PREFILL:
             raise ConfigError(
-                f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
-                f"{recipe.table_bits}-bit tables; the Core ML backend writes 4 and 8: "
-                "choose another recipe"
+                f"max_context is {max_context}; --prefill fixed takes {FIXED_PREFILL} tokens at a "
+                "time: give a larger --max-context, or --prefill flexible"
+            )
+        if recipe.weight_bits != 4:
+            raise ConfigError(
+                f"recipe {recipe.name}: {recipe.weight_bits}-bit linears; the Core ML backend "
+                "writes 4-bit ones: choose another recipe"
             )
 
     def lower(
@@ -57,11 +66,21 @@ class CoreMLExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
+        # coremltools takes 6 s to import, and whoever only reads a package does without it.
+        from llama_edge.export.coreml.lower import write_package
+
         self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
-        lowering = Lowering(max_context=max_context, max_prefill=min(MAX_PREFILL, max_context))
+        prefill = options.prefill or PrefillLengths.FLEXIBLE
+        lowering = Lowering(
+            max_context=max_context,
+            max_prefill=(
+                FIXED_PREFILL if prefill is PrefillLengths.FIXED else min(MAX_PREFILL, max_context)
+            ),
+            prefill=prefill,
+        )
         write_package(checkpoint, out_dir, lowering, progress)
         return read_artifact(out_dir)
 
@@ -80,6 +99,10 @@ class CoreMLExporter:
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
         return read_interface(artifact.path.parent)
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """See `Exporter`."""
+        return read_storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

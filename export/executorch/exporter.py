@@ -16,10 +16,11 @@ from llama_edge.core.types import (
     Placement,
     QuantizedCheckpoint,
     Recipe,
+    StoredBytes,
     TensorSpec,
 )
 from llama_edge.export import TARGETS
-from llama_edge.export.base import LowerOptions
+from llama_edge.export.base import LowerOptions, files_as_storage
 from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
 from llama_edge.export.executorch.placement import read_placement
 from llama_edge.export.executorch.reader import PteWeights, read_artifact
@@ -35,12 +36,13 @@ class ExecuTorchExporter:
     def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         if recipe.activation_bits is None:
-            able = [target.name for target in TARGETS.values() if target.float_activations]
+            able = [one.name for one in TARGETS.values() if one.formats[0].float_activations]
             raise UsageError(
                 f"recipe {recipe.name} leaves activations in floating point; XNNPACK's int4 "
-                f"linears take int8 ones: choose --target {' or '.join(able)}, or a recipe with "
-                "int8 activations"
+                f"linears take int8 ones: choose --target {' or '.join(able)} in its default "
+                "format, or a recipe with int8 activations"
             )
+        options.refuse_prefill("XNNPACK's .pte")
         if options.accuracy_level is not None:
             raise UsageError(
                 f"--accuracy-level {options.accuracy_level} belongs to the onnx target; XNNPACK "
@@ -49,8 +51,8 @@ class ExecuTorchExporter:
         options.context_for(config)
         if options.kv_cache is KVCacheDtype.FLOAT16:
             raise UsageError(
-                "--kv-cache float16 belongs to the ios target; the android target keeps keys and "
-                "values in float32 or int8"
+                "--kv-cache float16 belongs to Core ML; XNNPACK's .pte keeps keys and values in "
+                "float32 or int8"
             )
         if options.kv_cache is KVCacheDtype.INT8 and not has_hadamard(config.head_dim):
             raise ConfigError(
@@ -129,6 +131,10 @@ class ExecuTorchExporter:
             outputs=(spec("logits", plan.outputs[0]),),
             cache=_cache_layout(artifact),
         )
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """See `Exporter`."""
+        return files_as_storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

@@ -65,6 +65,15 @@ class KVCacheDtype(StrEnum):
     INT8 = "int8"
 
 
+class PrefillLengths(StrEnum):
+    """How many tokens one call of a written graph takes."""
+
+    #: any number up to a limit
+    FLEXIBLE = "flexible"
+    #: one or `Artifact.max_prefill`, each a function of its own with every size fixed
+    FIXED = "fixed"
+
+
 class Device(StrEnum):
     """Where rotations are learned."""
 
@@ -173,7 +182,7 @@ class Recipe:
     summary: str
     weight_bits: int = 4
     group_size: int = 32
-    #: embedding and lm_head: one scale per row
+    #: embedding and lm_head: in int8 one scale per row, in int4 one per group
     table_bits: int = 8
     #: of what a linear multiplies; None keeps it in floating point (weight-only)
     activation_bits: int | None = 8
@@ -331,6 +340,18 @@ class Placement:
     operators_delegated: int
     #: names of the operators that are left to the portable path, with their counts
     portable: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBytes:
+    """A share of an artifact's files."""
+
+    #: of its elements; empty where it is no tensor, or several kinds
+    dtype: str
+    what: str
+    size_bytes: int
+    #: why it is stored so; empty where the file's format leaves no choice
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

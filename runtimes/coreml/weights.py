@@ -6,6 +6,7 @@ float32 is kept within a budget of bytes, and everything beyond it is made anew 
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final, Self
 
 import torch
@@ -18,19 +19,22 @@ from llama_edge.formats.mlpackage import StoredTensor
 #: Elements that are in float32 at a time when a weight is not kept: 4 MiB, which caches hold.
 _CHUNK_ELEMENTS: Final = 1 << 20
 _FLOAT32_BYTES: Final = 4
-#: Where the system does not say how much memory it has: 2 GiB, a quarter of 8.
-_USUAL_BUDGET: Final = 2 << 30
+#: Where the system does not say how much memory it has: a sixth of 8 GiB.
+_USUAL_BUDGET: Final = (8 << 30) // 6
 
 
 def default_budget_bytes() -> int:
-    """A quarter of the machine's memory: enough for a 1B model's weights on one of 24 GB."""
+    """A sixth of the machine's memory: the package's own pages, states and libraries come on top.
+
+    On a machine of 24 GB, 4 GiB: with them, a 3B model stays within 8 GB.
+    """
     if not hasattr(os, "sysconf"):
         return _USUAL_BUDGET
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 6
 
 
 class MemoryBudget:
-    """Bytes that weights may keep in float32.
+    """Bytes that weights may keep in float32, and the weights, for functions that share them.
 
     The first that ask get them: a model reads its weights in turn, and whatever makes place for
     the next would be missed in the next round.
@@ -38,6 +42,13 @@ class MemoryBudget:
 
     def __init__(self, size_bytes: int) -> None:
         self._left = size_bytes
+        self._weights: dict[bytes, Weight] = {}
+
+    def shared(self, place: bytes, make: Callable[[], "Weight"]) -> "Weight":
+        """The weight that is stored at `place`, made at the first call for it."""
+        if place not in self._weights:
+            self._weights[place] = make()
+        return self._weights[place]
 
     def take(self, size_bytes: int) -> bool:
         """Whether that many bytes were left; they are taken."""

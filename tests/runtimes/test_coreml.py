@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,16 @@ from llama_edge.core.errors import SessionError
 from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    Checkpoint,
+    QuantizedCheckpoint,
+)
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.quantize import W4A8_RTN
+from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.coreml.interpreter import Precision
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
@@ -78,6 +87,19 @@ def test_prefill_and_decode_equal_the_reference(
     found = run(package, TOKENS, prefill)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert mean_kl(expected, found) < 1e-9
+
+
+def test_int4_tables_equal_the_reference(debug_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = replace(W4A8_RTN, table_bits=4)
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "package").mkdir()
+    progress = SilentProgress()
+    stored = quantize_checkpoint(debug_checkpoint, recipe, tmp_path / "codes", progress)
+    options = LowerOptions(max_context=CONTEXT)
+    artifact = CoreMLExporter().lower(stored, tmp_path / "package", options, progress)
+    network = Llama(stored.config, CachedSource(DequantizedSource(stored.weights)))
+    expected = network.logits(torch.tensor(TOKENS)).numpy()
+    np.testing.assert_allclose(run(artifact, TOKENS, PREFILL), expected, atol=2e-5)
 
 
 def test_rounding_as_declared_estimates_a_device(package: Artifact, expected: FloatArray) -> None:
@@ -209,3 +231,16 @@ def test_the_report_says_that_it_is_not_apples() -> None:
     assert "float32" in runtime.version()
     assert "not Apple's runtime" in runtime.version()
     assert "rounded" in CoreMLInterpreterRuntime(Precision.HALF).version()
+
+
+def test_reading_and_running_a_package_does_not_import_coremltools(package: Artifact) -> None:
+    """It takes seconds and 400 MB; each child process would pay for it."""
+    code = (
+        "import sys; from pathlib import Path; from llama_edge.export import get_exporter; "
+        "from llama_edge.runtimes import get_runtime; "
+        f"artifact = get_exporter('coreml').read_artifact(Path({str(package.root)!r})); "
+        "session = get_runtime('coreml').open(artifact); "
+        "print(session.prefill([1, 2]).shape, 'coremltools' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "(256,) False"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llama_edge.core.errors import ConfigError, OutputError, UsageError
-from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from tests.export.coreml.conftest import lower
@@ -33,6 +33,12 @@ def test_options_of_other_targets(
         CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
 
 
+def test_fixed_prefill_needs_a_context_that_holds_it(debug_quantized: QuantizedCheckpoint) -> None:
+    options = LowerOptions(max_context=63, prefill=PrefillLengths.FIXED)
+    with pytest.raises(ConfigError, match="max_context is 63; --prefill fixed takes 64"):
+        CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+
+
 def test_every_kind_of_activation_is_taken(debug_quantized: QuantizedCheckpoint) -> None:
     for bits in (8, None):
         recipe = replace(debug_quantized.recipe, activation_bits=bits)
@@ -40,10 +46,9 @@ def test_every_kind_of_activation_is_taken(debug_quantized: QuantizedCheckpoint)
 
 
 def test_recipes_that_do_not_fit(debug_quantized: QuantizedCheckpoint) -> None:
-    for changes in ({"weight_bits": 8}, {"table_bits": 4}):
-        recipe = replace(debug_quantized.recipe, **changes)  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="the Core ML backend writes 4 and 8"):
-            CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
+    recipe = replace(debug_quantized.recipe, weight_bits=8)
+    with pytest.raises(ConfigError, match="8-bit linears; the Core ML backend writes 4-bit ones"):
+        CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
 
 
 def test_a_full_disk_is_noticed_before_the_work(
