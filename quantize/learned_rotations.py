@@ -41,10 +41,6 @@ class LearningPlace:
     state: Path | None = None
 
 
-#: Keeps nothing between runs.
-ON_CPU: Final = LearningPlace()
-
-
 def check_device(device: Device) -> None:
     """Fail before any work when this machine lacks the device.
 
@@ -159,5 +155,5 @@ def _resume(
         return start
     progress.start("learn rotations", learning.iterations)
     if found.step:
-        progress.advance(found.step)
+        progress.skip(found.step)
     return found

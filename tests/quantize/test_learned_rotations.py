@@ -164,6 +164,9 @@ class Said(SilentProgress):
     def advance(self, steps: int = 1) -> None:
         self.steps.append(steps)
 
+    def skip(self, steps: int) -> None:
+        self.steps.append(steps)
+
 
 def test_a_stopped_run_goes_on_to_the_same_bits(planted: Checkpoint, tmp_path: Path) -> None:
     state = tmp_path / "cache" / "state.safetensors"
