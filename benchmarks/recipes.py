@@ -39,7 +39,6 @@ from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     ActivationQuantization,
     Checkpoint,
-    Device,
     QuantizedCheckpoint,
     Recipe,
     Rotation,

@@ -9,8 +9,9 @@ loss, which follows from nearest-rounding errors and the Hessian without running
 (`gptq.rounding_costs`). Costs of different linears add up.
 
 One pass forward, and one back, a layer at a time: memory holds a layer's weights and the residual
-stream before each layer, which lies in a file where it is large. Shape legend: N sequences, T tokens, D hidden, O out_features, I
-in_features.
+stream before each layer, which lies in a file where it is large.
+
+Shape legend: N sequences, T tokens, D hidden, O out_features, I in_features.
 """
 
 from collections.abc import Iterable, Sequence
@@ -171,7 +172,7 @@ class _Measurement:
 
     @torch.no_grad()
     def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
-        """Fill the streams (N, T, D) before each of the first layers, and behind the last of them."""
+        """Fill the streams (N, T, D) before each of the first layers, and behind the last one."""
         model = self._model
         for x, tokens in zip(streams[0], tokens_NT, strict=True):
             x.copy_(model.embed(tokens))

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -26,6 +25,7 @@ from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.core.unfinished import unfinished_folder
 from llama_edge.pipeline.given_codes import keep_codes
+from llama_edge.pipeline.stages import code_sha256
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
 from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
 from llama_edge.quantize.work_place import WorkPlace
@@ -109,18 +109,8 @@ def _kept_work(key: str, progress: Progress) -> Iterator[Path]:
         parent.rmdir()
 
 
-@cache
-def _code_sha256() -> str:
-    """Of the program text that decides about codes: a changed quantizer finds no old result."""
-    digest = hashlib.sha256()
-    for package in (llama_edge.quantize, llama_edge.core):
-        for file in sorted(Path(str(package.__file__)).parent.glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _key(parts: Mapping[str, object]) -> str:
-    text = canonical_json({**parts, "code": _code_sha256()})
+    text = canonical_json({**parts, "code": code_sha256(llama_edge.quantize, llama_edge.core)})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -52,7 +52,7 @@ def test_a_changed_quantizer_finds_no_old_result(
     short_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
-    monkeypatch.setattr("llama_edge.pipeline.quantized._code_sha256", lambda: "another")
+    monkeypatch.setattr("llama_edge.pipeline.quantized.code_sha256", lambda *_: "another")
     second = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
     assert second.root != first.root
 
