@@ -35,7 +35,7 @@ class KeptCosts:
         self._path = None if folder is None else folder / "costs.safetensors"
 
     def load(self, layouts: int, shape: Sequence[int]) -> CostsSoFar | None:
-        """What `keep` wrote for as many layouts and gradients (N, T, D); None without or damaged."""
+        """What `keep` wrote for as many layouts and gradients (N, T, D); or None."""
         if self._path is None or not self._path.exists():
             return None
         try:

@@ -7,6 +7,7 @@ counts: a layer without its activations behind it is done again.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,7 +69,7 @@ class KeptLayers:
         except (OSError, SafetensorError, QuantizeError) as error:
             raise self._damaged(path, str(error)) from error
 
-    def _entry(self, file: "safe_open", name: str) -> QuantizedEntry:
+    def _entry(self, file: Any, name: str) -> QuantizedEntry:  # noqa: ANN401 (safetensors has no types)
         # Copied: a file's tensors lie at odd addresses.
         tensor = QuantizedTensor(
             codes=file.get_tensor(f"{name}.codes").clone(),
