@@ -61,7 +61,8 @@ def main() -> None:
         began = time.monotonic()
         code = _in_fork(json.loads(line))
         seconds = time.monotonic() - began
-        print(json.dumps({"exit_code": code, "seconds": seconds}), flush=True)
+        sys.stdout.write(json.dumps({"exit_code": code, "seconds": seconds}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ class Exports:
 
 
 @pytest.fixture
-def exports(request: pytest.FixtureRequest, debug_folder: Path, tmp_path: Path) -> Iterator[Exports]:
+def exports(
+    request: pytest.FixtureRequest, debug_folder: Path, tmp_path: Path
+) -> Iterator[Exports]:
     target, recipe = request.param
     found = Exports(debug_folder, target, recipe, tmp_path)
     yield found
