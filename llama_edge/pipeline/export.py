@@ -40,7 +40,7 @@ from llama_edge.pipeline.quantize import (
     require_absent,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.pipeline.stages import LOWERED, QUANTIZED, Stages, export_key
+from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.runtimes import get_runtime
 from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan
@@ -143,12 +143,13 @@ def _lower(
     stages: Stages,
     progress: Progress,
 ) -> _Lowered:
-    folder = stages.finished(LOWERED)
+    stage = lowered_stage(quantized)
+    folder = stages.finished(stage)
     if folder is None:
-        unfinished = stages.begin(LOWERED)
+        unfinished = stages.begin(stage)
         exporter.lower(quantized, unfinished, options, progress)
         write_text_assets(unfinished, quantized.text)
-        folder = stages.finish(LOWERED)
+        folder = stages.finish(stage)
     artifact = exporter.read_artifact(folder)
     tensors = list_tensors(exporter.read_weights(artifact), progress)
     return _Lowered(source=quantized, exporter=exporter, artifact=artifact, tensors=tensors)

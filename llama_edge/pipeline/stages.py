@@ -12,17 +12,17 @@ import llama_edge.core
 import llama_edge.export
 import llama_edge.formats
 import llama_edge.quantize
-from llama_edge.core.files import canonical_json
-from llama_edge.core.types import Checkpoint, Recipe
+from llama_edge.core.files import canonical_json, file_sha256
+from llama_edge.core.quantized_checkpoint import CONFIG_FILE
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
 from llama_edge.core.unfinished import empty
 from llama_edge.export import Target
 from llama_edge.export.base import LowerOptions
 from llama_edge.pipeline.describe import library_versions
 
-QUANTIZED: Final = "quantized"
-LOWERED: Final = "lowered"
 #: What a killed run's successor takes up; the gate always runs.
-STAGES: Final = (QUANTIZED, LOWERED)
+QUANTIZED: Final = "quantized"
+_LOWERED: Final = "lowered"
 _KEY_FILE: Final = "key"
 
 
@@ -39,7 +39,7 @@ def code_sha256(*packages: ModuleType) -> str:
 def export_key(
     checkpoint: Checkpoint, recipe: Recipe, target: Target, options: LowerOptions
 ) -> str:
-    """Of everything that the stages' bytes depend on but the weights, which are hashed apart."""
+    """Of what the stages' bytes depend on, but weights and calibration text."""
     parts = {
         "config": checkpoint.config.to_json(),
         "text": asdict(checkpoint.text),
@@ -53,6 +53,11 @@ def export_key(
         ),
     }
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def lowered_stage(quantized: QuantizedCheckpoint) -> str:
+    """The stage's name, by the weights, recipe and calibration text that the codes came from."""
+    return f"{_LOWERED}-{file_sha256(quantized.root / CONFIG_FILE)[:16]}"
 
 
 class Stages:
@@ -72,8 +77,9 @@ class Stages:
 
     def forget(self) -> None:
         """Nothing is finished."""
-        for name in STAGES:
-            shutil.rmtree(self.place / name, ignore_errors=True)
+        for folder in self.place.iterdir():
+            if folder.name.startswith((QUANTIZED, _LOWERED)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def finished(self, name: str) -> Path | None:
         """The stage's folder, if it is whole."""
