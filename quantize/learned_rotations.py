@@ -64,7 +64,8 @@ def learn_rotations(
 ) -> RotationMatrices:
     """Rotations under which rounded activations keep the network nearer to full precision.
 
-    Memory: the weights in float32, twice a layer's, and one sequence's logits.
+    Memory: the weights, in bfloat16 where that is exact; twice a layer's and the table's in
+    float32; and one sequence's logits.
 
     Args:
         checkpoint: Full precision, not rotated.
