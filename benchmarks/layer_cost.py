@@ -27,12 +27,12 @@ from torch import Tensor
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, Device, Rounding
+from llama_edge.core.types import Checkpoint, Rounding
 from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, block_weight
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
-from llama_edge.quantize.learned_rotations import LearningPlace
 from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.quantize.work_place import WorkPlace
 
 VOCABULARY: Final = 512
 
@@ -146,10 +146,12 @@ def measure(shape: str, layers: int, recipe_name: str, tokens: int) -> tuple[flo
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "quantized")
         folder.mkdir()
-        learning = LearningPlace(device=Device.CPU, state=Path(scratch, "rotations.safetensors"))
+        kept = Path(scratch, "kept")
+        kept.mkdir()
+        place = WorkPlace(folder=kept)
         began = time.process_time()
         progress = SilentProgress()
-        quantize_checkpoint(checkpoint, recipe, folder, progress, calibration, learning)
+        quantize_checkpoint(checkpoint, recipe, folder, progress, calibration, place)
         cpu_s = time.process_time() - began
     return cpu_s, peak_rss_mib()
 

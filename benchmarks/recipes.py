@@ -39,7 +39,6 @@ from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     ActivationQuantization,
     Checkpoint,
-    Device,
     QuantizedCheckpoint,
     Recipe,
     Rotation,
@@ -53,8 +52,8 @@ from llama_edge.quantize.calibration import (
     generate_calibration,
     read_calibration,
 )
-from llama_edge.quantize.learned_rotations import LearningPlace
 from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.quantize.work_place import WorkPlace
 from llama_edge.verify.evaluate import cut_windows
 from llama_edge.verify.metrics import Comparison, Divergence, compare, concatenate, summarize
 from llama_edge.verify.prompts import fidelity_prompts
@@ -185,10 +184,12 @@ def measure_step(step: str, tokens: Path) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "quantized")
         folder.mkdir()
+        kept = Path(scratch, "kept")
+        kept.mkdir()
         began = time.process_time()
-        learning = LearningPlace(device=Device.CPU, state=Path(scratch, "rotations.safetensors"))
+        place = WorkPlace(folder=kept)
         quantized = quantize_checkpoint(
-            checkpoint, recipe, folder, SilentProgress(), calibration, learning
+            checkpoint, recipe, folder, SilentProgress(), calibration, place
         )
         cpu_s = time.process_time() - began
         peak_mib = peak_rss_mib()

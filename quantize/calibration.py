@@ -25,6 +25,9 @@ from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
 #: SmolLM2, 32 x 256 against 16 x 512.
 LENGTH: Final = 256
 SEQUENCES: Final = len(REQUESTS) + len(DOCUMENTS)
+#: Float32 weights that are kept while the text is written; a larger model's are read again for
+#: each token. 3B would take 13 GB.
+WEIGHT_BYTES: Final = 2 << 30
 #: Fewer tokens than a group of weights say nothing about it.
 MIN_TOKENS: Final = 32
 
@@ -61,7 +64,9 @@ def generate_calibration(
     prompts = _encode_prompts(checkpoint, length // 2)
     model = Llama(
         checkpoint.config,
-        CachedSource(FullPrecisionSource(checkpoint.config, checkpoint.weights)),
+        CachedSource(
+            FullPrecisionSource(checkpoint.config, checkpoint.weights), limit_bytes=WEIGHT_BYTES
+        ),
     )
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(len(prompts), length, dtype=torch.int64)

@@ -41,10 +41,6 @@ class LearningPlace:
     state: Path | None = None
 
 
-#: Keeps nothing between runs.
-ON_CPU: Final = LearningPlace()
-
-
 def check_device(device: Device) -> None:
     """Fail before any work when this machine lacks the device.
 
@@ -68,7 +64,8 @@ def learn_rotations(
 ) -> RotationMatrices:
     """Rotations under which rounded activations keep the network nearer to full precision.
 
-    Memory: the weights in float32, twice a layer's, and one sequence's logits.
+    Memory: the weights, in bfloat16 where that is exact; twice a layer's and the table's in
+    float32; and one sequence's logits.
 
     Args:
         checkpoint: Full precision, not rotated.
@@ -159,5 +156,5 @@ def _resume(
         return start
     progress.start("learn rotations", learning.iterations)
     if found.step:
-        progress.advance(found.step)
+        progress.skip(found.step)
     return found

@@ -7,6 +7,7 @@ calibration text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import FUSED_LINEARS, block_linear_names, block_weight
+from llama_edge.quantize.kept_costs import KeptCosts
 from llama_edge.quantize.sensitivity import measure_costs
 
 
@@ -55,7 +57,11 @@ def all_int8(layout: Layout) -> Layout:
 
 
 def choose_int8(
-    checkpoint: Checkpoint, layout: Layout, tokens_NT: Tensor, progress: Progress
+    checkpoint: Checkpoint,
+    layout: Layout,
+    tokens_NT: Tensor,
+    folder: Path | None,
+    progress: Progress,
 ) -> MixedPrecision:
     """Spend the recipe's `extra_bytes`.
 
@@ -63,14 +69,18 @@ def choose_int8(
         checkpoint: Full precision, rotated already where the recipe asks for it.
         layout: Every block linear at the recipe's `weight_bits`.
         tokens_NT: Calibration text, int64.
+        folder: Keeps what is measured between runs, layer by layer; None keeps nothing.
         progress: Told about the measurement.
 
     Raises:
         QuantizeError: As `measure_costs`.
+        OutputError: What is measured cannot be kept.
     """
     names = list(block_linear_names(layout.config))
     wide = all_int8(layout)
-    before, after = measure_costs(checkpoint, (layout, wide), tokens_NT, progress)
+    before, after = measure_costs(
+        checkpoint, (layout, wide), tokens_NT, KeptCosts(folder), progress
+    )
     candidates = []
     for layer in range(layout.config.num_hidden_layers):
         for parts in FUSED_LINEARS.values():

@@ -1,7 +1,5 @@
 """How far the learning of rotations has got, on disk: whole, or as it was one save before."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llama_edge.core.errors import OutputError
+from llama_edge.quantize.whole_file import whole_file
 
 _NAMES: Final = ("r1", "r2", "r1_momentum", "r2_momentum")
 
@@ -49,13 +48,8 @@ def save_state(state: RotationState, path: Path) -> None:
     tensors["step"] = torch.tensor(state.step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
+        with whole_file(path) as unfinished:
             save_file(tensors, unfinished)
-            Path(unfinished).replace(path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path}: the state of the learned rotations cannot be written: {error}; free some "

@@ -8,12 +8,13 @@ rows are zero on average, since their rounding errors are independent. The last 
 loss, which follows from nearest-rounding errors and the Hessian without running it
 (`gptq.rounding_costs`). Costs of different linears add up.
 
-One pass forward, and one back, a layer at a time: a layer's weights and the residual stream before
-each layer are in memory. Shape legend: N sequences, T tokens, D hidden, O out_features, I
-in_features.
+One pass forward, and one back, a layer at a time: memory holds a layer's weights and the residual
+stream before each layer, which lies in a file where it is large.
+
+Shape legend: N sequences, T tokens, D hidden, O out_features, I in_features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,8 +29,10 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import BLOCK_LINEARS, block_weight
+from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import rounding_costs
 from llama_edge.quantize.groupwise import round_to_nearest
+from llama_edge.quantize.kept_costs import CostsSoFar, KeptCosts
 from llama_edge.quantize.scale_search import recipe_scales
 
 #: Calibration sequences that are used, evenly spread: what is wanted is an order of linears, and
@@ -81,7 +84,11 @@ class _Measured(Llama):
 
 
 def measure_costs(
-    checkpoint: Checkpoint, layouts: Sequence[Layout], tokens_NT: Tensor, progress: Progress
+    checkpoint: Checkpoint,
+    layouts: Sequence[Layout],
+    tokens_NT: Tensor,
+    kept: KeptCosts,
+    progress: Progress,
 ) -> list[dict[str, float]]:
     """Expected KL (nats a token) that rounding each block linear costs, under each layout.
 
@@ -89,42 +96,102 @@ def measure_costs(
         checkpoint: Full precision, rotated already where the recipe asks for it.
         layouts: Bits and group sizes to try.
         tokens_NT: Calibration text, int64; at most `SEQUENCES` of its rows are used.
+        kept: Layers that an earlier run has measured; each further one is kept in its turn.
         progress: Advances once a layer and direction.
 
     Raises:
         QuantizeError: Activations, logits or gradients are not finite.
+        OutputError: What is measured cannot be kept.
     """
-    config = checkpoint.config
+    layers, width = checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size
     tokens = tokens_NT[:: -(-len(tokens_NT) // SEQUENCES)]
-    model = _Measured(config, FullPrecisionSource(config, checkpoint.weights))
-    progress.start("measure sensitivity", 2 * config.num_hidden_layers)
-    streams = _forward(model, checkpoint, tokens, progress)
-    gradients = _head_gradients(model, streams.pop(), layouts[0].recipe.seed)
-    costs: list[dict[str, float]] = [{} for _ in layouts]
-    for layer in reversed(range(config.num_hidden_layers)):
-        model.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
-        gradients = _backward(model, layer, streams.pop(), gradients)
+    names = [
+        block_weight(layer, part) for layer in reversed(range(layers)) for part in BLOCK_LINEARS
+    ]
+    found = kept.load(len(layouts), (*tokens.shape, width))
+    done = 0 if found is None else found.costs.shape[1] // len(BLOCK_LINEARS)
+    if found is None or done < layers:
+        with scratch_folder(kept.folder) as scratch:
+            streams = activation_buffer((layers + 1, *tokens.shape, width), scratch / "streams")
+            measurement = _Measurement(checkpoint, layouts, kept, progress)
+            found = measurement.run(tokens, streams, found)
+    return [dict(zip(names, row.tolist(), strict=True)) for row in found.costs]
+
+
+class _Measurement:
+    """One pass forward and one back."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layouts: Sequence[Layout],
+        kept: KeptCosts,
+        progress: Progress,
+    ) -> None:
+        config = checkpoint.config
+        self._checkpoint = checkpoint
+        self._layouts = layouts
+        self._kept = kept
+        self._progress = progress
+        self._model = _Measured(config, FullPrecisionSource(config, checkpoint.weights))
+
+    def run(self, tokens_NT: Tensor, streams: Tensor, found: CostsSoFar | None) -> CostsSoFar:
+        """Every layer's costs, `found` those that are known.
+
+        Args:
+            tokens_NT: Calibration text.
+            streams: Room for the residual stream before each layer and behind the last.
+            found: Where an earlier run had got to.
+        """
+        model = self._model
+        layers = model.config.num_hidden_layers
+        done = 0 if found is None else found.costs.shape[1] // len(BLOCK_LINEARS)
+        # The last layer's output is what the head starts from, and nothing else.
+        forward = layers if found is None else layers - done - 1
+        self._progress.start("measure sensitivity, forward", forward)
+        self._forward(tokens_NT, streams, forward)
+        self._progress.start("measure sensitivity, back", layers)
+        if found is None:
+            head = _head_gradients(model, streams[layers], self._layouts[0].recipe.seed)
+            nothing = torch.empty(len(self._layouts), 0, dtype=torch.float64)
+            found = CostsSoFar(costs=nothing, gradients=tuple(head))
+        else:
+            self._progress.skip(done)
+        for layer in reversed(range(layers - done)):
+            self._forget_weights()
+            gradients = _backward(model, layer, streams[layer], found.gradients)
+            costs = torch.cat([found.costs, self._costs(layer, tokens_NT.numel())], dim=1)
+            found = CostsSoFar(costs=costs, gradients=tuple(gradients))
+            self._kept.keep(found)
+            self._progress.advance()
+        return found
+
+    def _forget_weights(self) -> None:
+        config = self._model.config
+        self._model.source = CachedSource(FullPrecisionSource(config, self._checkpoint.weights))
+
+    @torch.no_grad()
+    def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
+        """Fill the streams (N, T, D) before each of the first layers, and behind the last one."""
+        model = self._model
+        for x, tokens in zip(streams[0], tokens_NT, strict=True):
+            x.copy_(model.embed(tokens))
+        for layer in range(layers):
+            self._forget_weights()
+            for x, out in zip(streams[layer], streams[layer + 1], strict=True):
+                out.copy_(_block(model, layer, x))
+            self._progress.advance()
+
+    def _costs(self, layer: int, tokens: int) -> Tensor:
+        """float64 (layouts, linears of the layer)."""
+        model = self._model
+        columns: list[list[float]] = []
         for part in BLOCK_LINEARS:
             name = block_weight(layer, part)
-            curvature = _Curvature(name, model.moments.pop(name), tokens.numel())
+            curvature = _Curvature(name, model.moments.pop(name), tokens)
             weight = model.source.matrix(name)
-            for found, layout in zip(costs, layouts, strict=True):
-                found[name] = curvature.cost(weight, layout)
-        progress.advance()
-    return costs
-
-
-@torch.no_grad()
-def _forward(
-    model: Llama, checkpoint: Checkpoint, tokens_NT: Tensor, progress: Progress
-) -> list[list[Tensor]]:
-    """The residual stream (T, D) of each sequence before each layer, and behind the last."""
-    streams = [[model.embed(tokens) for tokens in tokens_NT]]
-    for layer in range(model.config.num_hidden_layers):
-        model.source = CachedSource(FullPrecisionSource(model.config, checkpoint.weights))
-        streams.append([_block(model, layer, x) for x in streams[-1]])
-        progress.advance()
-    return streams
+            columns.append([curvature.cost(weight, layout) for layout in self._layouts])
+        return torch.tensor(columns, dtype=torch.float64).T
 
 
 def _block(model: Llama, layer: int, x_TD: Tensor) -> Tensor:
@@ -134,7 +201,7 @@ def _block(model: Llama, layer: int, x_TD: Tensor) -> Tensor:
     return model.mlp_block(layer, x_TD, model.attention_block(layer, x_TD, cache))
 
 
-def _head_gradients(model: Llama, hidden: Sequence[Tensor], seed: int) -> list[Tensor]:
+def _head_gradients(model: Llama, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:
     """Of the log-probability of labels that the network draws itself, at its last hidden states."""
     head = Llama(model.config, CachedSource(model.source))
     generator = torch.Generator().manual_seed(seed)
@@ -154,7 +221,7 @@ def _head_gradients(model: Llama, hidden: Sequence[Tensor], seed: int) -> list[T
 
 
 def _backward(
-    model: Llama, layer: int, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    model: Llama, layer: int, inputs: Iterable[Tensor], gradients: Iterable[Tensor]
 ) -> list[Tensor]:
     """Gradients at the layer's input, from those at its output."""
     before: list[Tensor] = []

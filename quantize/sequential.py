@@ -9,9 +9,7 @@ holds one layer's weights and the activations between two linears; large activat
 Shape legend: N sequences, T tokens, D hidden, Q query_size, F intermediate, I in_features.
 """
 
-import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +21,11 @@ from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.core.types import ActivationQuantization, Checkpoint
 from llama_edge.core.weight_names import block_weight
+from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import gptq_codes
+from llama_edge.quantize.kept_layers import KeptLayers
 from llama_edge.quantize.scale_search import recipe_scales
 
-#: Activations above this many bytes lie in a temporary file that the system may write out.
-SPILL_BYTES: Final = 512 * 2**20
 #: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits
 #: the calibration text's own noise.
 DRIFT_RIDGE: Final = 0.3
@@ -92,14 +90,6 @@ def _correction(hessian: Tensor, drift: Tensor) -> Tensor:
     return correction
 
 
-def _buffer(shape: Sequence[int], path: Path) -> Tensor:
-    """Uninitialized float32 activations: in memory, or in the file `path` where they are large."""
-    count = math.prod(shape)
-    if 4 * count <= SPILL_BYTES:
-        return torch.empty(*shape)
-    return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(*shape)
-
-
 class _CalibrationPass:
     """The calibration text on its way through the network: what each linear's input is."""
 
@@ -109,19 +99,23 @@ class _CalibrationPass:
         scratch.mkdir()
 
         def buffer(name: str, width: int) -> Tensor:
-            return _buffer((*tokens_NT.shape, width), scratch / name)
+            return activation_buffer((*tokens_NT.shape, width), scratch / name)
 
         self._model = model
-        self._stream = buffer("stream", config.hidden_size)
+        #: the residual stream (N, T, D) before the layer that is next
+        self.stream = buffer("stream", config.hidden_size)
         self._inputs = buffer("inputs", config.hidden_size)
         self._attended = buffer("attended", config.query_size)
         self._products = buffer("products", config.intermediate_size)
-        for x, tokens in zip(self._stream, tokens_NT, strict=True):
-            x.copy_(model.embed(tokens))
+
+    def begin(self, tokens_NT: Tensor) -> None:
+        """To the first layer."""
+        for x, tokens in zip(self.stream, tokens_NT, strict=True):
+            x.copy_(self._model.embed(tokens))
 
     def attention_inputs(self, layer: int) -> Tensor:
         """Of q_proj, k_proj and v_proj (N, T, D)."""
-        for x, out in zip(self._stream, self._inputs, strict=True):
+        for x, out in zip(self.stream, self._inputs, strict=True):
             out.copy_(self._model.attention_input(layer, x))
         return self._inputs
 
@@ -136,7 +130,7 @@ class _CalibrationPass:
 
     def mlp_inputs(self, layer: int) -> Tensor:
         """Of gate_proj and up_proj (N, T, D); o_proj is rounded by now."""
-        rows = zip(self._stream, self._attended, self._inputs, strict=True)
+        rows = zip(self.stream, self._attended, self._inputs, strict=True)
         for x, attended, out in rows:
             x.copy_(self._model.after_attention(layer, x, attended))
             out.copy_(self._model.mlp_input(layer, x))
@@ -150,7 +144,7 @@ class _CalibrationPass:
 
     def finish(self, layer: int) -> None:
         """On to the next layer; down_proj is rounded by now."""
-        for x, product in zip(self._stream, self._products, strict=True):
+        for x, product in zip(self.stream, self._products, strict=True):
             x.copy_(self._model.after_mlp(layer, x, product))
 
 
@@ -160,17 +154,22 @@ def round_blocks(
     layout: Layout,
     embedding: QuantizedTensor,
     tokens_NT: Tensor,
+    kept: KeptLayers,
 ) -> Iterator[QuantizedEntry]:
     """Every block linear in canonical order, as its layer is reached.
+
+    What is kept of an earlier run comes first, and the rest is what that run would have given.
 
     Args:
         checkpoint: Rotated already where the recipe asks for it.
         layout: The recipe, and each linear's bits and group size.
         embedding: The rounded table; the first layer sees its rows.
         tokens_NT: Calibration text, int64.
+        kept: The layers that are finished already; each further one is kept in its turn.
 
     Raises:
         QuantizeError: Activations are not finite, or a Hessian is degenerate.
+        OutputError: A layer cannot be kept, or what is kept is damaged.
     """
     config = checkpoint.config
     source = _LayerSource(checkpoint, embedding)
@@ -181,20 +180,32 @@ def round_blocks(
     )
     rounded = Llama(config, source, activation)
     full = Llama(config, FullPrecisionSource(config, checkpoint.weights))
-    with tempfile.TemporaryDirectory() as scratch:
-        artifact = _CalibrationPass(rounded, tokens_NT, Path(scratch, "rounded"))
-        wanted = _CalibrationPass(full, tokens_NT, Path(scratch, "full"))
-        for layer in range(config.num_hidden_layers):
+    with scratch_folder(kept.folder) as scratch:
+        artifact = _CalibrationPass(rounded, tokens_NT, scratch / "rounded")
+        wanted = _CalibrationPass(full, tokens_NT, scratch / "full")
+        finished = kept.finished()
+        for layer in range(finished):
+            yield from kept.entries(layer)
+        if finished:
+            kept.load_activations(finished - 1, (artifact.stream, wanted.stream))
+        else:
+            artifact.begin(tokens_NT)
+            wanted.begin(tokens_NT)
+        for layer in range(finished, config.num_hidden_layers):
             # Every weight of the layer is read once, for the full-precision pass and for rounding.
             full.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
+            entries: list[QuantizedEntry] = []
             for parts, inputs_of in _STEPS:
                 inputs, full_inputs = inputs_of(artifact, layer), inputs_of(wanted, layer)
                 names = [block_weight(layer, part) for part in parts]
                 weights = {name: full.source.matrix(name) for name in names}
-                yield from rounder.round(weights, inputs, full_inputs)
+                for entry in rounder.round(weights, inputs, full_inputs):
+                    entries.append(entry)
+                    yield entry
             artifact.finish(layer)
             wanted.finish(layer)
             source.rounded.clear()
+            kept.keep(layer, entries, (artifact.stream, wanted.stream))
 
 
 #: The linears of a block that share their input, in order, and what that input is.

@@ -22,14 +22,21 @@ from llama_edge.core.quantized_checkpoint import (
     write_quantized_checkpoint,
 )
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
-from llama_edge.core.weight_names import EMBEDDING, block_linear_names
+from llama_edge.core.weight_names import (
+    BLOCK_LINEARS,
+    EMBEDDING,
+    block_linear_names,
+    block_weight,
+)
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
-from llama_edge.quantize.learned_rotations import ON_CPU, LearningPlace, learn_rotations
+from llama_edge.quantize.kept_layers import KeptLayers
+from llama_edge.quantize.learned_rotations import learn_rotations
 from llama_edge.quantize.mixed_precision import choose_int8
 from llama_edge.quantize.rotate import apply_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
+from llama_edge.quantize.work_place import ON_CPU, WorkPlace
 
 
 class _HashedWeights:
@@ -54,7 +61,13 @@ class _HashedWeights:
         return tensor
 
     def hexdigest(self) -> str:
-        """SHA-256 over every weight's name, shape and hash, in the order of names."""
+        """SHA-256 over every weight's name, shape and hash, in the order of names.
+
+        What was not read yet, since an earlier run had rounded it, is read now.
+        """
+        for name in self:
+            if name not in self._digests:
+                self.read(name)
         lines = [f"{n} {self.shape(n)} {self._digests[n]}\n" for n in sorted(self._digests)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -65,10 +78,7 @@ def hash_weights(weights: Weights) -> str:
     Raises:
         CheckpointError: One is damaged or not finite.
     """
-    hashed = _HashedWeights(weights)
-    for name in hashed:
-        hashed.read(name)
-    return hashed.hexdigest()
+    return _HashedWeights(weights).hexdigest()
 
 
 def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -97,7 +107,7 @@ def _nearest(checkpoint: Checkpoint, layout: Layout, name: str) -> QuantizedTens
 
 
 def _entries(
-    checkpoint: Checkpoint, layout: Layout, calibration: CalibrationSet | None
+    checkpoint: Checkpoint, layout: Layout, calibration: CalibrationSet | None, kept: KeptLayers
 ) -> Iterator[QuantizedEntry]:
     """Everything that is stored, in its order: floats, embedding, blocks, an untied head."""
     floats = float_shapes(checkpoint.config)
@@ -112,7 +122,7 @@ def _entries(
             tensor = _nearest(checkpoint, layout, name)
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
-                rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens)
+                rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens, kept)
 
 
 def quantize_checkpoint(
@@ -121,7 +131,7 @@ def quantize_checkpoint(
     folder: Path,
     progress: Progress,
     calibration: CalibrationSet | None = None,
-    learning: LearningPlace = ON_CPU,
+    place: WorkPlace = ON_CPU,
 ) -> QuantizedCheckpoint:
     """Quantize every matrix by `recipe` and write the folder.
 
@@ -129,15 +139,15 @@ def quantize_checkpoint(
         checkpoint: Full precision; it is hashed while it is read.
         recipe: What to do.
         folder: Exists, and is empty.
-        progress: Advances once a tensor.
+        progress: Advances once a matrix.
         calibration: Needed by GPTQ, and by nothing else.
-        learning: Where rotations are learned, if the recipe asks for it.
+        place: Where to; a run that was killed there is gone on with.
 
     Raises:
         QuantizeError: A width or a value does not fit the recipe.
         CheckpointError: A weight is damaged or not finite.
         MissingComponentError: Rotations are to be learned on a device that is not here.
-        OutputError: The state of their learning cannot be written.
+        OutputError: What is done cannot be kept, or what was kept is damaged.
     """
     check_widths(checkpoint, recipe)
     if (recipe.rounding is Rounding.GPTQ) is not (calibration is not None):
@@ -151,27 +161,41 @@ def quantize_checkpoint(
         matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
         if recipe.rotation_learning is not None and calibration is not None:
             matrices = learn_rotations(
-                source, recipe, matrices, calibration.tokens, learning, progress
+                source, recipe, matrices, calibration.tokens, place.learning, progress
             )
         source = apply_rotations(source, matrices)
     layout = Layout(source.config, recipe)
     if recipe.extra_bytes and calibration is not None:
-        layout = replace(layout, mixed=choose_int8(source, layout, calibration.tokens, progress))
-    progress.start(f"quantize ({recipe.name})", len(list(stored_names(source.config))))
-
-    def counted() -> Iterator[QuantizedEntry]:
-        for entry in _entries(source, layout, calibration):
-            yield entry
-            progress.advance()
-
+        mixed = choose_int8(
+            source, layout, calibration.tokens, place.subfolder("sensitivity"), progress
+        )
+        layout = replace(layout, mixed=mixed)
+    kept = KeptLayers(place.subfolder("layers"), layout)
+    entries = _entries(source, layout, calibration, kept)
     return write_quantized_checkpoint(
         folder,
         layout,
         checkpoint.text,
-        counted(),
+        _counted(entries, layout, kept.finished(), progress),
         lambda: SourceDescription(
             hashed.hexdigest(),
             None if calibration is None else calibration.record(),
             note=checkpoint.note,
         ),
     )
+
+
+def _counted(
+    entries: Iterator[QuantizedEntry], layout: Layout, finished: int, progress: Progress
+) -> Iterator[QuantizedEntry]:
+    """The entries, matrices counted; those of finished layers took no time."""
+    floats = float_shapes(layout.config)
+    matrices = [name for name in stored_names(layout.config) if name not in floats]
+    progress.start(f"quantize ({layout.recipe.name})", len(matrices))
+    done = {block_weight(layer, part) for layer in range(finished) for part in BLOCK_LINEARS}
+    if done:
+        progress.skip(len(done))
+    for entry in entries:
+        yield entry
+        if entry.name not in floats and entry.name not in done:
+            progress.advance()

@@ -115,20 +115,27 @@ def _rope_scaling(rope: Fields) -> RopeScaling | None:
 
 
 class _SafetensorsFolder:
-    """`StoredTensors` of one or several safetensors files; the library maps them."""
+    """`StoredTensors` of one or several safetensors files.
+
+    The library maps a whole file for as long as one of its tensors lives, and pages that were read
+    count as memory in use. So each tensor has a mapping of its own, gone when the tensor is.
+    """
 
     def __init__(self, folder: Path, *, tied: bool) -> None:
-        self._files: dict[str, tuple[Path, Any]] = {}
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         promised = _weight_map(folder)
         for shard in sorted(set(promised.values())):
             path = folder / shard
             file = _open(path)
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 if name in self._files:
-                    raise CheckpointError(f"{path}: {name} is in {self._files[name][0]} as well")
-                self._files[name] = path, file
+                    raise CheckpointError(f"{path}: {name} is in {self._files[name]} as well")
+                view = file.get_slice(name)
+                self._files[name] = path
+                self._shapes[name] = view.get_dtype(), tuple(view.get_shape())
         for name, shard in promised.items():
-            if name and (name not in self._files or self._files[name][0].name != shard):
+            if name and (name not in self._files or self._files[name].name != shard):
                 raise CheckpointError(
                     f"{folder / shard}: {name} is missing, although {INDEX_FILE} promises it; "
                     "download the file again"
@@ -151,21 +158,20 @@ class _SafetensorsFolder:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `StoredTensors`."""
         shapes = {}
-        for name, (path, file) in self._files.items():
-            view = file.get_slice(name)
-            if view.get_dtype() not in _DTYPES:
+        for name, path in self._files.items():
+            dtype, shapes[name] = self._shapes[name]
+            if dtype not in _DTYPES:
                 raise CheckpointError(
-                    f"{path}: {name} is {view.get_dtype()}; {', '.join(_DTYPES)} are read, so take "
-                    "the model's unquantized release"
+                    f"{path}: {name} is {dtype}; {', '.join(_DTYPES)} are read, so take the "
+                    "model's unquantized release"
                 )
-            shapes[name] = tuple(view.get_shape())
         return shapes
 
     def load(self, name: str) -> Tensor:
         """See `StoredTensors`."""
-        path, file = self._files[name]
+        path = self._files[name]
         try:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = _open(path).get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
         return tensor

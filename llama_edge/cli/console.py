@@ -92,6 +92,12 @@ class _Bars:
         assert self._running is not None, "a stage advances after it has started"
         self._bars.advance(self._running, steps)
 
+    def skip(self, steps: int) -> None:
+        assert self._running is not None, "a stage goes on after it has started"
+        task = next(task for task in self._bars.tasks if task.id == self._running)
+        # A task that is reset forgets the speed of what was not its own work.
+        self._bars.reset(self._running, completed=int(task.completed) + steps)
+
     def finish(self) -> None:
         """A stage that stops early, or says nothing about its steps, still ends full."""
         if self._running is not None:
@@ -107,12 +113,13 @@ class StageLines:
         self._clock = clock
         self._stage = ""
         self._began = self._spoke = 0.0
-        self._done = self._total = 0
+        self._done = self._total = self._skipped = 0
 
     def start(self, stage: str, total: int) -> None:
         """See `Progress`."""
         self.finish()
-        self._stage, self._done, self._total = stage, 0, total
+        self._stage, self._total = stage, total
+        self._done = self._skipped = 0
         self._began = self._spoke = self._clock()
 
     def advance(self, steps: int = 1) -> None:
@@ -122,10 +129,17 @@ class StageLines:
         if now - self._spoke < _SAY_EVERY_S or not 0 < self._done < self._total:
             return
         self._spoke = now
-        left = (now - self._began) / self._done * (self._total - self._done)
+        own = self._done - self._skipped
+        left = (now - self._began) / own * (self._total - self._done)
         typer.echo(
             f"{self._stage}: {self._done} of {self._total}, about {left:.0f} s left", err=True
         )
+
+    def skip(self, steps: int) -> None:
+        """See `Progress`."""
+        self._done += steps
+        self._skipped += steps
+        typer.echo(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
 
     def finish(self) -> None:
         """The last stage has ended."""

@@ -5,17 +5,20 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
+from llama_edge.core.unfinished import empty, unfinished_folder
 
 _CHUNK = 1 << 20
 #: The largest that we read, the index of a sharded checkpoint, has some 100 KB.
 _MAX_JSON_BYTES = 64 << 20
+#: In the folder of what is not finished: what becomes the output, and an old one on its way out.
+_OUTPUT = "output"
+_ASIDE = "replaced"
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401
@@ -79,36 +82,59 @@ def require_free_space(folder: Path, size_bytes: int) -> None:
 
 @contextmanager
 def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` when the block ends well.
+    """An empty folder on the same disk that becomes `target` when the block ends well.
 
-    On any error, an interrupt included, it is removed and `target` is as it was before.
+    It lies in a folder of this target's own, `.NAME.unfinished` beside it, where the block may
+    keep more. On any error, an interrupt included, all that is removed and `target` is as it was
+    before; what a killed run left there is found by the next one.
 
     Raises:
-        OutputError: `target` exists and `force` is off, or the disk is full or read-only.
+        OutputError: `target` exists and `force` is off, another run is writing it, or the disk is
+            full or read-only.
     """
     target = target.absolute()
     _require_replaceable(target, force=force)
     made = [place for place in target.parents if not place.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _replace(temporary, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise OutputError(
-                f"{target}: {os.strerror(error.errno)}; free some space or choose another "
-                "place with --out"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place = stack.enter_context(unfinished_folder(_place_of(target)))
+            _recover(place, target)
+            folder = empty(place / _OUTPUT)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
+        _require_replaceable(target, force=force)
+        try:
+            yield folder
+            folder.chmod(0o755)
+            _replace(folder, target)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise OutputError(
+                    f"{target}: {os.strerror(error.errno)}; free some space or choose another "
+                    "place with --out"
+                ) from error
+            raise
+
+
+def remove_leftovers(target: Path) -> None:
+    """Clean up after a run that was killed when all of its work was in place already."""
+    place = _place_of(target.absolute())
+    if place.is_dir() and not (place / _OUTPUT).exists():
+        with suppress(OutputError), unfinished_folder(place):
+            pass
+
+
+def _place_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def _recover(place: Path, target: Path) -> None:
+    """A run that was killed between two renames had moved the old output aside."""
+    aside = place / _ASIDE
+    if _is_taken(aside) and not _is_taken(target):
+        aside.rename(target)
 
 
 def _require_replaceable(target: Path, *, force: bool) -> None:
@@ -137,17 +163,17 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _replace(temporary: Path, target: Path) -> None:
+def _replace(folder: Path, target: Path) -> None:
     """Rename into place; an old target is moved aside first so that it is never half gone."""
     if not _is_taken(target):
-        temporary.rename(target)
+        folder.rename(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    aside = folder.with_name(_ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         target.rename(aside)
-        temporary.rename(target)
+        folder.rename(target)
     finally:
         # Whatever stopped it, an interrupt included, the old one goes back to an empty place.
         if _is_taken(aside) and not _is_taken(target):
             aside.rename(target)
-        shutil.rmtree(aside.parent, ignore_errors=True)

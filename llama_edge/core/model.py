@@ -92,18 +92,29 @@ class DequantizedSource:
 
 
 class CachedSource:
-    """Keeps what it has read: for token-by-token decoding of a model that fits in memory."""
+    """Keeps what it has read: for one layer of many tokens, or for decoding token by token.
 
-    def __init__(self, source: MatrixSource) -> None:
+    Args:
+        source: Where weights come from.
+        limit_bytes: Of what is kept; what comes later is read again each time. None keeps all.
+    """
+
+    def __init__(self, source: MatrixSource, limit_bytes: int | None = None) -> None:
         self._source = source
+        self._limit = limit_bytes
+        self._size = 0
         self._matrices: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
 
     def matrix(self, name: str) -> Tensor:
         """See `MatrixSource`."""
-        if name not in self._matrices:
-            self._matrices[name] = self._source.matrix(name)
-        return self._matrices[name]
+        if name in self._matrices:
+            return self._matrices[name]
+        found = self._source.matrix(name)
+        if self._limit is None or self._size + found.nbytes <= self._limit:
+            self._matrices[name] = found
+            self._size += found.nbytes
+        return found
 
     def vector(self, name: str) -> Tensor:
         """See `MatrixSource`."""

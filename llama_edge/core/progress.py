@@ -14,6 +14,10 @@ class Progress(Protocol):
         """Some of the running stage's steps are done."""
         ...
 
+    def skip(self, steps: int) -> None:
+        """Some of its steps were done by an earlier run: done, and no measure of how fast it is."""
+        ...
+
 
 class SilentProgress:
     """Says nothing."""
@@ -22,4 +26,7 @@ class SilentProgress:
         """See `Progress`."""
 
     def advance(self, steps: int = 1) -> None:
+        """See `Progress`."""
+
+    def skip(self, steps: int) -> None:
         """See `Progress`."""

@@ -175,22 +175,27 @@ class _TensorView(Protocol):
 
 
 class FolderWeights:
-    """`QuantizedWeights` over an open `weights.safetensors`; each read touches one tensor."""
+    """`QuantizedWeights` over a `weights.safetensors`; each read touches one tensor."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
         self._config = layout.config
         self._layout = layout
-        try:
-            self._file: _TensorFile = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{path}: cannot be read: {error}") from error
+        file = self._open()
         for name, (dtype, shape) in layout.stored_tensors().items():
-            self._require(name, dtype, shape)
+            self._require(file, name, dtype, shape)
 
-    def _require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    def _open(self) -> _TensorFile:
+        """Anew for each tensor: pages of a mapped file that were read count as memory in use."""
         try:
-            view = self._file.get_slice(name)
+            file: _TensorFile = safe_open(self._path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{self._path}: cannot be read: {error}") from error
+        return file
+
+    def _require(self, file: _TensorFile, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        try:
+            view = file.get_slice(name)
         except SafetensorError as error:
             raise ArtifactError(f"{self._path}: {name} is missing") from error
         if view.get_dtype() != dtype or tuple(view.get_shape()) != shape:
@@ -206,12 +211,12 @@ class FolderWeights:
     def quantized(self, name: str) -> QuantizedTensor:
         """See `QuantizedWeights`."""
         stored = EMBEDDING if name == LM_HEAD and self._config.tie_word_embeddings else name
-        codes = self._file.get_tensor(f"{stored}.codes")
+        codes = self._open().get_tensor(f"{stored}.codes")
         bits = self._layout.bits(name)
         try:
             return QuantizedTensor(
                 codes=unpack_int4(codes) if bits == 4 else codes,
-                scales=self._file.get_tensor(f"{stored}.scales"),
+                scales=self._open().get_tensor(f"{stored}.scales"),
                 bits=bits,
                 group_size=self._layout.group_size(name),
             )
@@ -220,7 +225,7 @@ class FolderWeights:
 
     def vector(self, name: str) -> Tensor:
         """See `QuantizedWeights`."""
-        tensor = self._file.get_tensor(name)
+        tensor = self._open().get_tensor(name)
         if not tensor.isfinite().all():
             raise ArtifactError(f"{self._path}: {name} is damaged: it holds NaN or infinity")
         return tensor

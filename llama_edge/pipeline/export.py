@@ -1,16 +1,14 @@
 """The whole way: load, quantize, lower, read back, run, and keep the bundle if every gate holds."""
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.files import output_folder, require_free_space, write_json
 from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
+from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
 from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import (
@@ -19,6 +17,7 @@ from llama_edge.core.types import (
     Device,
     KVCacheDtype,
     QuantizedCheckpoint,
+    Recipe,
 )
 from llama_edge.export import Format, get_exporter, get_format, get_target
 from llama_edge.export.base import Exporter, LowerOptions
@@ -41,7 +40,10 @@ from llama_edge.pipeline.quantize import (
     require_absent,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
+from llama_edge.quantize.stage import hash_weights
 from llama_edge.runtimes import get_runtime
+from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class ExportRequest:
     force: bool = False
     #: where rotations are learned
     device: Device = Device.CPU
+    #: what the gate runs
+    prompts: PromptPlan = ALL_PROMPTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,10 @@ class _Lowered:
     exporter: Exporter
     artifact: Artifact
     tensors: tuple[TensorEntry, ...]
+
+    def at(self, folder: Path) -> "_Lowered":
+        """The same, moved to `folder`."""
+        return replace(self, artifact=replace(self.artifact, root=folder))
 
 
 def export_model(request: ExportRequest, progress: Progress) -> Bundle:
@@ -95,14 +103,15 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     exporter.requires(checkpoint.config, recipe, request.options)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
-    with output_folder(out, force=request.force) as folder, _scratch_beside(folder) as scratch:
-        quantized = quantize_with_cache(
-            checkpoint, recipe, request.calibration, scratch, progress, request.device
-        )
-        lowered = _lower(quantized, exporter, request.options, folder, progress)
+    key = export_key(checkpoint, recipe, form.backend, request.options)
+    with output_folder(out, force=request.force) as folder:
+        stages = Stages(folder.parent, key)
+        quantized = _quantize(checkpoint, recipe, request, stages, progress)
+        lowered = _lower(quantized, exporter, request.options, stages, progress)
         kv_cache = request.options.kv_cache or form.kv_cache
-        outcome = _gate(lowered, checkpoint, kv_cache, progress)
-        bundle = _write(lowered, request, outcome)
+        outcome = _gate(lowered, checkpoint, kv_cache, request.prompts, progress)
+        lowered.artifact.root.replace(folder)
+        bundle = _write(lowered.at(folder), request, outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
     return Bundle(root=out, manifest=bundle.manifest)
@@ -114,29 +123,54 @@ def _default_place(request: ExportRequest, form: Format) -> Path:
     return Path("bundles") / (name if is_first else f"{name}-{form.backend}")
 
 
-@contextmanager
-def _scratch_beside(folder: Path) -> Iterator[Path]:
-    """A folder on the same disk for what no bundle holds."""
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.scratch.", dir=folder.parent) as name:
-        yield Path(name)
+def _quantize(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    request: ExportRequest,
+    stages: Stages,
+    progress: Progress,
+) -> QuantizedCheckpoint:
+    """From the cache, from what a killed run of this export had finished, or now."""
+    kept = stages.finished(QUANTIZED)
+    if kept is not None:
+        found = read_quantized_checkpoint(kept)
+        if found.source_sha256 == hash_weights(checkpoint.weights):
+            return found
+        stages.forget()
+    scratch = stages.begin(QUANTIZED)
+    found = quantize_with_cache(
+        checkpoint, recipe, request.calibration, scratch, progress, request.device
+    )
+    if found.root == scratch:
+        return read_quantized_checkpoint(stages.finish(QUANTIZED))
+    return found
 
 
 def _lower(
     quantized: QuantizedCheckpoint,
     exporter: Exporter,
     options: LowerOptions,
-    folder: Path,
+    stages: Stages,
     progress: Progress,
 ) -> _Lowered:
-    exporter.lower(quantized, folder, options, progress)
-    write_text_assets(folder, quantized.text)
+    stage = lowered_stage(quantized)
+    folder = stages.finished(stage)
+    if folder is None:
+        unfinished = stages.begin(stage)
+        exporter.lower(quantized, unfinished, options, progress)
+        write_text_assets(unfinished, quantized.text)
+        folder = stages.finish(stage)
     artifact = exporter.read_artifact(folder)
     tensors = list_tensors(exporter.read_weights(artifact), progress)
     return _Lowered(source=quantized, exporter=exporter, artifact=artifact, tensors=tensors)
 
 
 def _gate(
-    lowered: _Lowered, checkpoint: Checkpoint, kv_cache: KVCacheDtype, progress: Progress
+    lowered: _Lowered,
+    checkpoint: Checkpoint,
+    kv_cache: KVCacheDtype,
+    prompts: PromptPlan,
+    progress: Progress,
 ) -> GateOutcome:
     source = lowered.source
     try:
@@ -154,6 +188,7 @@ def _gate(
         text=read_text_assets(lowered.artifact.root),
         contract=build_text_contract(source.text),
         full=checkpoint,
+        prompts=prompts,
     )
     return run_gate(subject, progress)
 

@@ -25,7 +25,7 @@ from llama_edge.verify.contract import check_contract, check_end_tokens
 from llama_edge.verify.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.verify.findings import Finding, rounded
 from llama_edge.verify.parity import FidelityReport, ParityReport, check_fidelity, check_parity
-from llama_edge.verify.prompts import fidelity_prompts, gate_prompts
+from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan, fidelity_prompts, gate_prompts
 from llama_edge.verify.tolerances import Tolerances
 
 
@@ -49,6 +49,8 @@ class GateSubject:
     recipe: Recipe
     #: the full-precision model; None when it is not at hand
     full: Checkpoint | None
+    #: what is run
+    prompts: PromptPlan = ALL_PROMPTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ def _check_blocks(
     subject: GateSubject, runtime: ChildRuntime, tolerances: Tolerances, progress: Progress
 ) -> BlocksReport:
     artifact = subject.artifact
-    prompts = gate_prompts(Tokenizer(subject.text), artifact.max_context)
+    prompts = gate_prompts(Tokenizer(subject.text), artifact.max_context, subject.prompts)
     progress.start("run, and look into blocks", len(prompts))
     traces: list[BlockTrace] = []
     for prompt in prompts:
@@ -193,7 +195,7 @@ def _measure(
     subject: GateSubject, runtime: ChildRuntime, tolerances: Tolerances, progress: Progress
 ) -> EndToEnd:
     artifact, full = subject.artifact, subject.full
-    prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context)
+    prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context, subject.prompts)
     precise = (
         None if full is None else Llama(full.config, FullPrecisionSource(full.config, full.weights))
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_edge.core.errors import OutputError, UsageError
-from llama_edge.core.files import output_folder, require_free_space
+from llama_edge.core.files import output_folder, remove_leftovers, require_free_space
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
@@ -107,5 +107,6 @@ def require_absent(target: Path, *, force: bool) -> None:
     Raises:
         OutputError: `target` exists and `force` is off.
     """
+    remove_leftovers(target)
     if target.exists() and not force:
         raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")

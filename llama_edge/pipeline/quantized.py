@@ -1,16 +1,16 @@
 """Quantizing with calibration text, and keeping what took minutes: both targets share one result.
 
-The cache holds calibration text, quantized checkpoints and, while they are being learned, rotations
-under hashes of everything that they depend on, so a stale entry is never met. It lies in
-`$LLAMA_EDGE_CACHE`, else in `$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting
-it loses only time.
+The cache holds calibration text, quantized checkpoints and, while one is being made, what of it is
+done (learned rotations, measured sensitivity, rounded layers) under hashes of everything that they
+depend on, so a stale entry is never met. It lies in `$LLAMA_EDGE_CACHE`, else in
+`$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting it loses only time.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,14 +18,17 @@ from safetensors.torch import load_file, save_file
 
 import llama_edge.core
 import llama_edge.quantize
+from llama_edge.core.errors import OutputError
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.unfinished import unfinished_folder
 from llama_edge.pipeline.given_codes import keep_codes
+from llama_edge.pipeline.stages import code_sha256
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
-from llama_edge.quantize.learned_rotations import LearningPlace
 from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
+from llama_edge.quantize.work_place import WorkPlace
 
 _TOKENS_FILE = "tokens.safetensors"
 
@@ -57,7 +60,7 @@ def quantize_with_cache(
         texts: The user's calibration text; empty lets the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
-        device: Where rotations are learned. A run that was stopped while learning is gone on with.
+        device: Where rotations are learned. A run that was stopped is gone on with.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
@@ -79,27 +82,35 @@ def quantize_with_cache(
         }
     )
     folder = cache_folder() / "quantized" / key
-    if not folder.exists():
-        state = cache_folder() / "rotations" / f"{key}.safetensors"
-        learning = LearningPlace(device=device, state=state)
-        with output_folder(folder, force=False) as unfinished:
-            quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration, learning)
-        state.unlink(missing_ok=True)
+    with _kept_work(key, progress) as work:
+        if not folder.exists():
+            place = WorkPlace(device=device, folder=work)
+            with output_folder(folder, force=False) as unfinished:
+                quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration, place)
     return read_quantized_checkpoint(folder)
 
 
-@cache
-def _code_sha256() -> str:
-    """Of the program text that decides about codes: a changed quantizer finds no old result."""
-    digest = hashlib.sha256()
-    for package in (llama_edge.quantize, llama_edge.core):
-        for file in sorted(Path(str(package.__file__)).parent.glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+@contextmanager
+def _kept_work(key: str, progress: Progress) -> Iterator[Path]:
+    """The folder of what is done but not finished; an equal run elsewhere is waited for."""
+    parent = cache_folder() / "unfinished"
+    with ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            work = unfinished_folder(parent / key, keep=True, waiting=progress)
+            folder = stack.enter_context(work)
+        except OSError as error:
+            raise OutputError(
+                f"{parent}: cannot be written: {error.strerror}; set LLAMA_EDGE_CACHE to a folder "
+                "that can be"
+            ) from error
+        yield folder
+    with suppress(OSError):  # another run's work is in it
+        parent.rmdir()
 
 
 def _key(parts: Mapping[str, object]) -> str:
-    text = canonical_json({**parts, "code": _code_sha256()})
+    text = canonical_json({**parts, "code": code_sha256(llama_edge.quantize, llama_edge.core)})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -110,12 +121,14 @@ def _calibration(
         return read_calibration(checkpoint, texts)
     template = checkpoint.text.chat_template
     parts = {"source": source, "template": template, "seed": seed}
-    folder = cache_folder() / "calibration" / _key(parts)
     origin = f"self-generated, seed {seed}"
-    try:
-        return CalibrationSet(tokens=load_file(folder / _TOKENS_FILE)["tokens"], origin=origin)
-    except (FileNotFoundError, SafetensorError, KeyError):
-        generated = generate_calibration(checkpoint, seed, progress)
-    with output_folder(folder, force=True) as unfinished:
-        save_file({"tokens": generated.tokens}, unfinished / _TOKENS_FILE)
+    key = _key(parts)
+    folder = cache_folder() / "calibration" / key
+    with _kept_work(key, progress):
+        try:
+            return CalibrationSet(tokens=load_file(folder / _TOKENS_FILE)["tokens"], origin=origin)
+        except (FileNotFoundError, SafetensorError, KeyError):
+            generated = generate_calibration(checkpoint, seed, progress)
+        with output_folder(folder, force=True) as unfinished:
+            save_file({"tokens": generated.tokens}, unfinished / _TOKENS_FILE)
     return generated

@@ -27,28 +27,52 @@ class Prompt:
         return self.tokens + self.continuation
 
 
-def gate_prompts(tokenizer: Tokenizer, max_context: int) -> tuple[Prompt, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptPlan:
+    """How much a gate runs; less than all of it is for benchmarks of large random models."""
+
+    #: prompts for graph parity
+    gate: int = len(GATE_TEXTS)
+    #: prompts for fidelity, those of the gate first
+    fidelity: int = len(GATE_TEXTS) + len(MORE_TEXTS)
+    #: a longer prompt is cut to so many tokens
+    max_prompt_tokens: int | None = None
+    #: tokens that are decoded behind a prompt
+    decode_steps: int = DECODE_STEPS
+
+
+#: What every export runs.
+ALL_PROMPTS: Final = PromptPlan()
+
+
+def gate_prompts(
+    tokenizer: Tokenizer, max_context: int, plan: PromptPlan = ALL_PROMPTS
+) -> tuple[Prompt, ...]:
     """Four prompts in four languages and scripts: enough for graph parity.
 
     Raises:
         TokenizerError: A prompt cannot be made to fit the context.
     """
-    return tuple(_prompt(text, tokenizer, max_context) for text in GATE_TEXTS)
+    texts = GATE_TEXTS[: plan.gate]
+    return tuple(_prompt(text, tokenizer, max_context, plan) for text in texts)
 
 
-def fidelity_prompts(tokenizer: Tokenizer, max_context: int) -> tuple[Prompt, ...]:
+def fidelity_prompts(
+    tokenizer: Tokenizer, max_context: int, plan: PromptPlan = ALL_PROMPTS
+) -> tuple[Prompt, ...]:
     """The gate's prompts first, then more: eight languages, five kinds of work.
 
     Raises:
         TokenizerError: A prompt cannot be made to fit the context.
     """
-    texts = (*GATE_TEXTS, *MORE_TEXTS)
-    return tuple(_prompt(text, tokenizer, max_context) for text in texts)
+    texts = (*GATE_TEXTS, *MORE_TEXTS)[: plan.fidelity]
+    return tuple(_prompt(text, tokenizer, max_context, plan) for text in texts)
 
 
-def _prompt(text: PromptText, tokenizer: Tokenizer, max_context: int) -> Prompt:
+def _prompt(text: PromptText, tokenizer: Tokenizer, max_context: int, plan: PromptPlan) -> Prompt:
     tokens = _shortest_request(text, tokenizer, min(MIN_PROMPT_TOKENS, max_context // 2))
-    steps = min(DECODE_STEPS, max_context - len(tokens))
+    tokens = tokens[: plan.max_prompt_tokens]
+    steps = min(plan.decode_steps, max_context - len(tokens))
     if steps < 1:
         raise TokenizerError(
             f"prompt {text.name} has {len(tokens)} tokens and the context holds {max_context}; "

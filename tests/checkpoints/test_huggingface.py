@@ -76,6 +76,14 @@ def test_a_tensor_is_read_only_when_asked_for(
         weights.read(UP)
 
 
+def test_no_file_stays_mapped(hf_folder: Path) -> None:
+    """Mapped pages that were read count as memory in use: 6.4 GB of a 3B."""
+    weights = load_checkpoint(str(hf_folder)).weights
+    for name in weights:
+        weights.read(name)
+    assert str(hf_folder) not in Path("/proc/self/maps").read_text()
+
+
 def test_infinity_is_refused_and_a_large_sum_is_not(
     hf_folder: Path, debug_weights: dict[str, Tensor]
 ) -> None:

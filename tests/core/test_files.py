@@ -2,6 +2,9 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -13,6 +16,7 @@ from llama_edge.core.files import (
     file_sha256,
     output_folder,
     read_json_object,
+    remove_leftovers,
     require_free_space,
     write_json,
 )
@@ -85,7 +89,8 @@ def test_hash_of_a_file_longer_than_a_piece(tmp_path: Path) -> None:
 def test_output_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "out"
     with output_folder(target, force=False) as folder:
-        assert folder.parent == target.parent  # the same file system: a rename is atomic
+        # The same file system: a rename is atomic.
+        assert folder == target.parent / ".out.unfinished" / "output"
         assert not target.exists()
         (folder / "file").write_text("new")
     assert contents(tmp_path) == {"deep/er/out/file": "new"}
@@ -174,7 +179,7 @@ def test_a_parent_that_cannot_hold_it_is_a_message(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     # The user root writes everywhere, so the refusal is planted.
-    monkeypatch.setattr("llama_edge.core.files.tempfile.mkdtemp", denied)
+    monkeypatch.setattr("llama_edge.core.files.unfinished_folder", denied)
     with pytest.raises(OutputError, match="cannot be created: Permission denied"):
         fill(tmp_path / "new" / "out", "new")
     assert names(tmp_path) == ["file"]
@@ -227,3 +232,61 @@ def test_too_little_space_is_known_before_writing(
         require_free_space(target, 6 * 2**20)
     assert asked == [tmp_path, tmp_path]
     assert names(tmp_path) == []
+
+
+def killed(target: Path, *, at: str) -> None:
+    """A process that replaces `target` and dies by SIGKILL when it is about to rename to `at`."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from llama_edge.core.files import output_folder
+rename = Path.rename
+def killing(self, to):
+    if Path(to).name == {at!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, to)
+Path.rename = killing
+with output_folder(Path({str(target)!r}), force=True) as folder:
+    (folder / "file").write_text("new")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_run_left_is_cleaned_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    killed(target, at="out")
+    assert contents(tmp_path) == {".out.unfinished/lock": "", ".out.unfinished/output/file": "new"}
+    fill(target, "next")
+    assert contents(tmp_path) == {"out/file": "next"}
+
+
+def test_an_old_output_survives_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, "old")
+    killed(target, at="out")
+    assert not target.exists()
+    with pytest.raises(OutputError, match="exists already"):
+        fill(target, "next")
+    assert contents(tmp_path) == {"out/file": "old"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "out", force=False) as folder:
+        (folder / "file").write_text("first")
+        with pytest.raises(OutputError, match="another run works here"):
+            fill(tmp_path / "out", "second")
+    assert contents(tmp_path) == {"out/file": "first"}
+
+
+def test_leftovers_of_a_run_that_had_finished_are_removed(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "whole")
+    left = tmp_path / ".out.unfinished"
+    (left / "output").mkdir(parents=True)
+    remove_leftovers(tmp_path / "out")
+    assert left.exists()  # work that a run with --force would go on with
+    (left / "output").rmdir()
+    (left / "replaced").mkdir()
+    remove_leftovers(tmp_path / "out")
+    assert names(tmp_path) == ["out"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.model import (
+    CachedSource,
     FullPrecisionSource,
     KVCache,
     Llama,
@@ -18,6 +19,7 @@ from llama_edge.core.model import (
     rope_tables,
 )
 from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import (
     EMBEDDING,
     LM_HEAD,
@@ -271,3 +273,20 @@ def test_a_later_token_does_not_change_an_earlier_logit() -> None:
     before, after = model.logits(tokens), model.logits(other)
     assert torch.equal(before[:12], after[:12])
     assert worst(before[12:], after[12:]) > 0.01
+
+
+def test_a_limited_cache_reads_again_what_does_not_fit(debug_checkpoint: Checkpoint) -> None:
+    reads: list[str] = []
+
+    class Counted(FullPrecisionSource):
+        def matrix(self, name: str) -> Tensor:
+            reads.append(name)
+            return super().matrix(name)
+
+    first, second = (block_weight(0, part) for part in ("mlp.up_proj", "mlp.gate_proj"))
+    weights = debug_checkpoint.weights
+    source = Counted(debug_checkpoint.config, weights)
+    cached = CachedSource(source, limit_bytes=weights.read(first).nbytes)
+    for name in (first, second) * 2:
+        assert torch.equal(cached.matrix(name), weights.read(name))
+    assert reads == [first, second, second]

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
 from llama_edge.pipeline.quantize import check_calibration, check_learning_device
 from llama_edge.pipeline.quantized import cache_folder, quantize_with_cache
-from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize import W4A8_GPTQ, W4A8_MIXED, W4A8_RTN, W4A8_SPINQUANT
 from llama_edge.quantize.learned_rotations import SAVE_EVERY
 from llama_edge.quantize.stage import hash_weights
 
@@ -51,7 +52,7 @@ def test_a_changed_quantizer_finds_no_old_result(
     short_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
-    monkeypatch.setattr("llama_edge.pipeline.quantized._code_sha256", lambda: "another")
+    monkeypatch.setattr("llama_edge.pipeline.quantized.code_sha256", lambda *_: "another")
     second = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
     assert second.root != first.root
 
@@ -126,17 +127,96 @@ def test_learning_goes_on_after_an_interrupt_and_leaves_no_state(
     recipe = learned(SAVE_EVERY + 2)
     with pytest.raises(KeyboardInterrupt):
         quantize_with_cache(short_model, recipe, (), tmp_path, Stops())
-    assert len(list(fresh_cache.glob("rotations/*.safetensors"))) == 1
+    assert len(list(fresh_cache.glob("unfinished/*/rotations.safetensors"))) == 1
     assert not list(fresh_cache.glob("quantized/*"))
     stages = Stages()
     resumed = quantize_with_cache(short_model, recipe, (), tmp_path, stages)
     assert stages.names == ["learn rotations", "quantize (w4a8-spinquant)"]
-    assert not list(fresh_cache.glob("rotations/*"))
+    assert not list(fresh_cache.glob("unfinished"))
     assert resumed.recipe == recipe
     monkeypatch.setenv("LLAMA_EDGE_CACHE", str(tmp_path / "another"))
     undisturbed = quantize_with_cache(short_model, recipe, (), tmp_path, SilentProgress())
     name = "weights.safetensors"
     assert (resumed.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Steps(Stages):
+    """Remembers how many steps of each stage were taken and skipped; may be interrupted."""
+
+    def __init__(self, stage: str = "", after: int = 0) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, int]] = []
+        self.skipped: list[tuple[str, int]] = []
+        self._stage, self._after = stage, after
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps.append((self.names[-1], steps))
+        if self.steps.count((self._stage, 1)) == self._after > 0:
+            raise KeyboardInterrupt
+
+    def skip(self, steps: int) -> None:
+        self.skipped.append((self.names[-1], steps))
+
+
+FORWARD, BACK, ROUND = (
+    "measure sensitivity, forward",
+    "measure sensitivity, back",
+    "quantize (w4a8-mixed)",
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "after", "resumed_steps", "skipped"),
+    [
+        (FORWARD, 1, {FORWARD: 2, BACK: 2, ROUND: 15}, []),
+        # The second layer was measured; the first one's input is the embedding.
+        (BACK, 1, {BACK: 1, ROUND: 15}, [(BACK, 1)]),
+        (ROUND, 7, {ROUND: 15}, []),
+        (ROUND, 9, {ROUND: 8}, [(ROUND, 7)]),
+        (ROUND, 15, {ROUND: 8}, [(ROUND, 7)]),
+    ],
+)
+def test_a_stopped_calibration_goes_on_where_it_was(
+    short_model: Checkpoint,
+    tmp_path: Path,
+    fresh_cache: Path,
+    stage: str,
+    after: int,
+    resumed_steps: dict[str, int],
+    skipped: list[tuple[str, int]],
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(stage, after))
+    again = Steps()
+    found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
+    resumed = contents(found.root)
+    taken = {
+        name: again.steps.count((name, 1)) for name in again.names if name in dict(again.steps)
+    }
+    assert (taken, again.skipped) == (resumed_steps, skipped)
+    assert not (fresh_cache / "unfinished").exists()
+    shutil.rmtree(fresh_cache / "quantized")
+    undisturbed = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, SilentProgress())
+    assert contents(undisturbed.root) == resumed
+
+
+def test_what_was_kept_and_is_damaged_is_done_again(
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+    (layer,) = fresh_cache.glob("unfinished/*/layers/0000.safetensors")
+    (costs,) = fresh_cache.glob("unfinished/*/sensitivity/costs.safetensors")
+    for file in (layer, costs):
+        file.write_bytes(file.read_bytes()[:-1])
+    again = Steps()
+    quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
+    assert again.names == [FORWARD, BACK, ROUND]
+    assert again.skipped == []
 
 
 def test_learned_rotations_are_what_is_rounded(short_model: Checkpoint, tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_the_seed_decides_what_is_written(
     assert torch.equal(other.tokens[:, :8], generated.tokens[:, :8])
 
 
+def test_a_model_that_is_too_large_to_keep_writes_the_same_text(
+    generated: CalibrationSet, debug_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_edge.quantize.calibration.WEIGHT_BYTES", 100_000)
+    again = generate_calibration(debug_checkpoint, 0, SilentProgress(), length=48)
+    assert again.record() == generated.record()
+
+
 def test_the_user_s_own_text_is_cut_into_windows(
     debug_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

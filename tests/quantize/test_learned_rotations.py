@@ -23,7 +23,7 @@ from llama_edge.quantize import W4A8_SPINQUANT
 from llama_edge.quantize.learned_rotations import SAVE_EVERY, LearningPlace, learn_rotations
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
 from llama_edge.quantize.rotation_state import load_state, save_state, start_state
-from llama_edge.quantize.straight_through import RotationLoss, resident
+from llama_edge.quantize.straight_through import ResidentWeights, RotationLoss, resident
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 from tests.quantize.test_sequential import tokens
 
@@ -139,6 +139,21 @@ def test_everything_lies_on_the_device_of_the_weights(debug_checkpoint: Checkpoi
     assert all(gradient.device == meta for gradient in gradients)
 
 
+def test_weights_that_bfloat16_holds_are_kept_in_it_to_the_same_bits() -> None:
+    weights = MemoryWeights(DEBUG_CONFIG)
+    exact, other = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+    weights.tensors[exact] = weights.tensors[exact].bfloat16().float()
+    kept = ResidentWeights(weights, torch.device("cpu"))
+    for name in (exact, other) * 2:
+        read = kept.read(name)
+        assert read.dtype == torch.float32
+        assert torch.equal(read, weights.read(name))
+    assert {name: tensor.dtype for name, tensor in kept._kept.items()} == {
+        exact: torch.bfloat16,
+        other: torch.float32,
+    }
+
+
 class StopsAfter(SilentProgress):
     """Fails in the middle, as an interrupt would."""
 
@@ -162,6 +177,9 @@ class Said(SilentProgress):
         self.stages.append(f"{stage}: {total}")
 
     def advance(self, steps: int = 1) -> None:
+        self.steps.append(steps)
+
+    def skip(self, steps: int) -> None:
         self.steps.append(steps)
 
 

@@ -15,6 +15,7 @@ from llama_edge.core.weight_names import block_linear_names
 from llama_edge.quantize import W4A8_GPTQ
 from llama_edge.quantize.gptq import gptq_codes, rounding_costs
 from llama_edge.quantize.groupwise import choose_scales
+from llama_edge.quantize.kept_costs import KeptCosts
 from llama_edge.quantize.mixed_precision import all_int8
 from llama_edge.quantize.scale_search import search_scales
 from llama_edge.quantize.sensitivity import measure_costs
@@ -27,7 +28,9 @@ def tokens(sequences: int = 8) -> Tensor:
 
 def costs(checkpoint: Checkpoint) -> tuple[dict[str, float], dict[str, float]]:
     layout = Layout(checkpoint.config, W4A8_GPTQ)
-    narrow, wide = measure_costs(checkpoint, (layout, all_int8(layout)), tokens(), SilentProgress())
+    narrow, wide = measure_costs(
+        checkpoint, (layout, all_int8(layout)), tokens(), KeptCosts(None), SilentProgress()
+    )
     return narrow, wide
 
 

@@ -41,6 +41,9 @@ class CountingProgress:
     def advance(self, steps: int = 1) -> None:
         self.done += steps
 
+    def skip(self, steps: int) -> None:
+        self.done += steps
+
 
 def test_every_matrix_has_the_codes_of_its_own_weight(
     debug_checkpoint: Checkpoint, debug_quantized: QuantizedCheckpoint
@@ -118,10 +121,10 @@ def test_a_tied_head_is_the_embedding_and_stored_once(
     assert sizes[1] - sizes[0] >= DEBUG_CONFIG.vocab_size * (DEBUG_CONFIG.hidden_size + 2)
 
 
-def test_progress_counts_every_tensor(tmp_path: Path) -> None:
+def test_progress_counts_every_matrix(tmp_path: Path) -> None:
     progress = CountingProgress()
     quantize_checkpoint(checkpoint_of(), W4A8_RTN, tmp_path, progress)
-    assert progress.done == progress.total == 1 + 2 * (7 + 2) + 1
+    assert progress.done == progress.total == 1 + 2 * 7
 
 
 def test_a_width_that_the_group_does_not_divide_stops_before_any_work(tmp_path: Path) -> None:

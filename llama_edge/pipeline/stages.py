@@ -1,0 +1,94 @@
+"""Stages of an export that a killed run had finished, beside the output that they are for."""
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import llama_edge.core
+import llama_edge.export
+import llama_edge.formats
+import llama_edge.quantize
+from llama_edge.core.files import canonical_json, file_sha256
+from llama_edge.core.quantized_checkpoint import CONFIG_FILE
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
+from llama_edge.core.unfinished import empty
+from llama_edge.export.base import LowerOptions
+from llama_edge.pipeline.describe import library_versions
+
+#: What a killed run's successor takes up; the gate always runs.
+QUANTIZED: Final = "quantized"
+_LOWERED: Final = "lowered"
+_KEY_FILE: Final = "key"
+
+
+@cache
+def code_sha256(*packages: ModuleType) -> str:
+    """Of the program text that decides about bytes: another version finds no old result."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def export_key(
+    checkpoint: Checkpoint, recipe: Recipe, backend: str, options: LowerOptions
+) -> str:
+    """Of what the stages' bytes depend on, but weights and calibration text."""
+    parts = {
+        "config": checkpoint.config.to_json(),
+        "text": asdict(checkpoint.text),
+        "note": checkpoint.note,
+        "recipe": recipe.to_json(),
+        "backend": backend,
+        "options": asdict(options),
+        "versions": library_versions(backend),
+        "code": code_sha256(
+            llama_edge.core, llama_edge.quantize, llama_edge.formats, llama_edge.export
+        ),
+    }
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def lowered_stage(quantized: QuantizedCheckpoint) -> str:
+    """The stage's name, by the weights, recipe and calibration text that the codes came from."""
+    return f"{_LOWERED}-{file_sha256(quantized.root / CONFIG_FILE)[:16]}"
+
+
+class Stages:
+    """Finished stages as folders; each appears under its name in one move.
+
+    Args:
+        place: A folder that this run has for itself.
+        key: What the stages depend on; those of another key are removed.
+    """
+
+    def __init__(self, place: Path, key: str) -> None:
+        self.place = place
+        key_file = place / _KEY_FILE
+        if not key_file.is_file() or key_file.read_text() != key:
+            self.forget()
+            key_file.write_text(key)
+
+    def forget(self) -> None:
+        """Nothing is finished."""
+        for folder in self.place.iterdir():
+            if folder.name.startswith((QUANTIZED, _LOWERED)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def finished(self, name: str) -> Path | None:
+        """The stage's folder, if it is whole."""
+        folder = self.place / name
+        return folder if folder.is_dir() else None
+
+    def begin(self, name: str) -> Path:
+        """An empty folder for a stage's files."""
+        return empty(self.place / f"{name}.part")
+
+    def finish(self, name: str) -> Path:
+        """What is in the folder of `begin` is whole: the stage's folder."""
+        return (self.place / f"{name}.part").rename(self.place / name)

@@ -1,0 +1,100 @@
+"""SIGKILL at random moments: the next run completes, to the bytes of an undisturbed one."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Exports:
+    """Exports of one model to one target, in processes that may be killed."""
+
+    def __init__(self, model: Path, target: str, recipe: str, place: Path) -> None:
+        self._model, self._target, self._recipe = model, target, recipe
+        self.cache, self.out = place / "cache", place / "bundles" / "out"
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.pipeline.export_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, kill_after_s: float | None = None) -> dict[str, Any]:
+        request = {
+            "model": str(self._model),
+            "target": self._target,
+            "recipe": self._recipe,
+            "out": str(self.out),
+            "cache": str(self.cache),
+            "kill_after_s": kill_after_s,
+        }
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        found: dict[str, Any] = json.loads(self._server.stdout.readline())
+        return found
+
+    def complete(self) -> dict[str, bytes]:
+        """The bundle, by a further run unless the killed one had just put it in place."""
+        if not self.out.exists():
+            assert self.run()["exit_code"] == 0
+            assert [path.name for path in self.out.parent.iterdir()] == [self.out.name]
+            assert not (self.cache / "unfinished").exists()
+        return {
+            path.relative_to(self.out).as_posix(): path.read_bytes()
+            for path in self.out.rglob("*")
+            if path.is_file()
+        }
+
+    def forget(self) -> None:
+        shutil.rmtree(self.cache, ignore_errors=True)
+        shutil.rmtree(self.out.parent, ignore_errors=True)
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+@pytest.fixture
+def exports(
+    request: pytest.FixtureRequest, debug_folder: Path, tmp_path: Path
+) -> Iterator[Exports]:
+    target, recipe = request.param
+    found = Exports(debug_folder, target, recipe, tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("exports", [("onnx", "w4a8-rtn")], indirect=True)
+def test_a_chain_of_kills_changes_no_byte(exports: Exports) -> None:
+    seconds = exports.run()["seconds"]
+    wanted = exports.complete()
+    exports.forget()
+    moments = random.Random(0)
+    for _ in range(3):
+        killed = exports.run(kill_after_s=moments.uniform(0, seconds))
+        assert killed["exit_code"] in (-signal.SIGKILL, 0)
+        if exports.out.exists():
+            break
+    assert exports.complete() == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exports", [("android", "w4a8-mixed")], indirect=True)
+def test_twenty_kills_and_twenty_whole_bundles(exports: Exports) -> None:
+    seconds = exports.run()["seconds"]
+    wanted = exports.complete()
+    moments, killed = random.Random(0), 0
+    for _ in range(20):
+        exports.forget()
+        found = exports.run(kill_after_s=moments.uniform(0, seconds))
+        killed += found["exit_code"] == -signal.SIGKILL
+        assert exports.complete() == wanted
+    assert killed >= 15

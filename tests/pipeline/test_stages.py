@@ -1,0 +1,104 @@
+"""What a killed export had finished is taken up by the next one, if it is the same export."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llama_edge.core.progress import SilentProgress
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.bundle import open_bundle
+from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.pipeline.gate import GateOutcome, GateSubject
+from llama_edge.pipeline.stages import Stages
+from tests.conftest import debug_request
+
+QUANTIZE, LOWER = "quantize (w4a8-rtn)", "lower (onnx)"
+
+
+class Said(SilentProgress):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def start(self, stage: str, total: int) -> None:
+        self.stages.append(stage)
+
+    def slow(self) -> Sequence[str]:
+        return [stage for stage in self.stages if stage in (QUANTIZE, LOWER)]
+
+
+@pytest.fixture
+def model(debug_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in debug_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def killed_in_the_gate(model: Path, tmp_path: Path) -> ExportRequest:
+    """A request whose first run has left what a kill in the gate leaves."""
+    request = debug_request(model, "onnx", tmp_path / "bundles" / "out")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupt(subject: GateSubject, progress: SilentProgress) -> GateOutcome:
+            raise KeyboardInterrupt
+
+        patch.setattr("llama_edge.pipeline.export.run_gate", interrupt)
+        patch.setattr("llama_edge.core.unfinished._remove", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(request, SilentProgress())
+    return request
+
+
+@pytest.fixture(autouse=True)
+def easy_gate(killed_in_the_gate: ExportRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read back is still compared; nothing is run."""
+    passed = GateOutcome(parity=None, fidelity=None, reason=None)
+    monkeypatch.setattr("llama_edge.pipeline.export.run_gate", lambda *_: passed)
+
+
+def bundle_of(request: ExportRequest, said: Said) -> dict[str, bytes]:
+    export_model(request, said)
+    assert request.out is not None
+    assert [path.name for path in request.out.parent.iterdir()] == [request.out.name]
+    open_bundle(request.out)
+    return {path.name: path.read_bytes() for path in request.out.iterdir()}
+
+
+def test_the_same_export_goes_on(killed_in_the_gate: ExportRequest) -> None:
+    said, plain = Said(), Said()
+    resumed = bundle_of(killed_in_the_gate, said)
+    assert said.slow() == []
+    assert "read codes back" in said.stages
+    undisturbed = bundle_of(replace(killed_in_the_gate, force=True), plain)
+    assert plain.slow() == [QUANTIZE, LOWER]
+    assert resumed == undisturbed
+
+
+def test_other_options_begin_anew(killed_in_the_gate: ExportRequest) -> None:
+    said = Said()
+    bundle_of(replace(killed_in_the_gate, options=LowerOptions(max_context=256)), said)
+    assert said.slow() == [QUANTIZE, LOWER]
+
+
+def test_other_weights_begin_anew(killed_in_the_gate: ExportRequest, model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, model / "model.safetensors")
+    said = Said()
+    bundle_of(killed_in_the_gate, said)
+    assert said.slow() == [QUANTIZE, LOWER]
+
+
+def test_half_a_stage_does_not_count(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, "key")
+    (stages.begin("quantized") / "half").touch()
+    assert Stages(tmp_path, "key").finished("quantized") is None
+    assert list(stages.begin("quantized").iterdir()) == []
+    assert stages.finish("quantized") == Stages(tmp_path, "key").finished("quantized")
+    assert Stages(tmp_path, "another").finished("quantized") is None
