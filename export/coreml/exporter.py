@@ -7,6 +7,7 @@ from llama_edge.core.files import require_free_space
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
     Interface,
@@ -20,7 +21,9 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.program import read_interface, read_placement
+from llama_edge.export.coreml.package import PACKAGE
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.export.coreml.runner import read_runner_values
 
 #: As much as the android target takes at once: logits of more tokens would only take memory.
 MAX_PREFILL = 512
@@ -84,3 +87,7 @@ class CoreMLExporter:
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
         return read_end_tokens(artifact.path.parent)
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        """See `Exporter`."""
+        return read_runner_values(path if path.suffix == Path(PACKAGE).suffix else path / PACKAGE)

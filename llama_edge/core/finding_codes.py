@@ -12,6 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
+from llama_edge.core.errors import ArtifactError, CheckFailedError
+
 CATALOG_FILE: Final = "finding_codes.json"
 
 
@@ -51,11 +53,14 @@ class ContractFinding:
         return finding_codes()[self.code].remedy
 
     @property
+    def sentences(self) -> str:
+        """All of it in one line, but for the place."""
+        return f"{self.what} Expected {self.expected}; found {self.found}. {self.remedy}"
+
+    @property
     def message(self) -> str:
         """All of it in one line."""
-        return (
-            f"{self.where}: {self.what} Expected {self.expected}; found {self.found}. {self.remedy}"
-        )
+        return f"{self.where}: {self.sentences}"
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and for fixtures that the apps' tests read too."""
@@ -74,3 +79,19 @@ def finding_codes() -> Mapping[str, FindingCode]:
     """The catalog, by code."""
     text = resources.files("llama_edge.core").joinpath(CATALOG_FILE).read_text("utf-8")
     return {code: FindingCode(code=code, **entry) for code, entry in json.loads(text).items()}
+
+
+class BreachError(ArtifactError):
+    """A bundle that cannot be trusted or read at all; `place` is where the reader knows it."""
+
+    def __init__(self, finding: ContractFinding, place: object) -> None:
+        super().__init__(f"{place}: {finding.sentences}")
+        self.finding = finding
+
+
+class BreachFoundError(CheckFailedError):
+    """A bundle whose files are not those of its manifest."""
+
+    def __init__(self, finding: ContractFinding, place: object) -> None:
+        super().__init__(f"{place}: {finding.sentences}")
+        self.finding = finding
