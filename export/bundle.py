@@ -12,13 +12,18 @@ from typing import Final
 from llama_edge.core.errors import ArtifactError, CheckFailedError
 from llama_edge.core.files import file_sha256, read_json_object, write_json
 from llama_edge.core.finding_codes import BreachError, BreachFoundError, ContractFinding
-from llama_edge.core.manifest import MANIFEST_FILE, FileEntry, Manifest, TensorEntry
+from llama_edge.core.manifest import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+)
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedWeights
 
 PARITY_FILE: Final = "parity.json"
-SIGNATURE_FILE: Final = "manifest.sig"
 
 #: What no manifest lists: itself, and what is made of it afterwards.
 _NOT_LISTED: Final = frozenset({MANIFEST_FILE, SIGNATURE_FILE})

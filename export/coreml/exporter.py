@@ -20,8 +20,8 @@ from llama_edge.core.types import (
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
-from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.package import PACKAGE
+from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 from llama_edge.export.coreml.runner import read_runner_values
 

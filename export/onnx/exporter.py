@@ -8,8 +8,8 @@ from llama_edge.core.files import require_free_space
 from llama_edge.core.model import ACTIVATION_BLOCK
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,

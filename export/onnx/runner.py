@@ -89,7 +89,7 @@ def _numbers(
 
 def _end_tokens(model: Mapping[str, Any]) -> Iterator[RunnerValue]:
     ids = model.get("eos_token_id")
-    numbers = ids if isinstance(ids, list) else [ids]
+    numbers: list[Any] = ids if isinstance(ids, list) else [ids]
     where = f"{CONFIG_FILE}: model.eos_token_id"
     if not all(type(number) is int for number in numbers):
         raise ArtifactError(f"{where} is {ids!r}; an id or a list of them is needed")

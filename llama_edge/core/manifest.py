@@ -27,6 +27,7 @@ from llama_edge.core.types import (
 )
 
 MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
 MANIFEST_VERSION: Final = 1
 
 

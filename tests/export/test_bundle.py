@@ -61,7 +61,7 @@ def test_a_truncated_file_names_both_sizes(bundle: Bundle) -> None:
 
 def test_a_missing_file_is_named(bundle: Bundle) -> None:
     (bundle.root / "a.json").unlink()
-    with pytest.raises(CheckFailedError, match=r"a\.json: A file that the manifest lists is not there"):
+    with pytest.raises(CheckFailedError, match=r"a\.json: A file that the manifest lists"):
         open_bundle(bundle.root)
 
 
@@ -72,13 +72,13 @@ def test_no_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_a_newer_bundle_is_refused(bundle: Bundle) -> None:
     change(bundle, format_version=2)
-    with pytest.raises(ArtifactError, match="newer format.*at most 1; found format_version 2"):
+    with pytest.raises(ArtifactError, match=r"newer format.*at most 1; found format_version 2"):
         open_bundle(bundle.root)
 
 
 def test_a_manifest_that_is_no_json_is_refused(bundle: Bundle) -> None:
     (bundle.root / MANIFEST_FILE).write_bytes(b"\xff{")
-    with pytest.raises(ArtifactError, match="is not a JSON object.*not readable as JSON"):
+    with pytest.raises(ArtifactError, match=r"is not a JSON object.*not readable as JSON"):
         open_bundle(bundle.root)
 
 
