@@ -50,6 +50,7 @@ from llama_edge.verify.text_files import (
     check_begin_tokens,
     check_end_token_files,
     check_special_tokens,
+    check_vocabulary_size,
 )
 
 _READABLE: Final = "a model file that can be read"
@@ -129,10 +130,11 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
             "end tokens of each file", check_end_token_files(folder, text, expected.eos_token_ids)
         )
         examination.check("special tokens", check_special_tokens(folder, text))
+        vocab_size = bundle.manifest.model.config.vocab_size
+        examination.check("vocabulary", check_vocabulary_size(text, vocab_size))
         text = renderable(examination, text)
         examination.check("begin tokens", check_begin_tokens(text))
         found = rebuild_text_contract(text, expected)
-        vocab_size = bundle.manifest.model.config.vocab_size
         examination.check(
             "tokenizer and chat template, over the golden texts",
             check_text(expected, found, vocab_size),
