@@ -44,6 +44,7 @@ from llama_edge.verify.artifact_contract import (
     check_runner_values,
     check_tensor,
     check_tensor_list,
+    unquantized_linears,
 )
 from llama_edge.verify.contract import check_text
 from llama_edge.verify.text_files import (
@@ -186,17 +187,17 @@ def _examine_artifact(examination: Examination, bundle: Bundle) -> None:
         examination.check(
             "the model's interface and architecture", check_description(artifact, found, manifest)
         )
-        fast = examination.check(
-            "the model's kernels", check_placement(exporter.placement(artifact), manifest)
-        )
+        placement = exporter.placement(artifact)
+        examination.check("the model's kernels", check_placement(placement, manifest))
+        # Where a kernel is not quantized, a weight that has no codes is no damage but a choice.
+        lost = "codes.unquantized" if unquantized_linears(placement, manifest) else "codes.missing"
         examination.check(
-            "codes and scales of every weight",
-            _check_codes(exporter, artifact, manifest, fast=fast),
+            "codes and scales of every weight", _check_codes(exporter, artifact, manifest, lost)
         )
 
 
 def _check_codes(
-    exporter: Exporter, artifact: Artifact, manifest: Manifest, *, fast: bool
+    exporter: Exporter, artifact: Artifact, manifest: Manifest, lost: str
 ) -> Iterator[ContractFinding]:
     weights, file = exporter.read_weights(artifact), artifact.files[0]
     listed = {entry.name: entry for entry in manifest.tensors}
@@ -207,8 +208,7 @@ def _check_codes(
             yield from check_tensor(listed[name], tensor_entry(name, weights.quantized(name)), file)
         except (ArtifactError, QuantizeError) as error:
             yield ContractFinding(
-                # Kernels that are not quantized ones have what this weight should be.
-                code="codes.missing" if fast else "codes.unquantized",
+                code=lost,
                 where=f"{file}: {name}",
                 expected=f"{listed[name].bits}-bit codes and their scales",
                 found=str(error).replace(f"{artifact.root}/", ""),

@@ -111,18 +111,14 @@ def _spec(spec: TensorSpec) -> str:
 
 def check_placement(found: Placement, manifest: Manifest) -> Iterator[ContractFinding]:
     """Every linear on the fast path, whatever the manifest says; operators as it says."""
-    file, config = manifest.files[0].path, manifest.model.config
-    in_floats = found.linears - found.linears_delegated
-    # A rotation that is done while the model runs may be a linear in floating point.
-    rotates = config.head_rotation or config.down_proj_rotation is not None
-    promised = manifest.placement.linears - manifest.placement.linears_delegated
-    limit = promised if rotates else 0
-    if in_floats > limit:
+    file = manifest.files[0].path
+    too_many = unquantized_linears(found, manifest)
+    if too_many:
         yield _finding(
             "artifact.delegation",
             f"{file}: linears",
-            f"{limit} of {found.linears} linears outside of quantized kernels",
-            in_floats,
+            f"{found.linears_delegated + too_many} of {found.linears} in quantized kernels",
+            found.linears_delegated,
         )
     wanted, got = _flat(manifest.placement), _flat(found)
     for name in sorted({*wanted, *got} - {"linears", "linears_delegated"}):
@@ -130,6 +126,17 @@ def check_placement(found: Placement, manifest: Manifest) -> Iterator[ContractFi
             yield _finding(
                 "artifact.delegation", f"{file}: {name}", wanted.get(name, 0), got.get(name, 0)
             )
+
+
+def unquantized_linears(found: Placement, manifest: Manifest) -> int:
+    """How many linears are in floating point that must not be.
+
+    A rotation that is done while the model runs may be one; only the manifest knows how many.
+    """
+    config, promised = manifest.model.config, manifest.placement
+    rotates = config.head_rotation or config.down_proj_rotation is not None
+    allowed = promised.linears - promised.linears_delegated if rotates else 0
+    return max(0, found.linears - found.linears_delegated - allowed)
 
 
 def _flat(placement: Placement) -> dict[str, int]:
