@@ -15,8 +15,7 @@ from llama_edge.core.files import canonical_json
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.text_contract import build_text_contract
 from llama_edge.export.bundle import list_files
-from llama_edge.export.coreml.package import mil_name
-from llama_edge.export.coreml.reader import CODED
+from llama_edge.export.coreml.package import CODED, mil_name
 from llama_edge.export.onnx.reader import OnnxWeights
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.pte import PteFile, encode_program
