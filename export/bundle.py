@@ -175,22 +175,22 @@ def _unread(code: str, path: Path, expected: str, found: str) -> BreachError:
 
 
 def check_places(bundle: Bundle) -> Iterator[ContractFinding]:
-    """No absolute path, no `..`, no symlink that points out of the folder."""
-    folder = bundle.root
+    """No absolute path, no `..`, no symlink that points out of the folder, listed or not."""
+    folder = bundle.root.resolve()
     for entry in bundle.manifest.files:
-        name = entry.path
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
+        path = PurePosixPath(entry.path)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.path:
             yield ContractFinding(
                 code="files.outside",
                 where=MANIFEST_FILE,
                 expected="paths inside of the bundle",
-                found=repr(name),
+                found=repr(entry.path),
             )
-        elif not (folder / name).resolve().is_relative_to(folder.resolve()):
+    for link in sorted(path for path in folder.rglob("*") if path.is_symlink()):
+        if not link.resolve().is_relative_to(folder):
             yield ContractFinding(
                 code="files.symlink",
-                where=name,
+                where=link.relative_to(folder).as_posix(),
                 expected="a file of the bundle's own",
                 found="a link out of the folder",
             )

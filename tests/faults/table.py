@@ -91,6 +91,11 @@ def link_outside(folder: Path) -> None:
     (folder / "model.onnx.data").symlink_to(outside)
 
 
+def link_unlisted(folder: Path) -> None:
+    """A folder that the manifest says nothing of, and that is somebody else's."""
+    (folder / "weights").symlink_to(folder.parent, target_is_directory=True)
+
+
 def add_file(folder: Path) -> None:
     (folder / "plugin.so").write_bytes(b"\x7fELF")
 
@@ -130,6 +135,7 @@ FILES: Final = (
         "manifest.json",
     ),
     Fault("link out of the folder", "onnx", link_outside, "files.symlink", "model.onnx.data"),
+    Fault("unlisted link out of the folder", "onnx", link_unlisted, "files.symlink", "weights"),
     Fault("lost file", "android", lose_file, "files.missing", "generation_config.json"),
     Fault("truncated data file", "onnx", truncate_data, "files.size", "model.onnx.data"),
     Fault("flipped bit", "android", flip_bit, "files.sha256", "model.pte"),
