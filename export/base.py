@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
     Interface,
@@ -141,5 +142,15 @@ class Exporter(Protocol):
 
         Raises:
             ArtifactError: They tell none, or something else.
+        """
+        ...
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        """What the files in the folder `path`, or the main file `path`, tell their runner.
+
+        Files that another program wrote are read too, as far as they follow the same format.
+
+        Raises:
+            ArtifactError: There is no such file, or it is damaged.
         """
         ...

@@ -11,13 +11,22 @@ from typing import Final
 
 from llama_edge.core.errors import ArtifactError, CheckFailedError
 from llama_edge.core.files import file_sha256, read_json_object, write_json
-from llama_edge.core.manifest import FileEntry, Manifest, TensorEntry
+from llama_edge.core.finding_codes import BreachError, BreachFoundError, ContractFinding
+from llama_edge.core.manifest import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+)
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedWeights
 
-MANIFEST_FILE: Final = "manifest.json"
 PARITY_FILE: Final = "parity.json"
+
+#: What no manifest lists: itself, and what is made of it afterwards.
+_NOT_LISTED: Final = frozenset({MANIFEST_FILE, SIGNATURE_FILE})
 
 #: A 3B manifest with a Llama 3 template has well under one MiB.
 MAX_MANIFEST_BYTES: Final = 16 << 20
@@ -33,9 +42,7 @@ class Bundle:
 
 def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
     """Every file of `folder` but the manifest: those of `first` in their order, then by name."""
-    found = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    } - {MANIFEST_FILE}
+    found = _names(folder)
     names = [*first, *sorted(found.difference(first))]
     return tuple(
         FileEntry(
@@ -47,6 +54,12 @@ def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
     )
 
 
+def _names(folder: Path) -> set[str]:
+    """Every file that a manifest has to list."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - _NOT_LISTED
+
+
 def list_tensors(
     weights: QuantizedWeights, progress: Progress, stage: str = "read codes back"
 ) -> tuple[TensorEntry, ...]:
@@ -56,13 +69,14 @@ def list_tensors(
 
     def entries() -> Iterator[TensorEntry]:
         for name in names:
-            yield _tensor_entry(name, weights.quantized(name))
+            yield tensor_entry(name, weights.quantized(name))
             progress.advance()
 
     return tuple(entries())
 
 
-def _tensor_entry(name: str, tensor: QuantizedTensor) -> TensorEntry:
+def tensor_entry(name: str, tensor: QuantizedTensor) -> TensorEntry:
+    """One matrix with the hashes of its codes and scales."""
     return TensorEntry(
         name=name,
         shape=tensor.shape,
@@ -112,13 +126,13 @@ def open_bundle(folder: Path) -> Bundle:
     """Read an untrusted bundle and hold every file against its manifest.
 
     Raises:
-        ArtifactError: No bundle, a manifest that breaks the schema or is of a newer format, or a
+        BreachError: No bundle, a manifest that breaks the schema or is of a newer format, or a
             path or symlink that leaves the folder.
-        CheckFailedError: A file is missing, or its size or hash is not the manifest's.
+        BreachFoundError: A file is missing, or its size or hash is not the manifest's.
     """
     bundle = read_manifest(folder)
-    for entry in bundle.manifest.files:
-        _check_file(folder, entry)
+    for finding in check_listed(bundle):
+        raise BreachFoundError(finding, folder / finding.where)
     return bundle
 
 
@@ -126,44 +140,95 @@ def read_manifest(folder: Path) -> Bundle:
     """Read the manifest alone: for showing it, not for trusting the files.
 
     Raises:
-        ArtifactError: As `open_bundle`, but no file is opened.
+        BreachError: As `open_bundle`, but no file is opened.
+    """
+    bundle = parse_manifest(folder)
+    for finding in check_places(bundle):
+        raise BreachError(finding, folder / finding.where)
+    return bundle
+
+
+def parse_manifest(folder: Path) -> Bundle:
+    """The manifest, before any of its words has been held against the folder.
+
+    Raises:
+        BreachError: There is none, or it breaks the schema, or is of a newer format.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise ArtifactError(f"{folder}: no {MANIFEST_FILE}; this is not a llama-edge bundle")
+        raise _unread("manifest.missing", path, MANIFEST_FILE, "no such file")
     size = path.stat().st_size
     if size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{path}: has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
-    manifest = Manifest.from_json(read_json_object(path), str(path))
-    for entry in manifest.files:
-        _check_inside(folder, entry.path)
-    return Bundle(root=folder, manifest=manifest)
+        expected = f"at most {MAX_MANIFEST_BYTES} bytes"
+        raise _unread("manifest.too_large", path, expected, f"{size} bytes")
+    try:
+        value = read_json_object(path)
+    except ArtifactError as error:
+        found = str(error).removeprefix(f"{path}: ")
+        raise _unread("manifest.not_json", path, "a JSON object", found) from error
+    return Bundle(root=folder, manifest=Manifest.from_json(value, str(path)))
 
 
-def _check_inside(folder: Path, name: str) -> None:
-    """No absolute path, no `..`, no symlink that points out of the folder."""
-    parts = PurePosixPath(name).parts
-    inside = not PurePosixPath(name).is_absolute() and ".." not in parts and "\\" not in name
-    if not inside or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(
-            f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle; "
-            "do not trust this bundle"
+def _unread(code: str, path: Path, expected: str, found: str) -> BreachError:
+    finding = ContractFinding(code=code, where=MANIFEST_FILE, expected=expected, found=found)
+    return BreachError(finding, path)
+
+
+def check_places(bundle: Bundle) -> Iterator[ContractFinding]:
+    """No absolute path, no `..`, no symlink that points out of the folder, listed or not."""
+    folder = bundle.root.resolve()
+    for entry in bundle.manifest.files:
+        path = PurePosixPath(entry.path)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.path:
+            yield ContractFinding(
+                code="files.outside",
+                where=MANIFEST_FILE,
+                expected="paths inside of the bundle",
+                found=repr(entry.path),
+            )
+    for link in sorted(path for path in folder.rglob("*") if path.is_symlink()):
+        if not link.resolve().is_relative_to(folder):
+            yield ContractFinding(
+                code="files.symlink",
+                where=link.relative_to(folder).as_posix(),
+                expected="a file of the bundle's own",
+                found="a link out of the folder",
+            )
+
+
+def check_listed(bundle: Bundle) -> Iterator[ContractFinding]:
+    """Every file that the manifest lists is there, whole and unchanged."""
+    for entry in bundle.manifest.files:
+        finding = _check_file(bundle.root, entry)
+        if finding is not None:
+            yield finding
+
+
+def check_unlisted(bundle: Bundle) -> Iterator[ContractFinding]:
+    """Nothing else is there: what no manifest lists, nobody has checked."""
+    listed = {entry.path for entry in bundle.manifest.files}
+    for name in sorted(_names(bundle.root) - listed):
+        yield ContractFinding(
+            code="files.unlisted",
+            where=name,
+            expected=f"the {len(listed)} files of {MANIFEST_FILE} alone",
+            found="one more",
         )
 
 
-def _check_file(folder: Path, entry: FileEntry) -> None:
+def _check_file(folder: Path, entry: FileEntry) -> ContractFinding | None:
     path = folder / entry.path
+
+    def finding(kind: str, expected: str, found: str) -> ContractFinding:
+        code = f"files.{kind}"
+        return ContractFinding(code=code, where=entry.path, expected=expected, found=found)
+
     if not path.is_file():
-        raise CheckFailedError(f"{path}: the file is missing; copy or export the bundle again")
+        return finding("missing", f"{entry.size_bytes} bytes", "no such file")
     size = path.stat().st_size
     if size != entry.size_bytes:
-        raise CheckFailedError(
-            f"{path}: has {size} bytes and the manifest says {entry.size_bytes}; "
-            "copy or export the bundle again"
-        )
+        return finding("size", f"{entry.size_bytes} bytes", f"{size} bytes")
     sha256 = file_sha256(path)
     if sha256 != entry.sha256:
-        raise CheckFailedError(
-            f"{path}: its SHA-256 is {sha256} and the manifest says {entry.sha256}; the file was "
-            "changed: copy or export the bundle again"
-        )
+        return finding("sha256", f"SHA-256 {entry.sha256}", sha256)
+    return None

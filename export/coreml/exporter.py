@@ -7,6 +7,7 @@ from llama_edge.core.files import require_free_space
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
     Interface,
@@ -20,9 +21,11 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.export.coreml.package import PACKAGE
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 from llama_edge.export.coreml.storage import read_storage
+from llama_edge.export.coreml.runner import read_runner_values
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
 #: that a prompt's last call, which is filled up to it, wastes little.
@@ -107,3 +110,7 @@ class CoreMLExporter:
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
         return read_end_tokens(artifact.path.parent)
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        """See `Exporter`."""
+        return read_runner_values(path if path.suffix == Path(PACKAGE).suffix else path / PACKAGE)

@@ -16,9 +16,9 @@ from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint, TextAsset
 FORMAT_VERSION: Final = 1
 _VERSION_KEY: Final = "llama_edge.format_version"
 _CONFIG_KEY: Final = "llama_edge.config"
-_LOWERING_KEY: Final = "llama_edge.lowering"
-_EOS_KEY: Final = "llama_edge.eos_token_ids"
-_CONTRACT_KEY: Final = "llama_edge.text_contract_sha256"
+LOWERING_KEY: Final = "llama_edge.lowering"
+EOS_KEY: Final = "llama_edge.eos_token_ids"
+CONTRACT_KEY: Final = "llama_edge.text_contract_sha256"
 _MAX_END_TOKENS: Final = 1024
 
 
@@ -64,9 +64,9 @@ class PackageMetadata:
         return {
             _VERSION_KEY: str(FORMAT_VERSION),
             _CONFIG_KEY: json.dumps(self.config.to_json(), sort_keys=True),
-            _LOWERING_KEY: json.dumps(asdict(self.lowering), sort_keys=True),
-            _EOS_KEY: json.dumps(self.eos_token_ids),
-            _CONTRACT_KEY: self.text_contract_sha256,
+            LOWERING_KEY: json.dumps(asdict(self.lowering), sort_keys=True),
+            EOS_KEY: json.dumps(self.eos_token_ids),
+            CONTRACT_KEY: self.text_contract_sha256,
         }
 
 
@@ -94,15 +94,15 @@ def read_metadata(path: Path, entries: Mapping[str, str]) -> PackageMetadata:
         )
     try:
         config = ModelConfig.from_json(json.loads(entries[_CONFIG_KEY]))
-        lowering = Lowering(**json.loads(entries[_LOWERING_KEY]))
-        found = json.loads(entries[_EOS_KEY])
-        contract = entries[_CONTRACT_KEY]
+        lowering = Lowering(**json.loads(entries[LOWERING_KEY]))
+        found = json.loads(entries[EOS_KEY])
+        contract = entries[CONTRACT_KEY]
     except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error}; export it again") from error
     if not isinstance(found, list) or not 0 < len(found) <= _MAX_END_TOKENS:
-        raise ArtifactError(f"{path}: {_EOS_KEY} is not a list of end tokens; export it again")
+        raise ArtifactError(f"{path}: {EOS_KEY} is not a list of end tokens; export it again")
     if not all(isinstance(token, int) and token >= 0 for token in found):
-        raise ArtifactError(f"{path}: {_EOS_KEY} holds what is no token id; export it again")
+        raise ArtifactError(f"{path}: {EOS_KEY} holds what is no token id; export it again")
     if lowering.max_context > config.max_position_embeddings:
         raise ArtifactError(
             f"{path}: max_context is {lowering.max_context}, the model has "

@@ -8,6 +8,7 @@ from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.hadamard import has_hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,
@@ -24,6 +25,7 @@ from llama_edge.export.base import LowerOptions, files_as_storage
 from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
 from llama_edge.export.executorch.placement import read_placement
 from llama_edge.export.executorch.reader import PteWeights, read_artifact
+from llama_edge.export.executorch.runner import read_runner_values
 from llama_edge.formats.pte import PteFile
 
 _XNNPACK_GROUP = 32
@@ -139,6 +141,10 @@ class ExecuTorchExporter:
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
         return tuple(PteFile(artifact.path).constant("get_eos_ids"))
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        """See `Exporter`."""
+        return read_runner_values(path / PTE_FILE if path.is_dir() else path)
 
 
 def _cache_layout(artifact: Artifact) -> str:

@@ -82,9 +82,6 @@ class PteWeights:
         self.config, self._recipe = read_description(self._pte)
         self._named = self._pte.named()
         self._rows = self._find_rows()
-        missing = [name for name in quantized_names(self.config)[1:] if name not in self._rows]
-        if missing:
-            raise ArtifactError(f"{path}: {missing[0]} is in no named data")
 
     def _find_rows(self) -> dict[str, _Rows]:
         """Stacks are keyed by their parts' names joined with `+`, first rows first."""
@@ -166,6 +163,8 @@ class PteWeights:
         """See `QuantizedWeights`."""
         if name == EMBEDDING:
             return self._embedding()
+        if name not in self._rows:
+            raise ArtifactError(f"{self._pte.path}: {name} is in no named data")
         rows, columns = matrix_shape(self.config, name)
         place = self._rows[name]
         read = self._int8 if self._is_int8(place, columns) else self._int4

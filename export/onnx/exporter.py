@@ -9,6 +9,7 @@ from llama_edge.core.model import ACTIVATION_BLOCK
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,
@@ -31,6 +32,7 @@ from llama_edge.export.onnx.reader import (
     read_interface,
     read_placement,
 )
+from llama_edge.export.onnx.runner import read_runner_values
 
 #: float32 activations, and int8 ones: the fastest, on phones as on desktops.
 _FLOAT_LEVEL: Final = 0
@@ -128,6 +130,10 @@ class OnnxExporter:
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""
         return read_end_tokens(artifact.root)
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        """See `Exporter`."""
+        return read_runner_values(path.parent if path.is_file() else path)
 
 
 def _accuracy_level(recipe: Recipe, options: LowerOptions) -> int:

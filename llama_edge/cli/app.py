@@ -19,6 +19,7 @@ from llama_edge.cli.lists import models, recipes, targets
 from llama_edge.cli.plan import plan
 from llama_edge.cli.run import run
 from llama_edge.cli.synth import synth
+from llama_edge.cli.trust import doctor, keygen, sign, verify
 from llama_edge.core.errors import LlamaEdgeError
 
 INTERRUPTED: Final = 130
@@ -47,6 +48,10 @@ app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("plan")(plan)
 app.command("synth")(synth)
+app.command("doctor")(doctor)
+app.command("keygen")(keygen)
+app.command("sign")(sign)
+app.command("verify")(verify)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jsonschema
 
-from llama_edge.core.errors import ArtifactError
+from llama_edge.core.finding_codes import BreachError, ContractFinding
 from llama_edge.core.given_codes import ScaleRounding
 from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.model_config import ModelConfig
@@ -26,6 +26,8 @@ from llama_edge.core.types import (
     TensorSpec,
 )
 
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
 MANIFEST_VERSION: Final = 1
 
 
@@ -157,14 +159,19 @@ class Manifest:
         """Read what `to_json` wrote; `where` names the file in messages.
 
         Raises:
-            ArtifactError: It breaks the schema, or a newer program wrote it.
+            BreachError: It breaks the schema, or a newer program wrote it.
             ConfigError: The model config is contradictory.
         """
         version = value.get("format_version")
         if isinstance(version, int) and version > MANIFEST_VERSION:
-            raise ArtifactError(
-                f"{where}: format_version is {version}; this program reads up to "
-                f"{MANIFEST_VERSION}; install a newer llama-edge"
+            raise BreachError(
+                ContractFinding(
+                    code="manifest.version",
+                    where=f"{MANIFEST_FILE}: format_version",
+                    expected=f"at most {MANIFEST_VERSION}",
+                    found=f"format_version {version}",
+                ),
+                where,
             )
         check_schema(value, where)
         model, artifact = value["model"], value["artifact"]
@@ -246,11 +253,17 @@ def check_schema(value: Mapping[str, Any], where: str) -> None:
     """Hold a manifest against `manifest.schema.json`.
 
     Raises:
-        ArtifactError: Naming the first field that breaks it.
+        BreachError: Naming the field that breaks it.
     """
     error = jsonschema.exceptions.best_match(_validator().iter_errors(value))
     if error is not None:
-        raise ArtifactError(
-            f"{where}: {error.json_path} {error.message[:200]}; the bundle was not written by "
-            "llama-edge or was changed since: export it again"
+        field = error.json_path.removeprefix("$").removeprefix(".")
+        raise BreachError(
+            ContractFinding(
+                code="manifest.schema",
+                where=f"{MANIFEST_FILE}: {field}" if field else MANIFEST_FILE,
+                expected="what the schema says",
+                found=f"{field}: {error.message[:200]}" if field else error.message[:200],
+            ),
+            where,
         )

@@ -2,7 +2,7 @@
 """The text half of a manifest: what a tokenizer in another language must reproduce exactly."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from llama_edge.core.manifest import GoldenChat, GoldenTokens, TextContract
@@ -40,16 +40,36 @@ def build_text_contract(text: TextAssets) -> TextContract:
     Raises:
         TokenizerError: The tokenizer or the template fails.
     """
+    return _contract_over(text, GOLDEN_TEXTS, GOLDEN_CHATS)
+
+
+def rebuild_text_contract(text: TextAssets, written: TextContract) -> TextContract:
+    """What these text files make of the very texts and dialogs that a manifest was written with.
+
+    Raises:
+        TokenizerError: The tokenizer or the template fails.
+    """
+    texts = [(golden.language, golden.text) for golden in written.golden_tokens]
+    # A model that got a template since has golden dialogs to miss.
+    chats = [golden.messages for golden in written.golden_chats] or GOLDEN_CHATS
+    return _contract_over(text, texts, chats)
+
+
+def _contract_over(
+    text: TextAssets,
+    texts: Sequence[tuple[str, str]],
+    dialogs: Sequence[Sequence[Mapping[str, str]]],
+) -> TextContract:
     tokenizer = Tokenizer(text)
     chats: tuple[GoldenChat, ...] = ()
     if tokenizer.has_chat_template:
         chats = tuple(
             GoldenChat(
-                messages=messages,
+                messages=tuple(messages),
                 text=tokenizer.render_chat(messages),
                 tokens=tuple(tokenizer.encode_chat(messages)),
             )
-            for messages in GOLDEN_CHATS
+            for messages in dialogs
         )
     return TextContract(
         tokenizer_sha256=hashlib.sha256(text.tokenizer_json.encode()).hexdigest(),
@@ -62,7 +82,7 @@ def build_text_contract(text: TextAssets) -> TextContract:
                 text=golden,
                 tokens=tuple(tokenizer.encode(golden, add_bos=False)),
             )
-            for language, golden in GOLDEN_TEXTS
+            for language, golden in texts
         ),
         chat_template=text.chat_template,
         golden_chats=chats,

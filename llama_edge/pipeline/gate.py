@@ -9,7 +9,7 @@ from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.text_contract import rebuild_text_contract
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     Artifact,
@@ -154,6 +154,7 @@ def _check_config(subject: GateSubject) -> tuple[Finding, ...]:
     return tuple(
         Finding(
             check="config",
+            code="parity.config",
             where=name,
             message=f"{artifact.files[0]} says {found[name]!r}; the model has {value!r}",
         )
@@ -164,11 +165,12 @@ def _check_config(subject: GateSubject) -> tuple[Finding, ...]:
 
 def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
     expected, vocab_size = subject.contract, subject.config.vocab_size
-    found = build_text_contract(subject.text)
-    return (
+    found = rebuild_text_contract(subject.text, expected)
+    breaches = (
         *check_contract(expected, found, vocab_size),
         *check_end_tokens(expected.eos_token_ids, subject.end_tokens, subject.artifact.files[0]),
     )
+    return tuple(Finding.of_contract(breach) for breach in breaches)
 
 
 def _reference(subject: GateSubject) -> Llama:

@@ -1,77 +1,181 @@
-"""The text half of the gate: tokenizer, template and end tokens are the checkpoint's."""
+"""The text half of the contract: tokenizer, template and end tokens are the checkpoint's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from llama_edge.core.manifest import TextContract
-from llama_edge.verify.findings import Finding
+from llama_edge.core.finding_codes import ContractFinding
+from llama_edge.core.manifest import MANIFEST_FILE, GoldenChat, GoldenTokens, TextContract
+from llama_edge.core.text_assets import (
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+)
+from llama_edge.core.text_contract import GOLDEN_TEXTS
 
-
-def _finding(where: str, message: str) -> Finding:
-    return Finding(check="contract", where=where, message=message)
+#: Where a bundle's end tokens are listed first of all.
+END_TOKENS_PLACE: Final = f"{GENERATION_CONFIG_FILE}: eos_token_id"
+_TEMPLATE_PLACE: Final = f"{TOKENIZER_CONFIG_FILE}: chat_template"
+#: Characters of a text that a finding shows.
+_SHOWN: Final = 24
 
 
 def check_end_tokens(
     expected: Sequence[int], found: Sequence[int], where: str
-) -> tuple[Finding, ...]:
+) -> tuple[ContractFinding, ...]:
     """Every EOS id of the checkpoint must be one of the artifact's, and the other way round.
 
     A missing one lets the model talk on for ever; a foreign one cuts its answers off.
     """
     missing = sorted(set(expected) - set(found))
     foreign = sorted(set(found) - set(expected))
+    wanted = f"the ids {sorted(set(expected))}"
     findings = []
-    if missing:
-        findings.append(
-            _finding(
-                where,
-                f"end token ids {missing} of the model are missing from {sorted(found)}; "
-                "generation would not stop there",
-            )
-        )
-    if foreign:
-        findings.append(
-            _finding(
-                where,
-                f"end token ids {foreign} are not the model's {sorted(expected)}; "
-                "answers would be cut off",
-            )
-        )
+    for code, ids, word in (("eos.missing", missing, "without"), ("eos.foreign", foreign, "with")):
+        if ids:
+            said = f"{sorted(set(found))}, {word} {ids}"
+            findings.append(ContractFinding(code=code, where=where, expected=wanted, found=said))
     return tuple(findings)
 
 
 def check_contract(
     expected: TextContract, found: TextContract, vocab_size: int
-) -> tuple[Finding, ...]:
+) -> tuple[ContractFinding, ...]:
     """What a bundle's text files make of the golden texts against what the checkpoint's make.
 
     Args:
-        expected: Built from the checkpoint.
-        found: Built from the files in the bundle.
+        expected: Built from the checkpoint, or read from a manifest.
+        found: Built from the files in the bundle, over the same texts.
         vocab_size: Rows of the embedding.
     """
-    findings = list(check_end_tokens(expected.eos_token_ids, found.eos_token_ids, "eos_token_ids"))
-    for field in ("tokenizer_sha256", "chat_template", "bos_token_id", "add_bos"):
-        wanted, got = getattr(expected, field), getattr(found, field)
-        if wanted != got:
-            findings.append(_finding(field, f"{_short(got)} differs from {_short(wanted)}"))
-    findings.extend(
-        _finding(
-            f"golden_tokens ({golden.language})",
-            f"{golden.text!r} becomes other tokens; it is the tokenizer of another model",
-        )
-        for golden in expected.golden_tokens
-        if golden not in found.golden_tokens
+    return (
+        *check_end_tokens(expected.eos_token_ids, found.eos_token_ids, END_TOKENS_PLACE),
+        *check_text(expected, found, vocab_size),
     )
-    if expected.golden_chats != found.golden_chats:
-        findings.append(_finding("golden_chats", "the chat template renders another dialog"))
-    ids = [token for golden in found.golden_tokens for token in golden.tokens]
-    if max([*ids, *found.eos_token_ids]) >= vocab_size:
-        findings.append(
-            _finding("vocabulary", f"token ids reach beyond the model's {vocab_size} rows")
+
+
+def check_text(
+    expected: TextContract, found: TextContract, vocab_size: int
+) -> Iterator[ContractFinding]:
+    """`check_contract` without the end tokens, which stand in more than one file."""
+    if expected.tokenizer_sha256 != found.tokenizer_sha256:
+        yield ContractFinding(
+            code="tokenizer.sha256",
+            where=TOKENIZER_FILE,
+            expected=f"SHA-256 {expected.tokenizer_sha256}",
+            found=found.tokenizer_sha256,
         )
-    return tuple(findings)
+    for name, key in (("bos_token_id", "bos_token"), ("add_bos", "add_bos_token")):
+        wanted, got = getattr(expected, name), getattr(found, name)
+        if wanted != got:
+            yield ContractFinding(
+                code="tokenizer.bos",
+                where=f"{TOKENIZER_CONFIG_FILE}: {key}",
+                expected=f"{name} {wanted}",
+                found=str(got),
+            )
+    yield from _check_template(expected.chat_template, found.chat_template)
+    yield from _check_languages(expected)
+    yield from _check_golden_tokens(expected.golden_tokens, found.golden_tokens)
+    if found.chat_template is not None:
+        yield from _check_golden_chats(expected.golden_chats, found.golden_chats)
+    yield from _check_defaults(expected, found)
+    yield from _check_ids(found, vocab_size)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 70 else f"{text[:67]}..."
+def _check_template(expected: str | None, found: str | None) -> Iterator[ContractFinding]:
+    if expected == found:
+        return
+    if found is None:
+        yield ContractFinding(
+            code="template.missing", where=_TEMPLATE_PLACE, expected="a template", found="none"
+        )
+        return
+    wanted, got = ("none", "one") if expected is None else first_difference(expected, found)
+    yield ContractFinding(code="template.source", where=_TEMPLATE_PLACE, expected=wanted, found=got)
+
+
+def _check_languages(expected: TextContract) -> Iterator[ContractFinding]:
+    """A manifest that shows fewer languages proves less than it must."""
+    wanted = {language for language, _ in GOLDEN_TEXTS}
+    missing = sorted(wanted - {golden.language for golden in expected.golden_tokens})
+    if missing:
+        yield ContractFinding(
+            code="tokenizer.golden_tokens",
+            where=f"{MANIFEST_FILE}: text.golden_tokens",
+            expected=f"sample texts in {', '.join(sorted(wanted))}",
+            found=f"none in {', '.join(missing)}",
+        )
+
+
+def _check_golden_tokens(
+    expected: Sequence[GoldenTokens], found: Sequence[GoldenTokens]
+) -> Iterator[ContractFinding]:
+    by_text = {golden.text: golden.tokens for golden in found}
+    for index, golden in enumerate(expected):
+        tokens = by_text.get(golden.text)
+        if tokens != golden.tokens:
+            wanted, got = first_difference(golden.tokens, tokens or ())
+            yield ContractFinding(
+                code="tokenizer.golden_tokens",
+                where=f"{TOKENIZER_FILE}: golden_tokens[{index}] ({golden.language})",
+                expected=f"{wanted} of {golden.text[:_SHOWN]!r}",
+                found=got,
+            )
+
+
+def _check_golden_chats(
+    expected: Sequence[GoldenChat], found: Sequence[GoldenChat]
+) -> Iterator[ContractFinding]:
+    if len(expected) != len(found):
+        yield ContractFinding(
+            code="template.text",
+            where=f"{MANIFEST_FILE}: text.golden_chats",
+            expected=f"{len(found)} sample dialogs",
+            found=str(len(expected)),
+        )
+    for index, (golden, got) in enumerate(zip(expected, found, strict=False)):
+        place = f"{_TEMPLATE_PLACE}, golden_chats[{index}]"
+        if golden.text != got.text:
+            wanted, seen = first_difference(golden.text, got.text)
+            yield ContractFinding(code="template.text", where=place, expected=wanted, found=seen)
+        elif golden.tokens != got.tokens:
+            wanted, seen = first_difference(golden.tokens, got.tokens)
+            yield ContractFinding(code="template.tokens", where=place, expected=wanted, found=seen)
+
+
+def _check_defaults(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
+    wanted, got = expected.generation_defaults, found.generation_defaults
+    for key in sorted({*wanted, *got}):
+        if wanted.get(key) != got.get(key):
+            yield ContractFinding(
+                code="text.generation_defaults",
+                where=f"{GENERATION_CONFIG_FILE}: {key}",
+                expected=str(wanted.get(key, "no value")),
+                found=str(got.get(key, "no value")),
+            )
+
+
+def _check_ids(found: TextContract, vocab_size: int) -> Iterator[ContractFinding]:
+    ids = [token for golden in found.golden_tokens for token in golden.tokens]
+    largest = max([*ids, *found.eos_token_ids])
+    if largest >= vocab_size:
+        yield ContractFinding(
+            code="tokenizer.vocabulary",
+            where=TOKENIZER_FILE,
+            expected=f"token ids below the model's {vocab_size} rows",
+            found=f"id {largest}",
+        )
+
+
+def first_difference(expected: str | Sequence[int], found: str | Sequence[int]) -> tuple[str, str]:
+    """In words, the first place at which two texts, or two lists of tokens, part."""
+    shared = zip(expected, found, strict=False)
+    places = (index for index, (want, have) in enumerate(shared) if want != have)
+    place = next(places, min(len(expected), len(found)))
+    if isinstance(expected, str):
+        begin = max(0, place - _SHOWN // 2)
+        want, have = expected[begin : place + _SHOWN], found[begin : place + _SHOWN]
+        return f"{want!r} at character {place}", repr(have)
+    wanted = str(expected[place]) if place < len(expected) else "the end"
+    got = str(found[place]) if place < len(found) else "the end"
+    return f"{wanted} as token {place}", got

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from llama_edge.core.finding_codes import ContractFinding
+
 #: Digits that reports keep: more would be noise.
 SIGNIFICANT_DIGITS: Final = 4
 
@@ -12,11 +14,18 @@ SIGNIFICANT_DIGITS: Final = 4
 class Finding:
     """One reason why a gate failed."""
 
-    #: "blocks", "end_to_end", "contract" or "fidelity"
+    #: "blocks", "end_to_end", "contract", "config" or "fidelity"
     check: str
     where: str
     #: the value found, and the limit
     message: str
+    #: from the catalog of `core.finding_codes`
+    code: str
+
+    @classmethod
+    def of_contract(cls, found: ContractFinding) -> "Finding":
+        """A breach of the contract, as a reason for the gate."""
+        return cls(check="contract", where=found.where, message=found.sentences, code=found.code)
 
 
 def rounded(value: Any) -> Any:  # noqa: ANN401

@@ -119,6 +119,7 @@ def _block_findings(blocks: BlocksReport) -> tuple[Finding, ...]:
     return tuple(
         Finding(
             check="blocks",
+            code="parity.blocks",
             where=f"{block.name} ({' and '.join(block.wrong_in)})",
             message=(
                 f"the same input gives another output, {block.severity:.3g} times the limit; "
@@ -131,7 +132,7 @@ def _block_findings(blocks: BlocksReport) -> tuple[Finding, ...]:
 
 
 def _end_to_end(where: str, message: str) -> Finding:
-    return Finding(check="end_to_end", where=where, message=message)
+    return Finding(check="end_to_end", code="parity.end_to_end", where=where, message=message)
 
 
 def _judge_end_to_end(
@@ -236,7 +237,9 @@ def check_fidelity(measured: EndToEnd, recipe: Recipe) -> FidelityReport | None:
             f"mean KL to {measured.against} is {summary.mean_kl:.4g} nats; recipe {recipe.name} "
             f"promises at most {limit:g}; choose a recipe that keeps more"
         )
-        findings = (Finding(check="fidelity", where=recipe.name, message=message),)
+        findings = (
+            Finding(check="fidelity", code="parity.fidelity", where=recipe.name, message=message),
+        )
     return FidelityReport(
         artifact=summary,
         reference=summarize(reference),

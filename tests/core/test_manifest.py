@@ -18,7 +18,7 @@ def test_json_round_trip_keeps_every_field(debug_manifest: Manifest) -> None:
 
 def test_newer_version_is_refused_with_the_remedy(debug_manifest: Manifest) -> None:
     value = plain(debug_manifest) | {"format_version": MANIFEST_VERSION + 1, "new_field": 1}
-    with pytest.raises(ArtifactError, match="install a newer llama-edge"):
+    with pytest.raises(ArtifactError, match="Update the app or llama-edge"):
         Manifest.from_json(value, "m")
 
 

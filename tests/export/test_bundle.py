@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from llama_edge.core.errors import ArtifactError, CheckFailedError
-from llama_edge.core.manifest import Manifest
+from llama_edge.core.manifest import MANIFEST_FILE, Manifest
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export.bundle import (
-    MANIFEST_FILE,
     Bundle,
     compare_tensors,
     is_bundle,
@@ -50,19 +49,19 @@ def test_a_flipped_bit_names_the_file(bundle: Bundle) -> None:
     data = bytearray(path.read_bytes())
     data[350] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckFailedError, match=r"zebra\.bin: its SHA-256"):
+    with pytest.raises(CheckFailedError, match=r"zebra\.bin: A file has other content"):
         open_bundle(bundle.root)
 
 
 def test_a_truncated_file_names_both_sizes(bundle: Bundle) -> None:
     (bundle.root / "zebra.bin").write_bytes(b"weights")
-    with pytest.raises(CheckFailedError, match="has 7 bytes and the manifest says 700"):
+    with pytest.raises(CheckFailedError, match="Expected 700 bytes; found 7 bytes"):
         open_bundle(bundle.root)
 
 
 def test_a_missing_file_is_named(bundle: Bundle) -> None:
     (bundle.root / "a.json").unlink()
-    with pytest.raises(CheckFailedError, match=r"a\.json: the file is missing"):
+    with pytest.raises(CheckFailedError, match=r"a\.json: A file that the manifest lists"):
         open_bundle(bundle.root)
 
 
@@ -73,13 +72,13 @@ def test_no_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_a_newer_bundle_is_refused(bundle: Bundle) -> None:
     change(bundle, format_version=2)
-    with pytest.raises(ArtifactError, match="format_version is 2"):
+    with pytest.raises(ArtifactError, match=r"newer format.*at most 1; found format_version 2"):
         open_bundle(bundle.root)
 
 
 def test_a_manifest_that_is_no_json_is_refused(bundle: Bundle) -> None:
     (bundle.root / MANIFEST_FILE).write_bytes(b"\xff{")
-    with pytest.raises(ArtifactError, match="not readable as JSON"):
+    with pytest.raises(ArtifactError, match=r"is not a JSON object.*not readable as JSON"):
         open_bundle(bundle.root)
 
 
@@ -96,7 +95,7 @@ def test_a_path_may_not_leave_the_folder(bundle: Bundle, path: str) -> None:
     secret.write_text("secret")
     entry = {"path": path, "size_bytes": 6, "sha256": "0" * 64}
     change(bundle, files=[entry])
-    with pytest.raises(ArtifactError, match="outside the bundle"):
+    with pytest.raises(ArtifactError, match="outside of the bundle"):
         open_bundle(bundle.root)
 
 
@@ -104,7 +103,7 @@ def test_a_symlink_may_not_leave_the_folder(bundle: Bundle) -> None:
     outside = bundle.root.parent / "outside"
     (bundle.root / "zebra.bin").rename(outside)
     (bundle.root / "zebra.bin").symlink_to(outside)
-    with pytest.raises(ArtifactError, match="outside the bundle"):
+    with pytest.raises(ArtifactError, match="link in the bundle leads out of it"):
         open_bundle(bundle.root)
 
 

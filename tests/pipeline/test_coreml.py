@@ -24,6 +24,7 @@ from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
 from llama_edge.export.coreml.graph import Cache, Call, Network
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.parity import check_bundle
@@ -69,6 +70,7 @@ def test_the_whole_gate_is_exact_end_to_end(bundles: dict[str, Bundle]) -> None:
     for recipe, bundle in bundles.items():
         manifest = bundle.manifest
         assert manifest.verdict is Verdict.PASSED
+        assert diagnose(bundle.root, None, SilentProgress()).findings == ()
         assert manifest.backend == "coreml"
         assert manifest.artifact.activation_quantization == "none", "whatever the recipe"
         assert manifest.artifact.kv_cache == "float16"

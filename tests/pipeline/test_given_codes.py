@@ -20,6 +20,7 @@ from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import OWN_CODES, Checkpoint, TextAssets
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.export.bundle import Bundle, open_bundle
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.pipeline.given_codes import measure_scale_rounding, open_model
@@ -112,6 +113,7 @@ def test_every_backend_holds_the_codes_of_the_pth(
 def test_the_bundle_says_what_it_was_measured_against(
     target: str, bundles: Mapping[str, Bundle]
 ) -> None:
+    assert diagnose(bundles[target].root, None, SilentProgress()).findings == ()
     manifest = open_bundle(bundles[target].root).manifest
     assert manifest.recipe.name == SPINQUANT
     assert manifest.model.config.down_proj_rotation == (16, 16)

@@ -19,6 +19,7 @@ from llama_edge.export.bundle import Bundle
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.formats.pte import PteFile, encode_program
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.parity import check_bundle
 from llama_edge.pipeline.run import Answer, PromptRequest
@@ -50,6 +51,7 @@ def test_the_bundle_passes_and_says_so(int8_bundle: Bundle, debug_folder: Path) 
     assert artifact.kv_cache == "int8"
     assert "int8 (1, 512, 2, 16)" in artifact.interface.cache
     assert int8_bundle.manifest.parity["blocks"]["severity"] < 0.1
+    assert diagnose(int8_bundle.root, None, SilentProgress()).findings == ()
     outcome = check_bundle(int8_bundle.root, str(debug_folder), SilentProgress())
     assert outcome.passed
     assert outcome.fidelity is not None

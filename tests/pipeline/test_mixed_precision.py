@@ -16,6 +16,7 @@ from llama_edge.core.types import QuantizedCheckpoint, Recipe
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
@@ -59,6 +60,8 @@ def test_every_target_passes_the_gate_with_the_same_codes(bundles: Mapping[str, 
     assert len({manifest.tensors for manifest in manifests}) == 1
     assert len({manifest.mixed_precision for manifest in manifests}) == 1
     assert bundles["onnx, float activations"].manifest.parity["mean_kl"] < 1e-6
+    for bundle in bundles.values():
+        assert diagnose(bundle.root, None, SilentProgress()).findings == ()
 
 
 def test_the_manifest_says_which_linears_and_what_they_cost(

@@ -95,4 +95,4 @@ def test_the_tokenizer_of_another_model_is_found(travelled: Path) -> None:
     rehash(travelled)
     outcome = check_bundle(travelled, None, SilentProgress())
     assert outcome.reason is not None
-    assert outcome.reason.startswith("contract: tokenizer_sha256")
+    assert outcome.reason.startswith("contract: tokenizer.json: tokenizer.json is not the file")

@@ -18,6 +18,7 @@ from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
     Interface,
@@ -124,6 +125,9 @@ class FaultyExporter:
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         return self._exporter.end_tokens(artifact)
+
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
+        return self._exporter.runner_values(path)
 
 
 Export = Callable[..., str]

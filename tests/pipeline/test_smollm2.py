@@ -9,6 +9,7 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle, list_tensors
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.run import Answer, PromptRequest
@@ -40,6 +41,12 @@ def test_parity_is_within_the_noise(target: str, request: pytest.FixtureRequest)
     assert drift <= 0.1 * found["full_reference_kl"]
     languages = {prompt["language"] for prompt in report["fidelity"]["prompts"]}
     assert languages == {"en", "de", "fr", "it", "pt", "hi", "es", "th"}
+
+
+@pytest.mark.parametrize("target", ["android_bundle", "onnx_bundle"])
+def test_doctor_finds_nothing(target: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(target)
+    assert diagnose(bundle.root, None, SilentProgress()).findings == ()
 
 
 @pytest.mark.parametrize("target", ["android_bundle", "onnx_bundle"])

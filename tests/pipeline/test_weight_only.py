@@ -10,6 +10,7 @@ from llama_edge.core.manifest import Verdict
 from llama_edge.core.progress import SilentProgress
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
+from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.export import export_model
 from llama_edge.verify.tolerances import Tolerances
 from tests.conftest import debug_request
@@ -25,6 +26,7 @@ def bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
 def test_the_rotated_artifact_is_exact_end_to_end(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.verdict is Verdict.PASSED
+    assert diagnose(bundle.root, None, SilentProgress()).findings == ()
     assert manifest.artifact.activation_quantization == "none"
     assert manifest.recipe.activation_bits is None
     assert manifest.model.config.down_proj_rotation is not None

@@ -79,7 +79,9 @@ def test_the_report_is_stable_json(judge: Judge, measure: Measure) -> None:
 
 def test_a_contract_finding_fails_the_gate(judge: Judge, measure: Measure) -> None:
     blocks = judge("none", NONE).blocks
-    finding = Finding(check="contract", where="eos_token_ids", message="2 is missing")
+    finding = Finding(
+        check="contract", where="eos_token_ids", message="2 is missing", code="eos.missing"
+    )
     report = check_parity(NONE, blocks, measure("none", NONE), [finding], Tolerances())
     assert report.findings == (finding,)
     assert not report.passed

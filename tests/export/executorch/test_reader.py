@@ -71,7 +71,7 @@ def test_missing_named_data(debug_pte: Artifact, tmp_path: Path) -> None:
     pte.program.named_data = [entry for entry in named if entry.key != QKV]
     copy = rewrite(pte, tmp_path / "model.pte")
     with pytest.raises(ArtifactError, match=r"q_proj\.weight is in no named data"):
-        PteWeights(copy)
+        PteWeights(copy).quantized("model.layers.0.self_attn.q_proj.weight")
 
 
 def test_a_foreign_program(debug_pte: Artifact, tmp_path: Path) -> None:

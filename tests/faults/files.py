@@ -1,0 +1,161 @@
+"""Faults of files and of what a manifest promises."""
+
+from pathlib import Path
+from typing import Final
+
+from tests.faults import forging as forge
+from tests.faults.fault import DOWN, Fault, field, in_manifest, manifest
+from tests.faults.forging import Json, put
+
+
+def lose_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def garble_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format_version": 1,')
+
+
+def inflate_manifest(folder: Path) -> None:
+    with (folder / "manifest.json").open("r+b") as stream:
+        stream.truncate(17 << 20)
+
+
+def truncate_data(folder: Path) -> None:
+    path = folder / "model.onnx.data"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_bit(folder: Path) -> None:
+    forge.edit_bytes(folder / "model.pte", 9000, lambda piece: bytes([piece[0] ^ 1]), 1)
+
+
+def lose_file(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+
+
+def link_outside(folder: Path) -> None:
+    outside = folder.parent / "elsewhere"
+    (folder / "model.onnx.data").rename(outside)
+    (folder / "model.onnx.data").symlink_to(outside)
+
+
+def link_unlisted(folder: Path) -> None:
+    """A folder that the manifest says nothing of, and that is somebody else's."""
+    (folder / "weights").symlink_to(folder.parent, target_is_directory=True)
+
+
+def add_file(folder: Path) -> None:
+    (folder / "plugin.so").write_bytes(b"\x7fELF")
+
+
+def cut_program(folder: Path) -> None:
+    path = folder / "model.pte"
+    path.write_bytes(path.read_bytes()[:-4096])
+
+
+def garble_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"\xff" * 64)
+
+
+FILES: Final = (
+    Fault("lost manifest", "onnx", lose_manifest, "manifest.missing", "manifest.json"),
+    Fault("half a manifest", "onnx", garble_manifest, "manifest.not_json", "manifest.json"),
+    Fault("huge manifest", "onnx", inflate_manifest, "manifest.too_large", "manifest.json"),
+    Fault(
+        "manifest of a newer version",
+        "onnx",
+        manifest("format_version", 2),
+        "manifest.version",
+        "manifest.json: format_version",
+    ),
+    Fault(
+        "context of nothing",
+        "onnx",
+        manifest("artifact.max_context", 0),
+        "manifest.schema",
+        "manifest.json: artifact.max_context",
+    ),
+    Fault(
+        "path out of the folder",
+        "onnx",
+        in_manifest(lambda found: put(found["files"][0], "path", "../secret")),
+        "files.outside",
+        "manifest.json",
+    ),
+    Fault("link out of the folder", "onnx", link_outside, "files.symlink", "model.onnx.data"),
+    Fault("unlisted link out of the folder", "onnx", link_unlisted, "files.symlink", "weights"),
+    Fault("lost file", "android", lose_file, "files.missing", "generation_config.json"),
+    Fault("truncated data file", "onnx", truncate_data, "files.size", "model.onnx.data"),
+    Fault("flipped bit", "android", flip_bit, "files.sha256", "model.pte"),
+    Fault("stowaway", "onnx", add_file, "files.unlisted", "plugin.so"),
+    Fault("program cut off", "android", cut_program, "artifact.unreadable", "model.pte", "files"),
+    Fault("graph of noise", "onnx", garble_graph, "artifact.unreadable", "model.onnx", "files"),
+)
+
+
+def keep_three_languages(found: Json) -> None:
+    put(found["text"], "golden_tokens", found["text"]["golden_tokens"][:3])
+
+
+PROMISES: Final = (
+    Fault(
+        "failed verdict",
+        "onnx",
+        manifest("verdict", "failed"),
+        "verdict.failed",
+        "manifest.json: verdict",
+    ),
+    Fault(
+        "measurements that failed",
+        "onnx",
+        field("parity.json", "passed", False),
+        "verdict.measurements",
+        "parity.json: passed",
+        "files",
+    ),
+    Fault(
+        "backend of another target",
+        "onnx",
+        manifest("target", "ios"),
+        "target.backend",
+        "manifest.json: target, backend",
+    ),
+    Fault(
+        "runtime from the future",
+        "onnx",
+        manifest("versions.onnxruntime", "99.0"),
+        "runtime.version",
+        "manifest.json: versions.onnxruntime",
+    ),
+    Fault(
+        "context beyond the model",
+        "onnx",
+        manifest("artifact.max_context", 1024),
+        "context.exceeds_model",
+        "manifest.json: artifact.max_context",
+    ),
+    Fault(
+        "layer that the manifest calls 8-bit",
+        "onnx",
+        in_manifest(lambda found: forge.tensors(found)[DOWN].update(bits=8)),
+        "codes.unquantized",
+        f"manifest.json: tensors {DOWN}",
+    ),
+    Fault(
+        "weight that the manifest leaves out",
+        "onnx",
+        in_manifest(lambda found: found["tensors"].remove(forge.tensors(found)[DOWN])),
+        "codes.missing",
+        f"manifest.json: tensors {DOWN}",
+    ),
+    Fault(
+        "languages left out",
+        "onnx",
+        in_manifest(
+            lambda found: put(found["text"], "golden_tokens", found["text"]["golden_tokens"][:3])
+        ),
+        "tokenizer.golden_tokens",
+        "manifest.json: text.golden_tokens",
+    ),
+)
