@@ -12,6 +12,7 @@ import typer
 
 from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity
+from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
@@ -43,6 +44,7 @@ app.command("run")(run)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
+app.command("bisect")(bisect)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

@@ -1,0 +1,315 @@
+"""The first layer, and in it the first operator, at which an artifact leaves its reference.
+
+Three questions, from the file outwards. Are the codes those that the manifest promises, or another
+bundle's? Does each operator compute what its own input and weights make of it? How far is the
+residual stream from the other network's, layer by layer?
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama_edge.core.errors import ArtifactError
+from llama_edge.core.manifest import Manifest
+from llama_edge.core.model import CachedSource, DequantizedSource, Llama
+from llama_edge.core.progress import Progress
+from llama_edge.core.session import OperatorTrace
+from llama_edge.core.text_assets import read_text_assets
+from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedWeights
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.export import get_exporter
+from llama_edge.export.bundle import read_manifest
+from llama_edge.pipeline.bisect_weights import (
+    Against,
+    ReadableSource,
+    WeightFinding,
+    check_weights,
+    open_against,
+)
+from llama_edge.runtimes.child import ChildRuntime
+from llama_edge.verify.block_errors import exact_errors
+from llama_edge.verify.drift import residual_streams, stream_snr_db
+from llama_edge.verify.operators import (
+    Comparison,
+    OperatorResult,
+    compare_block,
+    compare_head,
+    judge,
+    snr_db,
+)
+from llama_edge.verify.prompts import gate_prompts
+from llama_edge.verify.teacher import with_source
+
+#: Tokens decoded one by one behind the prompt: enough for a cache that is one place off.
+DECODED: Final = 16
+#: Of operators' values in memory at a time: all of SmolLM2's layers, four of Llama 3.2 3B's.
+_TRACE_BYTES: Final = 256 << 20
+
+#: In network order, as they are named; a weight's last part is its operator.
+OPERATORS: Final = (
+    "embedding",
+    "input_layernorm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "rope",
+    "kv_cache",
+    "attention",
+    "o_proj",
+    "attention_residual",
+    "post_attention_layernorm",
+    "gate_proj",
+    "up_proj",
+    "swiglu",
+    "down_rotation",
+    "down_proj",
+    "mlp_residual",
+    "norm",
+    "head_rotation",
+    "lm_head",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """An operator: of layer -1 (the embedding), a block, or as many as there are (the head)."""
+
+    layer: int
+    operator: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Network order."""
+        return self.layer, OPERATORS.index(self.operator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFinding:
+    """An operator that computes something else than its input and weights say."""
+
+    place: Place
+    result: OperatorResult
+    compared: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer's signal to noise, dB."""
+
+    layer: int
+    #: the operator with the lowest, and how much it is
+    operator: str
+    operator_db: float
+    #: of activation codes that fell the other way on a rounding border, taken back above
+    flips: int
+    #: the residual stream behind this layer against the other network's; None without one
+    stream_db: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bisection:
+    """What was found, in network order."""
+
+    artifact: Artifact
+    rows: tuple[LayerRow, ...]
+    weights: tuple[WeightFinding, ...]
+    graph: tuple[GraphFinding, ...]
+    #: what the streams are held against; None: nothing was at hand
+    against: str | None
+    #: whether a rotation was taken out first
+    aligned: bool
+    #: inputs of the first wrong weight's operator, for a repro
+    weight_input: Comparison | None
+
+    @property
+    def first(self) -> WeightFinding | GraphFinding | None:
+        """Where to look."""
+        found: list[WeightFinding | GraphFinding] = [*self.weights, *self.graph]
+        return min(found, key=lambda finding: _place(finding, self).order, default=None)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is wrong."""
+        return not self.weights and not self.graph
+
+
+def place_of(name: str, layers: int) -> Place:
+    """The operator that a weight belongs to."""
+    if name == EMBEDDING:
+        return Place(layer=-1, operator="embedding")
+    part = name.removesuffix(".weight").split(".")
+    if name.startswith("model.layers."):
+        return Place(layer=int(part[2]), operator=part[-1])
+    operator = {"lm_head": "lm_head", "model": "norm"}.get(part[0], "head_rotation")
+    return Place(layer=layers, operator=operator)
+
+
+def _place(finding: WeightFinding | GraphFinding, found: Bisection) -> Place:
+    if isinstance(finding, GraphFinding):
+        return finding.place
+    return place_of(finding.name, found.artifact.config.num_hidden_layers)
+
+
+def first_place(found: Bisection) -> Place | None:
+    """Layer and operator of the first finding."""
+    first = found.first
+    return None if first is None else _place(first, found)
+
+
+@torch.no_grad()
+def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
+    """Look into a bundle's artifact, whether or not its files are still those of the manifest.
+
+    Args:
+        folder: The bundle.
+        against: A full-precision MODEL, or another bundle or quantized checkpoint whose codes are
+            the right ones; None: the built-in model that the bundle came from, if it is one.
+        progress: One stage per question.
+
+    Raises:
+        ArtifactError: The bundle has no readable manifest or artifact.
+        SessionError: The runtime refuses the artifact.
+    """
+    manifest = read_manifest(folder).manifest
+    exporter = get_exporter(manifest.backend)
+    artifact = exporter.read_artifact(folder)
+    other = open_against(against, manifest)
+    own = exporter.read_weights(artifact)
+    weights = check_weights(own, manifest, other, progress)
+    reference = _reference(artifact, manifest, other.codes or own)
+    calls = _calls(folder, artifact)
+    search = _Search(reference, artifact, calls, weights)
+    streams = None if other.network is None else residual_streams(other.network, sum(calls, []))
+    aligned = other.aligned
+    rows = search.run(streams, progress, aligned=aligned)
+    return Bisection(
+        artifact=artifact,
+        rows=tuple(rows),
+        weights=weights,
+        graph=tuple(search.findings),
+        against=None if other.network is None else other.name,
+        aligned=aligned,
+        weight_input=search.weight_input,
+    )
+
+
+def _reference(artifact: Artifact, manifest: Manifest, weights: QuantizedWeights) -> Llama:
+    """The manifest's network, whatever the artifact says of itself."""
+    source = ReadableSource(DequantizedSource(weights), manifest.model.config)
+    kv_cache = KVCacheDtype(manifest.artifact.kv_cache)
+    return Llama(manifest.model.config, source, artifact.activation, kv_cache)
+
+
+def _calls(folder: Path, artifact: Artifact) -> list[list[int]]:
+    prompt = gate_prompts(Tokenizer(read_text_assets(folder)), artifact.max_context)[0]
+    return [[*prompt.tokens], *([token] for token in prompt.continuation[:DECODED])]
+
+
+class _Search:
+    """Walks through the layers in chunks that fit in memory."""
+
+    def __init__(
+        self,
+        reference: Llama,
+        artifact: Artifact,
+        calls: list[list[int]],
+        weights: Sequence[WeightFinding],
+    ) -> None:
+        self._reference = reference
+        self._artifact = artifact
+        self._calls = calls
+        self._layers = reference.config.num_hidden_layers
+        self._wanted = place_of(weights[0].name, self._layers) if weights else None
+        self.findings: list[GraphFinding] = []
+        self.weight_input: Comparison | None = None
+
+    def run(
+        self, streams: Iterator[Tensor] | None, progress: Progress, *, aligned: bool
+    ) -> Iterator[LayerRow]:
+        progress.start("look into every operator", self._layers)
+        with ChildRuntime(self._artifact.backend) as runtime:
+            for chunk in self._chunks():
+                trace = runtime.trace_operators(self._artifact, self._calls, chunk)
+                for layer in chunk:
+                    if layer == 0:
+                        yield self._embedding(trace, streams)
+                    yield self._block(layer, trace, streams, aligned=aligned)
+                    progress.advance()
+        yield self._head(trace)
+
+    def _chunks(self) -> Iterator[range]:
+        config = self._reference.config
+        tokens = sum(map(len, self._calls))
+        layer_bytes = 4 * tokens * (10 * config.hidden_size + 4 * config.intermediate_size)
+        size = max(1, _TRACE_BYTES // layer_bytes)
+        for start in range(0, self._layers, size):
+            yield range(start, min(start + size, self._layers))
+
+    def _embedding(self, trace: OperatorTrace, streams: Iterator[Tensor] | None) -> LayerRow:
+        found = torch.tensor(_shown(trace, 0, "hidden"))
+        expected = self._reference.embed(torch.tensor(trace.tokens))
+        compared = Comparison(
+            name="embedding",
+            found=found,
+            expected=expected,
+            inputs={"tokens": torch.tensor(trace.tokens)},
+            weight=EMBEDDING,
+        )
+        if streams is not None:
+            next(streams)
+        return self._row(-1, [compared], None)
+
+    def _block(
+        self, layer: int, trace: OperatorTrace, streams: Iterator[Tensor] | None, *, aligned: bool
+    ) -> LayerRow:
+        model = with_source(self._reference, CachedSource(self._reference.source))
+        compared = compare_block(model, layer, trace.blocks[layer])
+        leaving = _shown(trace, layer, "mlp_residual")
+        stream = (
+            None
+            if streams is None
+            else stream_snr_db(torch.tensor(leaving), next(streams), aligned=aligned)
+        )
+        return self._row(layer, compared, stream)
+
+    def _head(self, trace: OperatorTrace) -> LayerRow:
+        model = with_source(self._reference, CachedSource(self._reference.source))
+        return self._row(self._layers, compare_head(model, trace.head), None)
+
+    def _row(
+        self, layer: int, comparisons: Iterator[Comparison] | list[Comparison], stream: float | None
+    ) -> LayerRow:
+        results = []
+        first_rows = 1 if layer == self._layers else len(self._calls[0])
+        for compared in comparisons:
+            result = judge(self._reference, compared, first_rows)
+            place = Place(layer=layer, operator=compared.name)
+            if place == self._wanted:
+                self.weight_input = compared
+            if not result.passed:
+                self.findings.append(GraphFinding(place=place, result=result, compared=compared))
+            results.append(result)
+        lowest = min(results, key=lambda result: result.snr_db)
+        return LayerRow(
+            layer=layer,
+            operator=lowest.name,
+            operator_db=lowest.snr_db,
+            flips=sum(result.flips for result in results),
+            stream_db=stream,
+        )
+
+
+def _shown(trace: OperatorTrace, layer: int, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    found = trace.blocks[layer].get(name)
+    if found is None:
+        raise ArtifactError(
+            f"layer {layer}: the graph shows no {name}, so it was not written by llama-edge; "
+            "`llama-edge diff` compares the files alone"
+        )
+    return found
