@@ -60,7 +60,7 @@ def _compiled(graph: Json) -> bytes:
         _flatc_compile(folder, str(schema_path), str(json_path))
         data = Path(folder, "graph.bin").read_bytes()
     start = align(XNNHeader.EXPECTED_LENGTH)
-    header = XNNHeader(start, len(data), start + align(len(data)), 0).to_bytes()
+    header: bytes = XNNHeader(start, len(data), start + align(len(data)), 0).to_bytes()
     return header.ljust(start, b"\0") + data.ljust(align(len(data)), b"\0")
 
 
@@ -86,12 +86,16 @@ class _Graph:
             (node["xnode_union_type"].removeprefix("XNN"), node["xnode_union"])
             for node in self.json.get("xnodes", [])
         ]
-        self._makers = {node["output_id"]: (kind, node) for kind, node in self._nodes if "output_id" in node}
+        self._makers = {
+            node["output_id"]: (kind, node) for kind, node in self._nodes if "output_id" in node
+        }
 
     def _linears(self) -> Iterator[tuple[str, Json]]:
         """By the name of the weight, in the graph's order."""
         for kind, node in self._nodes:
-            name = self._filters.get(node.get("filter_id", -1)) if kind == "FullyConnected" else None
+            name = (
+                self._filters.get(node.get("filter_id", -1)) if kind == "FullyConnected" else None
+            )
             if name is not None and name.endswith(".weight"):
                 yield name, node
 

@@ -104,7 +104,7 @@ class _Tracer:
 
 
 def trace_plan(plan: schema.ExecutionPlan, layers: int, path: Path) -> Sequence[int]:
-    """Give each watched value a buffer of its own; L + 1 residual values, L attention outputs, rows.
+    """Give watched values buffers of their own: L + 1 residuals, L attention outputs, rows.
 
     Raises:
         ArtifactError: The program does not have the instructions that llama-edge writes.

@@ -285,9 +285,7 @@ def _trace_operators(
             layer: {f"{kind}_cache": session.cached(layer, kind) for kind in ("key", "value")}
             for layer in layers
         }
-    columns = {
-        name: [run[index] for run in results] for index, name in enumerate(names, start=1)
-    }
+    columns = {name: [run[index] for run in results] for index, name in enumerate(names, start=1)}
     found = {
         layer: {key: np.concatenate(columns[name]) for key, name in group.items() if name in known}
         for layer, group in blocks.items()

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 import typer
 
 from llama_edge import __version__
-from llama_edge.cli.artifacts import compare, inspect, parity
+from llama_edge.cli.artifacts import compare, inspect, parity, report
 from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.evaluate import evaluate
@@ -45,6 +45,7 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("bisect")(bisect)
+app.command("report")(report)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

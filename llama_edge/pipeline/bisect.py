@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,22 +17,20 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.manifest import Manifest
 from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import Progress
-from llama_edge.core.session import OperatorTrace
+from llama_edge.core.session import FloatArray, OperatorTrace
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedWeights
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import read_manifest
 from llama_edge.pipeline.bisect_weights import (
-    Against,
     ReadableSource,
     WeightFinding,
     check_weights,
     open_against,
 )
 from llama_edge.runtimes.child import ChildRuntime
-from llama_edge.verify.block_errors import exact_errors
 from llama_edge.verify.drift import residual_streams, stream_snr_db
 from llama_edge.verify.operators import (
     Comparison,
@@ -41,7 +38,6 @@ from llama_edge.verify.operators import (
     compare_block,
     compare_head,
     judge,
-    snr_db,
 )
 from llama_edge.verify.prompts import gate_prompts
 from llama_edge.verify.teacher import with_source
@@ -184,8 +180,9 @@ def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
     weights = check_weights(own, manifest, other, progress)
     reference = _reference(artifact, manifest, other.codes or own)
     calls = _calls(folder, artifact)
+    tokens = [token for call in calls for token in call]
     search = _Search(reference, artifact, calls, weights)
-    streams = None if other.network is None else residual_streams(other.network, sum(calls, []))
+    streams = None if other.network is None else residual_streams(other.network, tokens)
     aligned = other.aligned
     rows = search.run(streams, progress, aligned=aligned)
     return Bisection(
@@ -305,7 +302,7 @@ class _Search:
         )
 
 
-def _shown(trace: OperatorTrace, layer: int, name: str) -> np.ndarray:  # type: ignore[type-arg]
+def _shown(trace: OperatorTrace, layer: int, name: str) -> FloatArray:
     found = trace.blocks[layer].get(name)
     if found is None:
         raise ArtifactError(

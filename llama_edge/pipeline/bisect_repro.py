@@ -104,8 +104,14 @@ def write_bisection(found: Bisection, folder: Path) -> None:
     """Write `bisect.json`, the chart and, where something is wrong, `repro/` into `folder`."""
     write_json(folder / "bisect.json", bisection_json(found))
     draw_layers(
-        [(str(layer_name(row.layer, found.artifact.config.num_hidden_layers)), row.operator_db,
-          row.stream_db) for row in found.rows],
+        [
+            (
+                str(layer_name(row.layer, found.artifact.config.num_hidden_layers)),
+                row.operator_db,
+                row.stream_db,
+            )
+            for row in found.rows
+        ],
         found.against,
         folder / CHART_FILE,
     )
@@ -113,7 +119,8 @@ def write_bisection(found: Bisection, folder: Path) -> None:
     if first is None or place is None:
         return
     compared = first.compared if isinstance(first, GraphFinding) else found.weight_input
-    if compared is not None:
+    unknown = isinstance(first, WeightFinding) and first.wanted is None and first.found is None
+    if compared is not None and not unknown:
         (folder / REPRO_FOLDER).mkdir()
         _write_repro(found, place, compared, folder / REPRO_FOLDER)
 
@@ -175,6 +182,8 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
         return {"first": hadamard(first), "second": hadamard(second)}
     if compared.weight is None:
         return {}
+    if isinstance(found.first, WeightFinding) and found.first.wanted is not None:
+        return {}  # the right codes are at hand
     exporter = get_exporter(found.artifact.backend)
     return _weight(exporter.read_weights(found.artifact), compared, place)
 
@@ -189,4 +198,3 @@ def _weight(own: QuantizedWeights, compared: Comparison, place: Place) -> dict[s
     if compared.weight == EMBEDDING and place.operator == "embedding":
         matrix = matrix.rows(compared.inputs["tokens"])
     return _matrix_arrays(matrix)
-

@@ -83,7 +83,7 @@ class RoundedAgain:
 
 
 class ReadableSource:
-    """A `MatrixSource` in which what cannot be read is NaN, so that it is found wrong, not fatal."""
+    """A `MatrixSource` in which what cannot be read is NaN: found wrong, and not the end."""
 
     def __init__(self, source: MatrixSource, config: ModelConfig) -> None:
         self._source = source
@@ -205,11 +205,12 @@ def _check_vector(
 def _check_matrix(
     own: QuantizedWeights, entry: TensorEntry, right: QuantizedWeights | None
 ) -> WeightFinding | None:
+    wanted = None if right is None else right.quantized(entry.name)
     try:
         found = own.quantized(entry.name)
     except (ArtifactError, QuantizeError) as error:
-        return WeightFinding(name=entry.name, message=f"cannot be read back: {error}")
-    wanted = None if right is None else right.quantized(entry.name)
+        message = f"cannot be read back: {error}"
+        return WeightFinding(name=entry.name, message=message, wanted=wanted)
     if wanted is not None:
         difference = MatrixDifference.between(wanted, found)
         if difference is None:

@@ -37,7 +37,7 @@ _SIZE: Final = (4.6, 2.7)
 _STYLE: Final[Mapping[str, Any]] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 11,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _GRID,
@@ -67,7 +67,7 @@ def to_svg(made: Figure, name: str, title: str) -> str:
     """Inline SVG, `name` before each of its ids; `title` is what a screen reader says."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        FigureCanvasSVG(made).print_svg(
+        FigureCanvasSVG(made).print_svg(  # type: ignore[no-untyped-call]
             stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = stream.getvalue()
@@ -79,6 +79,7 @@ def to_svg(made: Figure, name: str, title: str) -> str:
         text = text.replace(placeholder, f"var({variable})")
     # Text takes the page's font; white faces would be boxes in the dark.
     text = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = text.replace("fill: #ffffff", "fill: none")
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
@@ -100,8 +101,17 @@ def draw_layers(
     """
     with figure((8.0, 4.2)) as (made, axes):
         places = range(len(rows))
-        axes.plot(places, [row[1] for row in rows], "o-", color=FIRST, markersize=4, label="lowest operator, on its own input")
-        stream = [(place, row[2]) for place, row in zip(places, rows, strict=True) if row[2] is not None]
+        axes.plot(
+            places,
+            [row[1] for row in rows],
+            "o-",
+            color=FIRST,
+            markersize=4,
+            label="lowest operator, on its own input",
+        )
+        stream = [
+            (place, row[2]) for place, row in zip(places, rows, strict=True) if row[2] is not None
+        ]
         if stream:
             axes.plot(
                 [place for place, _ in stream],
@@ -117,7 +127,7 @@ def draw_layers(
         axes.set_ylabel("signal to noise (dB)")
         axes.legend(loc="best", fontsize=9)
         _on_white(made)
-        FigureCanvasAgg(made).print_png(str(path))
+        FigureCanvasAgg(made).print_png(str(path))  # type: ignore[no-untyped-call]
 
 
 def _on_white(made: Figure) -> None:

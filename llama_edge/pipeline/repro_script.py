@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+#: A NumPy array; this file runs where its types may not be installed.
+Array = Any
 Description = Mapping[str, Any]
 
 

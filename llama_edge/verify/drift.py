@@ -42,10 +42,12 @@ def stream_snr_db(found_TD: Tensor, other_TD: Tensor, *, aligned: bool) -> float
 
 def _unit_rows(x_TD: Tensor) -> Tensor:
     wide = x_TD.double()
-    return wide / wide.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    rows: Tensor = wide / wide.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    return rows
 
 
 def _best_rotation(found_TD: Tensor, other_TD: Tensor) -> Tensor:
     """Orthogonal Procrustes (Schoenemann, 1966): U V^T of the SVD of found^T other."""
     u, _, vh = torch.linalg.svd(found_TD.T @ other_TD, full_matrices=False)
-    return u @ vh
+    rotation: Tensor = u @ vh
+    return rotation

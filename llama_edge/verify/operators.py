@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_edge.core.cache_rows import quantize_rows
@@ -125,7 +126,12 @@ def _linear(
 
 
 def _plain(
-    values: _Values, name: str, expected: Tensor, inputs: Sequence[str], *, weight: str | None = None
+    values: _Values,
+    name: str,
+    expected: Tensor,
+    inputs: Sequence[str],
+    *,
+    weight: str | None = None,
 ) -> Iterator[Comparison]:
     given = {source: values[source] for source in inputs}
     values.make(name, expected)
@@ -209,7 +215,7 @@ def _turned(model: Llama, x: Tensor) -> Tensor:
 
 
 def _rope_and_cache(model: Llama, values: _Values) -> Iterator[Comparison]:
-    """Keys behind RoPE are often seen in the cache alone; values tell whether it is to be trusted."""
+    """Keys behind RoPE are often seen in the cache alone; values tell whether to trust it."""
     for part, source in (("q_rope", "q_proj"), ("k_rope", "k_proj")):
         for found in _plain(values, part, _turned(model, values[source]), [source]):
             yield _renamed(found, "rope")
@@ -336,7 +342,7 @@ def snr_db(row_errors: Errors) -> float:
     return min(MAX_SNR_DB, -20.0 * float(np.log10(max(noise, 10 ** (-MAX_SNR_DB / 20)))))
 
 
-def _channel_errors(compared: Comparison, rows: Sequence[int]) -> Errors:
+def _channel_errors(compared: Comparison, rows: NDArray[np.intp]) -> Errors:
     """Relative error per output channel over `rows`, each divided by its length first."""
     wanted, found = compared.expected[rows].double(), compared.found[rows].double()
     length = wanted.norm(dim=1, keepdim=True).clamp(min=1e-30)

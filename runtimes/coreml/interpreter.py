@@ -81,9 +81,7 @@ class Interpreter:
 
     def makes(self) -> frozenset[str]:
         """The names of all inner values and outputs."""
-        return frozenset(
-            declared.name for step in self._program.steps for declared in step.outputs
-        )
+        return frozenset(declared.name for step in self._program.steps for declared in step.outputs)
 
     def state(self, name: str) -> NDArray[Any]:
         """A copy of what is kept under that name."""

@@ -167,7 +167,6 @@ class CoreMLInterpreterRuntime:
             logits=np.stack([run[0][-1] for run in results]),
         )
 
-
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> OperatorTrace:
@@ -184,7 +183,9 @@ class CoreMLInterpreterRuntime:
         }
         names = [
             *dict.fromkeys(
-                value for group in groups_of_mil.values() for value in group.values()
+                value
+                for group in groups_of_mil.values()
+                for value in group.values()
                 if value in known
             )
         ]

@@ -27,7 +27,7 @@ def _onnx_place(folder: Path, name: str) -> int:
 def _pte_place(folder: Path, key: str) -> int:
     pte = PteFile(folder / "model.pte")
     index = pte.named()[key]
-    return len(pte._view) - len(pte.segment_data()) + pte.program.segments[index].offset
+    return int(len(pte._view) - len(pte.segment_data()) + pte.program.segments[index].offset)
 
 
 def _change(path: Path, place: int, change: Callable[[bytes], bytes], length: int) -> None:
@@ -150,7 +150,7 @@ def _rope_table(folder: Path, constant: int) -> int:
     pte = PteFile(folder / "model.pte")
     constants = pte.program.constant_segment
     front = len(pte._view) - len(pte.segment_data())
-    return front + pte.program.segments[0].offset + constants.offsets[constant]
+    return int(front + pte.program.segments[0].offset + constants.offsets[constant])
 
 
 def transpose_rope_pte(folder: Path, layer: int) -> None:
