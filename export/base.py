@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llama_edge.core.errors import ConfigError
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
@@ -102,6 +103,14 @@ class Exporter(Protocol):
 
     def interface(self, artifact: Artifact) -> Interface:
         """Inputs, outputs and cache layout as the written file itself declares them."""
+        ...
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """Every operator of the written graph, and its constants that are no weights.
+
+        Raises:
+            ArtifactError: The files are damaged.
+        """
         ...
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
@@ -19,6 +20,7 @@ from llama_edge.core.types import (
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.export.coreml.operators import read_operators
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 
@@ -80,6 +82,10 @@ class CoreMLExporter:
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
         return read_interface(artifact.path.parent)
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """See `Exporter`."""
+        return read_operators(artifact.path.parent)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

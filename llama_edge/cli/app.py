@@ -14,6 +14,7 @@ from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity, report
 from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import print_error, print_json
+from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
@@ -44,6 +45,7 @@ app.command("run")(run)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
+app.command("diff")(diff)
 app.command("bisect")(bisect)
 app.command("report")(report)
 app.command("models")(models)

@@ -75,7 +75,7 @@ def _print(bundle: Path, place: Path, value: dict) -> None:  # type: ignore[type
         typer.echo("nothing is wrong: every code is right, and every operator on its own input")
     else:
         typer.echo(f"first wrong: layer {first['layer']}, {first['operator']}: {first['message']}")
-        others = len(value["weights"]) + len(value["graph"]) - 1
+        others = sum(len(value[kind]) for kind in ("weights", "constants", "graph")) - 1
         if others:
             typer.echo(f"{others} more findings in {place / 'bisect.json'}")
         script = place / "repro" / "repro.py"

@@ -5,6 +5,7 @@ bundle's? Does each operator compute what its own input and weights make of it? 
 residual stream from the other network's, layer by layer?
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.manifest import Manifest
 from llama_edge.core.model import CachedSource, DequantizedSource, Llama
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, OperatorTrace
 from llama_edge.core.text_assets import read_text_assets
@@ -95,6 +98,14 @@ class GraphFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantFinding:
+    """A number in the graph that is not the config's, however little it shows on a real input."""
+
+    place: Place
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
     """One layer's signal to noise, dB."""
 
@@ -108,6 +119,9 @@ class LayerRow:
     stream_db: float | None
 
 
+Finding = WeightFinding | ConstantFinding | GraphFinding
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bisection:
     """What was found, in network order."""
@@ -116,23 +130,24 @@ class Bisection:
     rows: tuple[LayerRow, ...]
     weights: tuple[WeightFinding, ...]
     graph: tuple[GraphFinding, ...]
+    constants: tuple[ConstantFinding, ...]
     #: what the streams are held against; None: nothing was at hand
     against: str | None
     #: whether a rotation was taken out first
     aligned: bool
-    #: inputs of the first wrong weight's operator, for a repro
+    #: the operator of the first wrong weight or constant, for a repro
     weight_input: Comparison | None
 
     @property
-    def first(self) -> WeightFinding | GraphFinding | None:
-        """Where to look."""
-        found: list[WeightFinding | GraphFinding] = [*self.weights, *self.graph]
+    def first(self) -> Finding | None:
+        """Where to look; of one operator, what its file says before what it computes."""
+        found: list[Finding] = [*self.weights, *self.constants, *self.graph]
         return min(found, key=lambda finding: _place(finding, self).order, default=None)
 
     @property
     def passed(self) -> bool:
         """Nothing is wrong."""
-        return not self.weights and not self.graph
+        return self.first is None
 
 
 def place_of(name: str, layers: int) -> Place:
@@ -146,8 +161,8 @@ def place_of(name: str, layers: int) -> Place:
     return Place(layer=layers, operator=operator)
 
 
-def _place(finding: WeightFinding | GraphFinding, found: Bisection) -> Place:
-    if isinstance(finding, GraphFinding):
+def _place(finding: Finding, found: Bisection) -> Place:
+    if not isinstance(finding, WeightFinding):
         return finding.place
     return place_of(finding.name, found.artifact.config.num_hidden_layers)
 
@@ -181,7 +196,11 @@ def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
     reference = _reference(artifact, manifest, other.codes or own)
     calls = _calls(folder, artifact)
     tokens = [token for call in calls for token in call]
-    search = _Search(reference, artifact, calls, weights)
+    constants = check_epsilons(exporter.operators(artifact), manifest.model.config)
+    places = [place_of(one.name, manifest.model.config.num_hidden_layers) for one in weights]
+    places += [one.place for one in constants]
+    wanted = min(places, key=lambda place: place.order, default=None)
+    search = _Search(reference, artifact, calls, wanted)
     streams = None if other.network is None else residual_streams(other.network, tokens)
     aligned = other.aligned
     rows = search.run(streams, progress, aligned=aligned)
@@ -190,9 +209,37 @@ def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
         rows=tuple(rows),
         weights=weights,
         graph=tuple(search.findings),
+        constants=constants,
         against=None if other.network is None else other.name,
         aligned=aligned,
         weight_input=search.weight_input,
+    )
+
+
+def check_epsilons(
+    operators: Sequence[GraphOperator], config: ModelConfig
+) -> tuple[ConstantFinding, ...]:
+    """Each norm's epsilon as the file has it: behind the first layers no input shows it.
+
+    Norms that keep theirs in a shared constant (`.pte`) have no such attribute; the first one that
+    a short row meets shows it.
+    """
+    epsilons = [found.attributes["epsilon"] for found in operators if "epsilon" in found.attributes]
+    norms = [
+        Place(layer=layer, operator=name)
+        for layer in range(config.num_hidden_layers)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
+    norms.append(Place(layer=config.num_hidden_layers, operator="norm"))
+    if len(epsilons) != len(norms):
+        return ()
+    wanted = config.rms_norm_eps
+    return tuple(
+        ConstantFinding(
+            place=place, message=f"its epsilon is {found}; the model's rms_norm_eps is {wanted:g}"
+        )
+        for place, found in zip(norms, epsilons, strict=True)
+        if not math.isclose(float(found), wanted, rel_tol=1e-5)
     )
 
 
@@ -216,13 +263,13 @@ class _Search:
         reference: Llama,
         artifact: Artifact,
         calls: list[list[int]],
-        weights: Sequence[WeightFinding],
+        wanted: Place | None,
     ) -> None:
         self._reference = reference
         self._artifact = artifact
         self._calls = calls
         self._layers = reference.config.num_hidden_layers
-        self._wanted = place_of(weights[0].name, self._layers) if weights else None
+        self._wanted = wanted
         self.findings: list[GraphFinding] = []
         self.weight_input: Comparison | None = None
 

@@ -16,7 +16,14 @@ from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import KVCacheDtype, QuantizedWeights
 from llama_edge.core.weight_names import EMBEDDING, HEAD_ROTATION
 from llama_edge.export import get_exporter
-from llama_edge.pipeline.bisect import Bisection, GraphFinding, Place, first_place
+from llama_edge.pipeline.bisect import (
+    Bisection,
+    ConstantFinding,
+    Finding,
+    GraphFinding,
+    Place,
+    first_place,
+)
 from llama_edge.pipeline.bisect_weights import WeightFinding
 from llama_edge.pipeline.charts import draw_layers
 from llama_edge.verify.operators import ROW_LIMIT, Comparison
@@ -45,8 +52,10 @@ def layer_name(layer: int, layers: int) -> int | str:
     return "embedding" if layer < 0 else "head" if layer >= layers else layer
 
 
-def message_of(finding: WeightFinding | GraphFinding) -> str:
+def message_of(finding: Finding) -> str:
     """What is wrong, in one line."""
+    if isinstance(finding, ConstantFinding):
+        return finding.message
     if isinstance(finding, WeightFinding):
         return f"{finding.name}: {finding.message}"
     result = finding.result
@@ -60,6 +69,12 @@ def message_of(finding: WeightFinding | GraphFinding) -> str:
     return line
 
 
+def _finding_kind(finding: Finding) -> str:
+    if isinstance(finding, WeightFinding):
+        return "weights"
+    return "constant" if isinstance(finding, ConstantFinding) else "graph"
+
+
 def bisection_json(found: Bisection) -> dict[str, Any]:
     """Plain values, for `--json` and `bisect.json`."""
     layers = found.artifact.config.num_hidden_layers
@@ -71,10 +86,18 @@ def bisection_json(found: Bisection) -> dict[str, Any]:
         else {
             "layer": layer_name(place.layer, layers),
             "operator": place.operator,
-            "kind": "weights" if isinstance(first, WeightFinding) else "graph",
+            "kind": _finding_kind(first),
             "message": message_of(first),
         },
         "weights": [{"name": item.name, "message": item.message} for item in found.weights],
+        "constants": [
+            {
+                "layer": layer_name(item.place.layer, layers),
+                "operator": item.place.operator,
+                "message": item.message,
+            }
+            for item in found.constants
+        ],
         "graph": [
             {
                 "layer": layer_name(item.place.layer, layers),

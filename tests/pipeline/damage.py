@@ -84,7 +84,8 @@ def transpose_rope(folder: Path, layer: int) -> None:
 
 def smaller_epsilon(folder: Path, layer: int) -> None:
     """1e-6 for 1e-5."""
-    output = f"model.layers.{layer}.input_layernorm.output"
+    name = "input_layernorm" if layer == 0 else "post_attention_layernorm"
+    output = f"model.layers.{layer}.{name}.output"
     _edit(folder, lambda model: _set(_node(model, output), "epsilon", 1e-6))
 
 
