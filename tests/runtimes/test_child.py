@@ -23,7 +23,8 @@ SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
 
 @pytest.fixture(autouse=True)
 def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    known = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), known]))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from llama_edge.export import TARGETS
 from llama_edge.pipeline.report import plots
 from llama_edge.pipeline.report.measurements import Measured
 from llama_edge.quantize.measured import read_measurements
+from llama_edge.verify.samples import MAX_NEW_TOKENS
 
 _MIB: Final = 2**20
 #: How far the worst blocks' table goes.
@@ -60,6 +61,7 @@ def render_page(manifest: Manifest, parity: Mapping[str, Any]) -> str:
         bits=bits_per_weight(manifest),
         cache_bytes=_cache_bytes(manifest),
         widths=_widths(manifest),
+        sample_tokens=MAX_NEW_TOKENS,
     )
     return page
 
