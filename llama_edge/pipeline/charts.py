@@ -122,7 +122,8 @@ def draw_layers(
                 label=f"residual stream against {against}",
             )
         step = max(1, len(rows) // 12)
-        axes.set_xticks([*places][::step], [row[0] for row in rows][::step])
+        names = [{"embedding": "emb."}.get(row[0], row[0]) for row in rows]
+        axes.set_xticks([*places][::step], names[::step])
         axes.set_xlabel("layer")
         axes.set_ylabel("signal to noise (dB)")
         axes.legend(loc="best", fontsize=9)

@@ -13,6 +13,9 @@ from llama_edge.quantize.measured import Measured as MeasuredRecipe
 _BIN: Final = 16
 #: What stands for an exact zero on a logarithmic axis: below what float32 resolves.
 _NOTHING: Final = 1e-8
+#: Recipes that are nearer to each other share a label.
+_NEAR_BITS: Final = 0.25
+_NEAR_KL: Final = 1.15
 
 
 def plain(text: str) -> str:
@@ -36,35 +39,24 @@ def size_chart(parts: Mapping[str, int]) -> str:
 
 def block_chart(blocks: Sequence[BlockError], limit: float, most: float | None) -> str:
     """Relative error of each block, before and after rounding flips are taken back."""
-    with figure((4.6, 3.1)) as (made, axes):
+    with figure((4.6, 3.3)) as (made, axes):
         places = np.arange(len(blocks))
         raw = [max(block.raw_largest, _NOTHING) for block in blocks]
         largest = [max(block.largest, _NOTHING) for block in blocks]
         p99 = [max(block.p99, _NOTHING) for block in blocks]
-        axes.plot(places, raw, "x", color=SECOND, markersize=4, label="worst token, as measured")
-        axes.plot(
-            places, largest, "o", color=THIRD, markersize=3, label="worst token, flips taken back"
-        )
-        axes.plot(
-            places, p99, "-", color=FIRST, linewidth=1.4, label="99th percentile, flips taken back"
-        )
-        axes.axhline(limit, color=FIRST, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"limit {limit:g} (99 %)", (0, limit), (2, 3), textcoords="offset points", fontsize=9.5
+        axes.plot(places, raw, "x", color=SECOND, markersize=4, label="worst token, measured")
+        axes.plot(places, largest, "o", color=THIRD, markersize=3, label="worst token, explained")
+        axes.plot(places, p99, "-", color=FIRST, linewidth=1.4, label="99 %, explained")
+        axes.axhline(
+            limit, color=FIRST, linestyle="--", linewidth=1, label=f"limit of 99 %: {limit:g}"
         )
         if most is not None:
-            axes.axhline(most, color=THIRD, linestyle="--", linewidth=1)
-            axes.annotate(
-                f"limit {most:g} (any token)",
-                (0, most),
-                (2, 3),
-                textcoords="offset points",
-                fontsize=9.5,
-            )
+            label = f"limit of any: {most:g}"
+            axes.axhline(most, color=THIRD, linestyle="--", linewidth=1, label=label)
         axes.set_yscale("log")
         axes.set_xlabel("block, in network order")
         axes.set_ylabel("relative error")
-        made.legend(loc="outside upper left", fontsize=10)
+        made.legend(loc="outside upper left", fontsize=9.5, ncols=2, columnspacing=1)
         return to_svg(made, "blocks", "Relative error of each block against its limits")
 
 
@@ -109,13 +101,14 @@ def recipe_chart(
             color=FIRST,
             s=28,
         )
-        for name, found in others.items():
+        for (x, y), names in _clusters(others).items():
             axes.annotate(
-                plain(name),
-                (found.bits_per_weight, found.mean_kl),
-                (6, -3),
+                plain("\n".join(names)),
+                (x, y),
+                (6, 0),
                 textcoords="offset points",
                 fontsize=9.5,
+                verticalalignment="center",
             )
         if mean_kl is not None:
             axes.scatter([bits], [mean_kl], color=SECOND, s=60, marker="D")
@@ -132,3 +125,21 @@ def recipe_chart(
         axes.set_xlabel("bits per weight, tables and scales included")
         axes.set_ylabel("mean KL to full precision (nats)")
         return to_svg(made, "recipes", "Bits per weight against KL divergence, by recipe")
+
+
+def _clusters(
+    recipes: Mapping[str, MeasuredRecipe],
+) -> Mapping[tuple[float, float], Sequence[str]]:
+    """Names by place; those whose labels would lie on each other are written as one."""
+    clusters: dict[tuple[float, float], list[str]] = {}
+    for name, found in sorted(recipes.items(), key=lambda item: -item[1].mean_kl):
+        near = next(
+            (
+                (bits, kl)
+                for bits, kl in clusters
+                if abs(bits - found.bits_per_weight) < _NEAR_BITS and kl < _NEAR_KL * found.mean_kl
+            ),
+            (found.bits_per_weight, found.mean_kl),
+        )
+        clusters.setdefault(near, []).append(name)
+    return clusters
