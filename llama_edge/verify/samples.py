@@ -9,6 +9,7 @@ from math import prod
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from llama_edge.core.generate import Generation
 from llama_edge.core.model import CachedSource, KVCache, Llama
@@ -16,7 +17,7 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import TextAssets
-from llama_edge.core.weight_names import weight_shapes
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, weight_shapes
 from llama_edge.verify.teacher import with_source
 
 #: Language (BCP 47) and question.
@@ -45,11 +46,22 @@ class Sample:
     artifact_tokens: int
 
 
+class _InMemory(CachedSource):
+    """Of a tied model, one table for both ends."""
+
+    def __init__(self, model: Llama) -> None:
+        super().__init__(model.source)
+        self._tied = model.config.tie_word_embeddings
+
+    def matrix(self, name: str) -> Tensor:
+        return super().matrix(EMBEDDING if self._tied and name == LM_HEAD else name)
+
+
 class _FullPrecision:
     """The full-precision network's greedy answers, all of its weights in memory."""
 
     def __init__(self, model: Llama, text: TextAssets) -> None:
-        self._model = with_source(model, CachedSource(model.source))
+        self._model = with_source(model, _InMemory(model))
         self._ends = frozenset(text.eos_token_ids)
 
     @torch.no_grad()
