@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llama_edge.core.errors import ConfigError, UsageError
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerValue
@@ -131,6 +132,14 @@ class Exporter(Protocol):
 
     def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
         """What the written files' bytes are; the sizes sum to `Artifact.size_bytes`.
+
+        Raises:
+            ArtifactError: The files are damaged.
+        """
+        ...
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """Every operator of the written graph, and its constants that are no weights.
 
         Raises:
             ArtifactError: The files are damaged.

@@ -98,7 +98,8 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
             )
 
 
-def _nearest(checkpoint: Checkpoint, layout: Layout, name: str) -> QuantizedTensor:
+def nearest_codes(checkpoint: Checkpoint, layout: Layout, name: str) -> QuantizedTensor:
+    """One matrix as a recipe without calibration or rotations rounds it."""
     weight = checkpoint.weights.read(name)
     bits, group_size = layout.bits(name), layout.group_size(name)
     if name in TABLES and bits == 8:
@@ -119,7 +120,7 @@ def _entries(
         elif name in blocks and calibration is not None:
             yield next(rounded)
         else:
-            tensor = _nearest(checkpoint, layout, name)
+            tensor = nearest_codes(checkpoint, layout, name)
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
                 rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens, kept)

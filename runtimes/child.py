@@ -22,7 +22,13 @@ import numpy as np
 
 from llama_edge.core import errors
 from llama_edge.core.errors import LlamaEdgeError, RuntimeCrashError, SessionError
-from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, Session
+from llama_edge.core.session import (
+    BlockTrace,
+    ClosesOnExit,
+    FloatArray,
+    OperatorTrace,
+    Session,
+)
 from llama_edge.core.types import Artifact
 
 #: What a report shows of a dead child's output.
@@ -285,4 +291,28 @@ class ChildRuntime(ClosesOnExit):
             attention=take("attention"),
             cache_rows=take("cache_rows"),
             logits=next(values),
+        )
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """See `Runtime`; a crash or a hang raises `RuntimeCrashError`."""
+        plain_calls = [list(call) for call in calls]
+        names, arrays = self._ask(
+            "trace_operators",
+            artifact,
+            plain_calls,
+            list(layers),
+            timeout_s=self._timeouts.trace_s,
+        )
+        values = iter(arrays)
+
+        def take(keys: Sequence[str]) -> dict[str, FloatArray]:
+            return dict(zip(keys, islice(values, len(keys)), strict=True))
+
+        return OperatorTrace(
+            tokens=tuple(names["tokens"]),
+            calls=tuple(names["calls"]),
+            blocks={layer: take(keys) for layer, keys in names["blocks"]},
+            head=take(names["head"]),
         )

@@ -51,6 +51,19 @@ class _Worker:
         arrays = [array for part in parts.values() for array in part]
         return {"tokens": trace.tokens, "calls": trace.calls, **counts}, (*arrays, trace.logits)
 
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> Reply:
+        trace = self._runtime.trace_operators(artifact, calls, layers)
+        value = {
+            "tokens": trace.tokens,
+            "calls": trace.calls,
+            "blocks": [[layer, [*block]] for layer, block in trace.blocks.items()],
+            "head": [*trace.head],
+        }
+        arrays = [array for block in trace.blocks.values() for array in block.values()]
+        return value, (*arrays, *trace.head.values())
+
     def prefill(self, tokens: Sequence[int]) -> Reply:
         return None, (self.session.prefill(tokens),)
 

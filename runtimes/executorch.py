@@ -16,10 +16,18 @@ from executorch.runtime import Runtime as _Native
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
+from llama_edge.core.session import (
+    BlockTrace,
+    ClosesOnExit,
+    FloatArray,
+    OperatorTrace,
+    check_tokens,
+)
 from llama_edge.core.types import Artifact
+from llama_edge.runtimes.executorch_operators import write_operator_copy
 from llama_edge.runtimes.executorch_trace import ROWS_PER_LAYER, write_traced_copy
 
+_CACHES = ("key_cache", "value_cache")
 #: what a method returns: float32, or int8 where a trace looks at codes
 AnyArray = NDArray[Any]
 
@@ -139,6 +147,63 @@ class ExecuTorchRuntime:
             logits=np.stack([call[-1][0].reshape(-1) for call in outputs]),
             cache_rows=_cache_rows(pieces, 2 * layers + 2),
         )
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """See `Runtime`; runs a copy of the file whose delegates return more of their values."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, "operators.pte")
+            most = min(max(map(len, calls)), artifact.max_prefill)
+            places = write_operator_copy(artifact, copy, layers, most)
+            method = _Method(copy, artifact)
+            outputs = [method.append(call) for call in calls]
+        blocks: dict[int, dict[str, FloatArray]] = {layer: {} for layer in layers}
+        head = {"lm_head": np.stack([call[-1][0].reshape(-1) for call in outputs])}
+        for (layer, name), place in places.items():
+            if layer is None:
+                head[name] = _last_rows(outputs, place)
+            elif name in _CACHES:
+                rows = outputs[-1][-1][place]
+                blocks[layer][name] = rows[0, : method.used].reshape(method.used, -1)
+            else:
+                blocks[layer][name] = _all_rows(outputs, place)
+        return OperatorTrace(
+            tokens=tuple(token for call in calls for token in call),
+            calls=tuple(len(call) for call in calls),
+            blocks={layer: _unstacked(artifact, block) for layer, block in blocks.items()},
+            head=_head_values(artifact, head),
+        )
+
+
+def _last_rows(outputs: Sequence[Sequence[Sequence[AnyArray]]], place: int) -> FloatArray:
+    """The last token's row of each call."""
+    return np.stack([call[-1][place].reshape(call[-1][place].shape[1], -1)[-1] for call in outputs])
+
+
+def _all_rows(outputs: Sequence[Sequence[Sequence[AnyArray]]], place: int) -> FloatArray:
+    parts = [piece[place] for call in outputs for piece in call]
+    return np.concatenate([part.reshape(part.shape[1], -1) for part in parts])
+
+
+def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """Queries, keys and values are one product in the graph."""
+    config = artifact.config
+    stacked = values.pop("qkv_proj", None)
+    values.pop("v_heads", None)
+    if stacked is None:
+        return values
+    borders = [config.query_size, config.query_size + config.key_value_size]
+    parts = np.split(stacked, borders, axis=1)
+    return {**values, **dict(zip(("q_proj", "k_proj", "v_proj"), parts, strict=True))}
+
+
+def _head_values(artifact: Artifact, head: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """What lm_head multiplies is the norm, or what the head's rotation makes of it."""
+    entering = head.pop("head_input", None)
+    if entering is None:
+        return head
+    return {**head, "head_rotation" if artifact.config.head_rotation else "norm": entering}
 
 
 def _cache_rows(pieces: Sequence[Sequence[AnyArray]], first: int) -> tuple[FloatArray, ...]:

@@ -103,7 +103,12 @@ class _Tracer:
             self.hidden.append(copy)
 
 
-def _trace_plan(plan: schema.ExecutionPlan, layers: int, path: Path) -> Sequence[int]:
+def trace_plan(plan: schema.ExecutionPlan, layers: int, path: Path) -> Sequence[int]:
+    """Give watched values buffers of their own: L + 1 residuals, L attention outputs, rows.
+
+    Raises:
+        ArtifactError: The program does not have the instructions that llama-edge writes.
+    """
     tracer = _Tracer(plan)
     for instruction in plan.chains[0].instructions:
         call = instruction.instr_args
@@ -137,7 +142,7 @@ def write_traced_copy(source: Path, target: Path, layers: int) -> None:
     """
     pte = PteFile(source)
     plan = pte.method("forward")
-    plan.outputs = [*plan.outputs, *_trace_plan(plan, layers, source)]
+    plan.outputs = [*plan.outputs, *trace_plan(plan, layers, source)]
     front, _ = encode_program(pte.program)
     with target.open("wb") as stream:
         stream.write(front)

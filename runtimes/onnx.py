@@ -16,7 +16,14 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, Session, check_tokens
+from llama_edge.core.session import (
+    BlockTrace,
+    ClosesOnExit,
+    FloatArray,
+    OperatorTrace,
+    Session,
+    check_tokens,
+)
 from llama_edge.core.types import Artifact
 from llama_edge.core.value_names import attention_value, hidden_value
 
@@ -90,9 +97,11 @@ class OnnxSession(ClosesOnExit):
         """One buffer per key and value, as past and as present; memory is taken when touched."""
         config = artifact.config
         shape = (1, config.num_key_value_heads, artifact.max_context, config.head_dim)
+        self._caches: dict[tuple[int, str], ort.OrtValue] = {}
         for layer in range(config.num_hidden_layers):
             for kind in ("key", "value"):
                 buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                self._caches[layer, kind] = buffer
                 self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", buffer)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{kind}", buffer)
 
@@ -128,6 +137,12 @@ class OnnxSession(ClosesOnExit):
         values = self._binding.get_outputs_as_ortvaluevector()
         return [values[index].numpy()[0] for index in range(len(self._outputs))]
 
+    def cached(self, layer: int, kind: str) -> FloatArray:
+        """A layer's cached "key" or "value" rows of all tokens so far, (T, K * H)."""
+        rows = self._caches[layer, kind].numpy()[0, :, : self._length]
+        copied: FloatArray = rows.transpose(1, 0, 2).reshape(self._length, -1).copy()
+        return copied
+
     def prefill(self, tokens: Sequence[int]) -> FloatArray:
         """See `Session`."""
         last: FloatArray = self.run(tokens)[0][-1]
@@ -149,6 +164,7 @@ class OnnxSession(ClosesOnExit):
         """See `Session`."""
         if self._session is not None:
             self._session = None
+            self._caches = {}
             del self._binding
 
 
@@ -171,7 +187,7 @@ class OnnxRuntime:
         hidden = [hidden_value(layer) for layer in range(layers + 1)]
         attention = [attention_value(layer) for layer in range(layers)]
         names = [*hidden, *attention]
-        graph = _with_outputs(artifact, names)
+        graph = _with_outputs(_read(artifact), artifact, names)
         with OnnxSession(artifact, graph, names) as session:
             results = [session.run(call) for call in calls]
         values = [
@@ -185,18 +201,31 @@ class OnnxRuntime:
             logits=np.stack([run[0][-1] for run in results]),
         )
 
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """See `Runtime`; queries and keys behind RoPE are inside of attention, not to be seen."""
+        return _trace_operators(artifact, calls, layers)
 
-def _with_outputs(artifact: Artifact, names: Sequence[str]) -> bytes:
+
+def _read(artifact: Artifact) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(artifact.path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise SessionError(f"{artifact.path}: cannot be read: {error}") from error
+
+
+def _made(model: onnx.ModelProto) -> set[str]:
+    return {output for node in model.graph.node for output in node.output}
+
+
+def _with_outputs(model: onnx.ModelProto, artifact: Artifact, names: Sequence[str]) -> bytes:
     """The artifact's graph, serialized, with further float32 (B, T, width) outputs.
 
     Raises:
-        SessionError: The file is unreadable or has no such values.
+        SessionError: The file has no such values.
     """
-    try:
-        model = onnx.load_model_from_string(artifact.path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise SessionError(f"{artifact.path}: cannot be read: {error}") from error
-    known = {output for node in model.graph.node for output in node.output}
+    known = _made(model)
     missing = [name for name in names if name not in known]
     if missing:
         raise SessionError(
@@ -208,3 +237,77 @@ def _with_outputs(artifact: Artifact, names: Sequence[str]) -> bytes:
     )
     content: bytes = model.SerializeToString()
     return content
+
+
+def _block_names(layer: int) -> dict[str, str]:
+    """The graph's name of each value of a block that is not fused away, by our name."""
+    block = f"model.layers.{layer}."
+    first = f"{block}input_layernorm.output"
+    names = {
+        "hidden": hidden_value(layer),
+        "input_layernorm": first if layer == 0 else _norm_behind(layer - 1),
+        "qkv_proj": f"{block}self_attn.qkv_proj.output",
+        "attention": attention_value(layer),
+        "o_proj": f"{block}self_attn.o_proj.output",
+        "attention_residual": f"{block}middle",
+        "post_attention_layernorm": f"{block}post_attention_layernorm.output",
+        "gate_proj": f"{block}mlp.gate_proj.output",
+        "up_proj": f"{block}mlp.up_proj.output",
+        "swiglu": f"{block}mlp.product",
+        "down_rotation": f"{block}mlp.rotated",
+        "down_proj": f"{block}mlp.down_proj.output",
+    }
+    return {**names, "mlp_residual": hidden_value(layer + 1)}
+
+
+def _norm_behind(layer: int) -> str:
+    return f"model.layers.{layer}.next_layernorm.output"
+
+
+def _trace_operators(
+    artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+) -> OperatorTrace:
+    model, config = _read(artifact), artifact.config
+    known = _made(model)
+    last = config.num_hidden_layers
+    head = {
+        "hidden": hidden_value(last),
+        "norm": _norm_behind(last - 1),
+        "head_rotation": "lm_head.rotated",
+    }
+    blocks = {layer: _block_names(layer) for layer in layers}
+    groups = [*blocks.values(), head]
+    names = dict.fromkeys(name for group in groups for name in group.values() if name in known)
+    with OnnxSession(artifact, _with_outputs(model, artifact, [*names]), [*names]) as session:
+        assert isinstance(session, OnnxSession)
+        results = [session.run(call) for call in calls]
+        caches = {
+            layer: {f"{kind}_cache": session.cached(layer, kind) for kind in ("key", "value")}
+            for layer in layers
+        }
+    columns = {name: [run[index] for run in results] for index, name in enumerate(names, start=1)}
+    found = {
+        layer: {key: np.concatenate(columns[name]) for key, name in group.items() if name in known}
+        for layer, group in blocks.items()
+    }
+    ends = {key: columns[name] for key, name in head.items() if name in known}
+    return OperatorTrace(
+        tokens=tuple(token for call in calls for token in call),
+        calls=tuple(len(call) for call in calls),
+        blocks={layer: {**_unstacked(artifact, found[layer]), **caches[layer]} for layer in layers},
+        head={
+            **{key: np.stack([rows[-1] for rows in parts]) for key, parts in ends.items()},
+            "lm_head": np.stack([run[0][-1] for run in results]),
+        },
+    )
+
+
+def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """Queries, keys and values are one product in the graph."""
+    config = artifact.config
+    stacked = values.pop("qkv_proj", None)
+    if stacked is None:
+        return values
+    borders = [config.query_size, config.query_size + config.key_value_size]
+    parts = np.split(stacked, borders, axis=1)
+    return {**values, **dict(zip(("q_proj", "k_proj", "v_proj"), parts, strict=True))}

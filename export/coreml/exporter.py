@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
@@ -21,11 +22,12 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.export.coreml.operators import read_operators
 from llama_edge.export.coreml.package import PACKAGE
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
-from llama_edge.export.coreml.storage import read_storage
 from llama_edge.export.coreml.runner import read_runner_values
+from llama_edge.export.coreml.storage import read_storage
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
 #: that a prompt's last call, which is filled up to it, wastes little.
@@ -106,6 +108,10 @@ class CoreMLExporter:
     def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
         """See `Exporter`."""
         return read_storage(artifact)
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """See `Exporter`."""
+        return read_operators(artifact.path.parent)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

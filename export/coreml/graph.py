@@ -204,19 +204,19 @@ class Network:
         split = mb.transpose(x=mb.reshape(x=attended, shape=shape), perm=[0, 2, 1, 3])
         return mb.reshape(x=split, shape=[1, -1, config.query_size], name=output)
 
-    def product(self, gate: Var, up: Var) -> Var:
+    def product(self, gate: Var, up: Var, output: str) -> Var:
         """`silu(gate) * up` fp16 (1, T, F), turned by R4 (`core.hadamard.rotate_product`)."""
         if self.config.down_proj_rotation is None:
-            return mb.mul(x=mb.silu(x=gate), y=up)
+            return mb.mul(x=mb.silu(x=gate), y=up, name=output)
         first, second = self.config.down_proj_rotation
         gate, up = mb.cast(x=gate, dtype="fp32"), mb.cast(x=up, dtype="fp32")
-        product = mb.mul(x=mb.silu(x=gate), y=up)
+        product = mb.mul(x=mb.silu(x=gate), y=up, name=output)
         matrix = mb.reshape(x=product, shape=[1, -1, first, second])
         half = mb.matmul(x=matrix, y=self._hadamard(second))
         half = mb.transpose(x=half, perm=[0, 1, 3, 2])
         turned = mb.matmul(x=half, y=self._hadamard(first))
         turned = mb.reshape(x=turned, shape=[1, -1, self.config.intermediate_size])
-        return mb.cast(x=turned, dtype="fp16")
+        return mb.cast(x=turned, dtype="fp16", name=f"{output}.rotated")
 
     def _hadamard(self, order: int) -> Var:
         return self.constant(f"hadamard_{order}", hadamard(order).T.contiguous().numpy())

@@ -167,7 +167,11 @@ def _block(network: Network, layer: int, x: Var, call: Call, caches: tuple[Cache
     def linear(source: Var, part: str) -> Var:
         return network.linear(source, block_weight(layer, part), f"model.layers.{layer}.{part}")
 
-    normed = _fp16(network.rms_norm(x, block_weight(layer, "input_layernorm")))
+    def norm(source: Var, part: str) -> Var:
+        normed = network.rms_norm(source, block_weight(layer, part))
+        return _fp16(normed, f"model.layers.{layer}.{part}.output")
+
+    normed = norm(x, "input_layernorm")
     queries = network.heads(linear(normed, "self_attn.q_proj"), config.num_attention_heads)
     keys = network.heads(linear(normed, "self_attn.k_proj"), config.num_key_value_heads)
     values = network.heads(linear(normed, "self_attn.v_proj"), config.num_key_value_heads)
@@ -177,9 +181,10 @@ def _block(network: Network, layer: int, x: Var, call: Call, caches: tuple[Cache
     attended = network.attention(
         network.rope(queries, call), keys, values, call, attention_value(layer)
     )
-    x = network.add(x, linear(attended, "self_attn.o_proj"))
-    normed = _fp16(network.rms_norm(x, block_weight(layer, "post_attention_layernorm")))
-    product = network.product(linear(normed, "mlp.gate_proj"), linear(normed, "mlp.up_proj"))
+    x = network.add(x, linear(attended, "self_attn.o_proj"), f"model.layers.{layer}.middle")
+    normed = norm(x, "post_attention_layernorm")
+    gate, up = linear(normed, "mlp.gate_proj"), linear(normed, "mlp.up_proj")
+    product = network.product(gate, up, f"model.layers.{layer}.mlp.product")
     return network.add(x, linear(product, "mlp.down_proj"), hidden_value(layer + 1))
 
 
@@ -190,11 +195,11 @@ def _head(network: Network, x: Var) -> Var:
         bias = network.constant(f"zeros_fp32_{width}", np.zeros(width, np.float32))
         normed = mb.linear(x=normed, weight=network.vector(HEAD_ROTATION), bias=bias)
     table = EMBEDDING if network.config.tie_word_embeddings else LM_HEAD
-    return network.linear(_fp16(normed), table, "logits")
+    return network.linear(_fp16(normed, "lm_head.input"), table, "logits")
 
 
-def _fp16(x: Var) -> Var:
-    return mb.cast(x=x, dtype="fp16")
+def _fp16(x: Var, output: str) -> Var:
+    return mb.cast(x=x, dtype="fp16", name=output)
 
 
 def _require_names(spec: Any, config: ModelConfig) -> None:  # noqa: ANN401

@@ -5,6 +5,7 @@ from pathlib import Path
 from executorch.exir import schema
 
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.hadamard import has_hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
@@ -23,6 +24,7 @@ from llama_edge.core.types import (
 from llama_edge.export import TARGETS
 from llama_edge.export.base import LowerOptions, files_as_storage
 from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
+from llama_edge.export.executorch.operators import read_operators
 from llama_edge.export.executorch.placement import read_placement
 from llama_edge.export.executorch.reader import PteWeights, read_artifact
 from llama_edge.export.executorch.runner import read_runner_values
@@ -137,6 +139,10 @@ class ExecuTorchExporter:
     def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
         """See `Exporter`."""
         return files_as_storage(artifact)
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """See `Exporter`."""
+        return read_operators(artifact.path)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

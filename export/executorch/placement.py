@@ -36,7 +36,8 @@ def _schema_bytes() -> bytes:
     return resources.files(xnnpack_serialization).joinpath("schema.fbs").read_bytes()
 
 
-def _parse_payload(payload: bytes) -> dict[str, Any]:
+def parse_payload(payload: bytes) -> dict[str, Any]:
+    """A delegate's graph as plain JSON values (`schema.fbs` of the XNNPACK backend)."""
     header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
     start = header.flatbuffer_offset
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +50,7 @@ def _parse_payload(payload: bytes) -> dict[str, Any]:
 
 
 def _read_payload(payload: bytes) -> _Payload:
-    graph = _parse_payload(payload)
+    graph = parse_payload(payload)
     constants = graph.get("constant_data", [])
     filters = {}
     for value in graph.get("xvalues", []):

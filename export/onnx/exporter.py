@@ -5,6 +5,7 @@ from typing import Final
 
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model import ACTIVATION_BLOCK
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
@@ -26,6 +27,7 @@ from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_con
 from llama_edge.export.onnx.graph import INT8_BLOCK
 from llama_edge.export.onnx.lower import write_model
 from llama_edge.export.onnx.metadata import ACTIVATIONS, Lowering
+from llama_edge.export.onnx.operators import read_operators
 from llama_edge.export.onnx.reader import (
     OnnxWeights,
     read_artifact,
@@ -126,6 +128,10 @@ class OnnxExporter:
     def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
         """See `Exporter`."""
         return files_as_storage(artifact)
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        """See `Exporter`."""
+        return read_operators(artifact.path)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

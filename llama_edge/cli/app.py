@@ -11,8 +11,10 @@ from typing import Final, NoReturn
 import typer
 
 from llama_edge import __version__
-from llama_edge.cli.artifacts import compare, inspect, parity
+from llama_edge.cli.artifacts import compare, inspect, parity, report
+from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import print_error, print_json
+from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
@@ -52,6 +54,9 @@ app.command("doctor")(doctor)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
 app.command("verify")(verify)
+app.command("diff")(diff)
+app.command("bisect")(bisect)
+app.command("report")(report)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

@@ -99,3 +99,23 @@ def compare(
         )
         return
     print_bundles(opened)
+
+
+def report(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Another file; by default the bundle's own report.html is replaced."),
+    ] = None,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Make a bundle's report.html again from its manifest.json and parity.json."""
+    from llama_edge.pipeline.report.write import rebuild_report
+
+    path = rebuild_report(bundle, out)
+    size_bytes = path.stat().st_size
+    if as_json:
+        print_json({"report": str(path), "size_bytes": size_bytes})
+        return
+    print_table("", ("report", str(path)), [("size", f"{size_bytes / 2**10:.0f} KiB")])

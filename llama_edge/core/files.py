@@ -31,6 +31,13 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     path.write_text(canonical_json(value), encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 under a temporary name, then rename: nobody finds half a page."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
 def read_json_object(
     path: Path, error_class: type[LlamaEdgeError] = ArtifactError
 ) -> dict[str, Any]:

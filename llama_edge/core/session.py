@@ -5,7 +5,7 @@ Q query_size (all query heads together).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -122,6 +122,22 @@ class BlockTrace:
     cache_rows: tuple[FloatArray, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTrace:
+    """What single operators made while a written artifact ran one sequence, call by call.
+
+    A value that a backend computes inside a fused operator is absent.
+    """
+
+    tokens: tuple[int, ...]
+    #: number of tokens of each call; they sum to len(tokens)
+    calls: tuple[int, ...]
+    #: by layer: `core.value_names.BLOCK_VALUES`; the caches as they are after the last call
+    blocks: Mapping[int, Mapping[str, FloatArray]]
+    #: `core.value_names.HEAD_VALUES`
+    head: Mapping[str, FloatArray]
+
+
 class Runtime(Protocol):
     """A way to run one backend's artifacts on this machine."""
 
@@ -144,4 +160,10 @@ class Runtime(Protocol):
 
         `calls[0]` is the prefill; each later call is appended to the same cache.
         """
+        ...
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """As `trace`, but each operator's result in the blocks `layers`, and in the head."""
         ...

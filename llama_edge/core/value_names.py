@@ -1,7 +1,9 @@
-"""Names of the values inside a written graph that the parity gate looks at.
+"""Names of the values inside a written graph that the parity gate and `bisect` look at.
 
 A lowering gives these names, a runtime asks for them: all that the two need to agree on.
 """
+
+from typing import Final
 
 
 def hidden_value(layer: int) -> str:
@@ -12,3 +14,30 @@ def hidden_value(layer: int) -> str:
 def attention_value(layer: int) -> str:
     """Attention's output (T, Q) of block `layer`, before o_proj."""
     return f"model.layers.{layer}.self_attn.output"
+
+
+#: What a block computes, value by value, in network order; the first enters it, the last leaves it.
+#: Rows of all calls one after the other: (T, D), (T, Q) or (T, K * H), (T, F).
+BLOCK_VALUES: Final = (
+    "hidden",
+    "input_layernorm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q_rope",
+    "k_rope",
+    "value_cache",
+    "key_cache",
+    "attention",
+    "o_proj",
+    "attention_residual",
+    "post_attention_layernorm",
+    "gate_proj",
+    "up_proj",
+    "swiglu",
+    "down_rotation",
+    "down_proj",
+    "mlp_residual",
+)
+#: What comes behind the last block, for the last token of each call: (number of calls, D) or V.
+HEAD_VALUES: Final = ("hidden", "norm", "head_rotation", "lm_head")

@@ -40,6 +40,7 @@ from llama_edge.pipeline.quantize import (
     require_absent,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.pipeline.report.write import with_report
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.runtimes import get_runtime
@@ -195,7 +196,8 @@ def _gate(
 
 def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> Bundle:
     folder, quantized = lowered.artifact.root, lowered.source
-    write_json(folder / PARITY_FILE, outcome.to_json())
+    measured = outcome.to_json()
+    write_json(folder / PARITY_FILE, measured)
     manifest = Manifest(
         verdict=Verdict.PASSED if outcome.passed else Verdict.FAILED,
         model=Model(
@@ -219,7 +221,7 @@ def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> B
         fidelity=outcome.fidelity_summary(),
         versions=library_versions(lowered.artifact.backend),
     )
-    return write_manifest(folder, manifest)
+    return write_manifest(folder, with_report(folder, manifest, measured))
 
 
 def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:

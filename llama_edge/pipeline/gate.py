@@ -1,6 +1,6 @@
 """Run what was written, in a child process, and judge it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
@@ -26,6 +26,7 @@ from llama_edge.verify.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.verify.findings import Finding, rounded
 from llama_edge.verify.parity import FidelityReport, ParityReport, check_fidelity, check_parity
 from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan, fidelity_prompts, gate_prompts
+from llama_edge.verify.samples import SAMPLE_QUESTIONS, Sample, write_samples
 from llama_edge.verify.tolerances import Tolerances
 
 
@@ -61,6 +62,8 @@ class GateOutcome:
     fidelity: FidelityReport | None
     #: why the gate failed, in one line; None when it passed
     reason: str | None
+    #: short answers of the artifact and of full precision, to be read beside the figures
+    samples: tuple[Sample, ...] = ()
 
     @classmethod
     def failed(cls, error: LlamaEdgeError) -> Self:
@@ -79,6 +82,7 @@ class GateOutcome:
             "reason": self.reason,
             "parity": None if self.parity is None else self.parity.to_json(),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+            "samples": [asdict(sample) for sample in self.samples],
         }
 
     def parity_summary(self) -> dict[str, Any]:
@@ -129,14 +133,17 @@ def run_gate(subject: GateSubject, progress: Progress) -> GateOutcome:
     try:
         with ChildRuntime(subject.artifact.backend) as runtime:
             blocks = _check_blocks(subject, runtime, tolerances, progress)
-            measured = _measure(subject, runtime, tolerances, progress)
+            measured, samples = _measure(subject, runtime, tolerances, progress)
     except (CheckFailedError, SessionError) as error:
         return GateOutcome.failed(error)
     parity = check_parity(subject.artifact.activation, blocks, measured, (), tolerances)
     fidelity = check_fidelity(measured, subject.recipe)
     findings = (*parity.findings, *(() if fidelity is None else fidelity.findings))
     return GateOutcome(
-        parity=parity, fidelity=fidelity, reason=_reason(findings) if findings else None
+        parity=parity,
+        fidelity=fidelity,
+        reason=_reason(findings) if findings else None,
+        samples=samples,
     )
 
 
@@ -195,7 +202,7 @@ def _check_blocks(
 
 def _measure(
     subject: GateSubject, runtime: ChildRuntime, tolerances: Tolerances, progress: Progress
-) -> EndToEnd:
+) -> tuple[EndToEnd, tuple[Sample, ...]]:
     artifact, full = subject.artifact, subject.full
     prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context, subject.prompts)
     precise = (
@@ -206,7 +213,11 @@ def _measure(
         measured = measure_end_to_end(
             _reference(subject), precise, session, prompts, tolerances, progress
         )
-    return measured if full is None else replace(measured, against=full.precision)
+        progress.start("sample answers", len(SAMPLE_QUESTIONS))
+        samples = write_samples(session, precise, subject.text, progress)
+    if full is not None:
+        measured = replace(measured, against=full.precision)
+    return measured, samples
 
 
 def _steps(artifact: Artifact, prompts: int) -> int:

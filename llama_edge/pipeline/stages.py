@@ -35,9 +35,7 @@ def code_sha256(*packages: ModuleType) -> str:
     return digest.hexdigest()
 
 
-def export_key(
-    checkpoint: Checkpoint, recipe: Recipe, backend: str, options: LowerOptions
-) -> str:
+def export_key(checkpoint: Checkpoint, recipe: Recipe, backend: str, options: LowerOptions) -> str:
     """Of what the stages' bytes depend on, but weights and calibration text."""
     parts = {
         "config": checkpoint.config.to_json(),

@@ -64,6 +64,10 @@ class PromptFidelity:
     name: str
     language: str
     artifact: Divergence
+    #: tokens of the prompt; those behind them were decoded one by one
+    prefill: int
+    #: KL after each token, nats
+    kl: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +254,8 @@ def check_fidelity(measured: EndToEnd, recipe: Recipe) -> FidelityReport | None:
                 name=found.prompt.name,
                 language=found.prompt.language,
                 artifact=summarize(found.full_artifact),
+                prefill=len(found.prompt.tokens),
+                kl=tuple(float(value) for value in found.full_artifact.kl),
             )
             for found in measured.prompts
             if found.full_artifact is not None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
-from llama_edge.core.session import BlockTrace
+from llama_edge.core.session import BlockTrace, OperatorTrace
 from llama_edge.core.types import Artifact
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.functions import TOKENS, fixed_lengths
@@ -98,4 +98,17 @@ class AppleRuntime:
         raise SessionError(
             f"{package_folder(artifact)}: Core ML shows no inner values to check {len(calls)} "
             "calls block by block; the runtime coreml does"
+        )
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """See `Runtime`.
+
+        Raises:
+            SessionError: Always: Core ML shows no inner values.
+        """
+        raise SessionError(
+            f"{package_folder(artifact)}: Core ML shows no inner values to look at the operators "
+            f"of {len(layers)} blocks in {len(calls)} calls; the runtime coreml does"
         )

@@ -87,6 +87,15 @@ class Interpreter:
         """What `run` returns."""
         return self._program.outputs
 
+    def makes(self) -> frozenset[str]:
+        """The names of all inner values and outputs."""
+        return frozenset(declared.name for step in self._program.steps for declared in step.outputs)
+
+    def state(self, name: str) -> NDArray[Any]:
+        """A copy of what is kept under that name."""
+        copied: NDArray[Any] = self._states[name].numpy().copy()
+        return copied
+
     def reset(self) -> None:
         """All states to zero, as Core ML makes them."""
         for state in self.states:

@@ -13,9 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import ArtifactError, SessionError
-from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_tokens
+from llama_edge.core.session import (
+    BlockTrace,
+    ClosesOnExit,
+    FloatArray,
+    OperatorTrace,
+    check_tokens,
+)
 from llama_edge.core.types import Artifact
 from llama_edge.core.value_names import attention_value, hidden_value
+from llama_edge.core.weight_names import BLOCK_LINEARS
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.functions import TOKENS, InterpretedFunctions, pieces
 from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
@@ -146,6 +153,9 @@ class CoreMLInterpreterRuntime:
 
     def open(self, artifact: Artifact) -> CoreMLSession:
         """See `Runtime`."""
+        return CoreMLSession(artifact, self._program(artifact))
+
+    def _program(self, artifact: Artifact) -> InterpretedFunctions:
         package = package_folder(artifact)
         try:
             program = InterpretedFunctions(MLPackage(package), self._precision)
@@ -153,7 +163,7 @@ class CoreMLInterpreterRuntime:
             raise SessionError(str(error)) from error
         for interpreter in program.functions.values():
             _check_interface(interpreter, artifact)
-        return CoreMLSession(artifact, program)
+        return program
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; the interpreter hands over the program's own values."""
@@ -174,6 +184,79 @@ class CoreMLInterpreterRuntime:
             attention=tuple(values[layers + 1 :]),
             logits=np.stack([run[0][-1] for run in results]),
         )
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        """See `Runtime`; keys behind RoPE are seen in the cache."""
+        program = self._program(artifact)
+        groups = {layer: _block_names(layer) for layer in layers}
+        last = artifact.config.num_hidden_layers
+        entering = "head_rotation" if artifact.config.head_rotation else "norm"
+        head = {"hidden": hidden_value(last), entering: "lm_head.input"}
+        known = program.default.makes()
+        groups_of_mil = {
+            key: {name: value.replace(".", "_") for name, value in group.items()}
+            for key, group in ((None, head), *groups.items())
+        }
+        names = [
+            *dict.fromkeys(
+                value
+                for group in groups_of_mil.values()
+                for value in group.values()
+                if value in known
+            )
+        ]
+        with CoreMLSession(artifact, program) as session:
+            results = [session.run(call, names) for call in calls]
+            caches = [program.default.state(name)[:, 0] for name in _CACHES]
+        used = sum(map(len, calls))
+        columns = {
+            name: [run[index] for run in results] for index, name in enumerate(names, start=1)
+        }
+        blocks = {
+            layer: {
+                **{
+                    name: np.concatenate(columns[value])
+                    for name, value in groups_of_mil[layer].items()
+                    if value in columns
+                },
+                **{
+                    kind: cache[layer, :, :used].transpose(1, 0, 2).reshape(used, -1)
+                    for kind, cache in zip(("key_cache", "value_cache"), caches, strict=True)
+                },
+            }
+            for layer in layers
+        }
+        ends = {
+            name: np.stack([rows[-1] for rows in columns[value]])
+            for name, value in groups_of_mil[None].items()
+            if value in columns
+        }
+        return OperatorTrace(
+            tokens=tuple(token for call in calls for token in call),
+            calls=tuple(len(call) for call in calls),
+            blocks=blocks,
+            head={**ends, "lm_head": np.stack([run[0][-1] for run in results])},
+        )
+
+
+def _block_names(layer: int) -> dict[str, str]:
+    """The program's name of each value of a block, by our name."""
+    block = f"model.layers.{layer}."
+    names = {
+        "hidden": hidden_value(layer),
+        "attention": attention_value(layer),
+        "attention_residual": f"{block}middle",
+        "swiglu": f"{block}mlp.product",
+        "down_rotation": f"{block}mlp.product.rotated",
+        "mlp_residual": hidden_value(layer + 1),
+    }
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        names[norm] = f"{block}{norm}.output"
+    for part in BLOCK_LINEARS:
+        names[part.split(".")[-1]] = f"{block}{part}"
+    return names
 
 
 def package_folder(artifact: Artifact) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llama_edge.core import model as reference
 from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress, SilentProgress
@@ -122,6 +123,9 @@ class FaultyExporter:
 
     def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
         return self._exporter.storage(artifact)
+
+    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
+        return self._exporter.operators(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         return self._exporter.end_tokens(artifact)

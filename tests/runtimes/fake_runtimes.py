@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llama_edge.core.errors import MissingComponentError, SessionError
-from llama_edge.core.session import BlockTrace, FloatArray
+from llama_edge.core.session import BlockTrace, FloatArray, OperatorTrace
 from llama_edge.core.types import Artifact
 
 VOCAB = 11
@@ -83,6 +83,24 @@ class FakeRuntime:
             hidden=tuple(np.full((rows, 4), layer, np.float32) for layer in range(3)),
             attention=tuple(np.full((rows, 6), layer, np.float32) for layer in range(2)),
             logits=np.stack([session.prefill(call) for call in calls]),
+        )
+
+    def trace_operators(
+        self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> OperatorTrace:
+        tokens = tuple(token for call in calls for token in call)
+        rows = len(tokens)
+        return OperatorTrace(
+            tokens=tokens,
+            calls=tuple(len(call) for call in calls),
+            blocks={
+                layer: {
+                    "hidden": np.full((rows, 4), layer, np.float32),
+                    "q_proj": np.full((rows, 6), -layer, np.float32),
+                }
+                for layer in layers
+            },
+            head={"norm": np.full((len(calls), 4), 0.5, np.float32)},
         )
 
 

@@ -23,7 +23,8 @@ SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
 
 @pytest.fixture(autouse=True)
 def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    known = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), known]))
 
 
 @pytest.fixture
@@ -77,6 +78,18 @@ def test_trace_and_version(artifact: Artifact) -> None:
     assert [array.shape for array in trace.hidden] == [(3, 4)] * 3
     assert [float(array[0, 0]) for array in trace.attention] == [0.0, 1.0]
     assert trace.logits.shape == (2, 11)
+
+
+def test_operators_values_come_back_under_their_names(artifact: Artifact) -> None:
+    trace = fake().trace_operators(artifact, [(5, 6), (7,)], [4, 9])
+    assert (trace.tokens, trace.calls) == ((5, 6, 7), (2, 1))
+    assert {layer: [*values] for layer, values in trace.blocks.items()} == {
+        4: ["hidden", "q_proj"],
+        9: ["hidden", "q_proj"],
+    }
+    assert trace.blocks[9]["q_proj"].shape == (3, 6)
+    assert float(trace.blocks[9]["q_proj"][0, 0]) == -9.0
+    assert trace.head["norm"].tolist() == [[0.5] * 4] * 2
 
 
 @pytest.mark.parametrize(
