@@ -18,6 +18,7 @@ from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
+from llama_edge.cli.phone import push, serve
 from llama_edge.cli.plan import plan
 from llama_edge.cli.run import run
 from llama_edge.cli.synth import synth
@@ -57,6 +58,8 @@ app.command("verify")(verify)
 app.command("diff")(diff)
 app.command("bisect")(bisect)
 app.command("report")(report)
+app.command("push")(push)
+app.command("serve")(serve)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)
