@@ -22,6 +22,12 @@ extension JSONValue {
         var parser = JSONParser(text)
         self = try parser.document()
     }
+
+    /// Values that follow each other, parted by white space or `;`, lists opened; nil where the text is something else.
+    static func row(_ text: String) -> [JSONValue]? {
+        var parser = JSONParser(text)
+        return try? parser.row()
+    }
 }
 
 extension String {
@@ -37,6 +43,7 @@ private struct JSONParser {
     private let bytes: [UInt8]
     private var place = 0
     private var depth = 0
+    private var isBeyond64Bits = false
 
     init(_ text: String) {
         bytes = Array(text.utf8)
@@ -47,6 +54,18 @@ private struct JSONParser {
         skipSpace()
         guard place == bytes.count else { throw error("text after the value") }
         return value
+    }
+
+    mutating func row() throws -> [JSONValue] {
+        var values: [JSONValue] = []
+        while place < bytes.count {
+            let value = try value()
+            values += value.arrayValue ?? [value]
+            skipSpace()
+            while take(UInt8(ascii: ";")) { skipSpace() }
+        }
+        guard !isBeyond64Bits else { throw error("an integer of more than 64 bits") }
+        return values
     }
 
     private func error(_ message: String) -> JSONError {
@@ -140,6 +159,7 @@ private struct JSONParser {
         }
         let text = String(decoding: bytes[start..<place], as: UTF8.self)
         if isInteger, let value = Int(text) { return .int(value) }
+        if isInteger { isBeyond64Bits = true }
         guard let value = Double(text) else { throw error("not a number") }
         return .double(value)
     }

@@ -15,6 +15,8 @@ public struct Tokenizer: Sendable {
     private let specialIDs: Set<Int>
     /// One more than the highest id.
     public let vocabularySize: Int
+    /// What the file's own post-processor would put in front of a text.
+    let firstAddedID: Int?
 
     public init(json: Data) throws {
         guard json.count <= Self.maxBytes else { throw TextError("tokenizer.json has \(json.count) bytes; \(Self.maxBytes) are read") }
@@ -39,6 +41,18 @@ public struct Tokenizer: Sendable {
         self.bytesOfID = bytesOfID
         specialIDs = Set(added.tokens.filter(\.isSpecial).map(\.id))
         vocabularySize = (bytesOfID.keys.max() ?? -1) + 1
+        firstAddedID = Self.firstAdded(value["post_processor"], added)
+    }
+
+    private static func firstAdded(_ processor: JSONValue?, _ added: AddedTokens) -> Int? {
+        switch processor?["type"]?.stringValue {
+        case "Sequence":
+            return processor?["processors"]?.arrayValue?.lazy.compactMap { firstAdded($0, added) }.first
+        case "TemplateProcessing":
+            let name = processor?["single"]?.arrayValue?.first?["SpecialToken"]?["id"]?.stringValue
+            return name.flatMap { name in added.tokens.first { sameText($0.content, name) }?.id }
+        default: return nil
+        }
     }
 
     /// Ids of text, without BOS.
