@@ -39,16 +39,14 @@ public actor Generator {
     private let tokenizer: Tokenizer
     private let endTokens: Set<Int>
     private var cached: [Int] = []
-    private var random: any RandomNumberGenerator & Sendable
+    private var random: SeededGenerator
     private let clock = ContinuousClock()
 
-    public init(
-        engine: any Engine, tokenizer: Tokenizer, endTokens: [Int], random: any RandomNumberGenerator & Sendable = SystemRandomNumberGenerator()
-    ) {
+    public init(engine: any Engine, tokenizer: Tokenizer, endTokens: [Int], seed: UInt64 = .random(in: .min ... .max)) {
         self.engine = engine
         self.tokenizer = tokenizer
         self.endTokens = Set(endTokens)
-        self.random = random
+        random = SeededGenerator(seed: seed)
     }
 
     /// Forget everything; the next prompt is read from its first token.
