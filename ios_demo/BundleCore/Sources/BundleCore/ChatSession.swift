@@ -40,7 +40,7 @@ public actor ChatSession {
 
     public init(
         bundle: CheckedBundle, engine: any Engine, guardModel: GuardModel? = nil, tools: [LocalTool] = [], system: String? = nil,
-        today: TemplateDate = .reference, maxNewTokens: Int = Generator.defaultMaxNewTokens
+        today: TemplateDate = .reference, maxNewTokens: Int = Generator.defaultMaxNewTokens, continuing messages: [JSONValue] = []
     ) {
         self.bundle = bundle
         generator = Generator(engine: engine, tokenizer: bundle.tokenizer, endTokens: bundle.manifest.text.eosTokenIds)
@@ -50,7 +50,7 @@ public actor ChatSession {
         self.maxNewTokens = maxNewTokens
         // Room for an answer is kept free, in a short context at most half of it.
         limit = engine.maxContext - min(maxNewTokens, engine.maxContext / 2)
-        messages = system.map { [Self.message("system", $0)] } ?? []
+        self.messages = messages.isEmpty ? system.map { [Self.message("system", $0)] } ?? [] : messages
     }
 
     private static func message(_ role: String, _ content: String) -> JSONValue {
