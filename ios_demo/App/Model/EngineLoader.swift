@@ -9,7 +9,7 @@ enum EngineLoader {
     static var accepts: [AppTarget] {
         var targets = [AppTarget(target: "ios", backend: "coreml")]
         #if canImport(ExecuTorch)
-            targets.append(AppTarget(target: "android", backend: "executorch"))
+            targets += ["ios", "android"].map { AppTarget(target: $0, backend: "executorch") }
         #endif
         return targets
     }
