@@ -50,8 +50,9 @@ public actor ScriptedEngine: Engine {
         calls.append((position, tokens))
         cache = cache[..<position] + tokens
         if tokens.count > 1 || answer.isEmpty { answer = (answers.isEmpty ? [] : answers.removeFirst()) + [endToken] }
-        var logits = [Float](repeating: 0, count: vocabularySize)
-        logits[answer.removeFirst()] = 1
+        // So far apart that no temperature lets another token in.
+        var logits = [Float](repeating: -1000, count: vocabularySize)
+        logits[answer.removeFirst()] = 0
         return logits
     }
 }
