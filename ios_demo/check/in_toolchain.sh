@@ -1,9 +1,10 @@
 #!/bin/sh
 # in_toolchain.sh COMMAND...: runs it in the repository's root, where `swift` is found.
+# SWIFT_CRYPTO_PATH and IOS_CHECK_BUNDLE are handed on; as paths they are relative to the root.
 # Exit codes: the command's own, or what toolchain.sh ends with.
 set -eu
 
-export SWIFT_CRYPTO_PATH="${SWIFT_CRYPTO_PATH:-}"
+export SWIFT_CRYPTO_PATH="${SWIFT_CRYPTO_PATH:-}" IOS_CHECK_BUNDLE="${IOS_CHECK_BUNDLE:-}"
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 root=$("$here/toolchain.sh")
@@ -21,5 +22,6 @@ exec unshare --mount sh -c '
 	mount -t proc proc "$root/proc"
 	mount --bind "$repository" "$root/repository"
 	exec chroot "$root" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/bin:/bin SWIFT_CRYPTO_PATH="$SWIFT_CRYPTO_PATH" \
+		IOS_CHECK_BUNDLE="$IOS_CHECK_BUNDLE" \
 		sh -c "cd /repository && exec \"\$@\"" sh "$@"
 ' sh "$root" "$repository" "$@"

@@ -155,4 +155,18 @@ final class PartsTests: XCTestCase {
         XCTAssertEqual(BundleSignature.publicKey(pem: pem), key)
         XCTAssertNil(BundleSignature.publicKey(pem: pem.replacingOccurrences(of: "MCow", with: "MCox")))
     }
+
+    /// `IOS_CHECK_BUNDLE=bundles/NAME make ios-check` holds a bundle of your own against the core.
+    func testABundleFromOutside() throws {
+        let name = ProcessInfo.processInfo.environment["IOS_CHECK_BUNDLE"] ?? ""
+        try XCTSkipIf(name.isEmpty, "IOS_CHECK_BUNDLE names no bundle")
+        let targets = [("ios", "coreml"), ("ios", "executorch"), ("android", "executorch"), ("onnx", "onnx")]
+        let check = ContractCheck(accepts: targets.map { AppTarget(target: $0, backend: $1) })
+        do {
+            let bundle = try check.open(Fixtures.folder.deletingLastPathComponent().appendingPathComponent(name))
+            print("\(name): \(bundle.manifest.text.goldenTokens.count) golden texts, \(bundle.manifest.text.goldenChats.count) dialogs")
+        } catch let refused as RefusedBundle {
+            for finding in refused.findings { XCTFail("\(finding.code) at \(finding.location): \(finding.expected); \(finding.found)") }
+        }
+    }
 }
