@@ -22,7 +22,7 @@ struct LlamaEdgeDemoApp: App {
     }
 
     private func release() {
-        chat.stop()
+        chat.unload()
         models.unload()
     }
 }

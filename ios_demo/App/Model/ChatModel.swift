@@ -25,9 +25,11 @@ final class ChatModel {
 
     private let models: ModelStore
     private var session: ChatSession?
-    /// The engine that the session was made with; another one begins with an empty cache.
-    private var sessionEngine: ObjectIdentifier?
+    /// The dialog of a session whose model was unloaded.
+    private var history: Task<[JSONValue], Never>?
     private var task: Task<Void, Never>?
+    /// The dialog that events belong to: what a stopped answer still says after a reset is dropped.
+    private var dialog = UUID()
 
     init(models: ModelStore) {
         self.models = models
@@ -48,10 +50,24 @@ final class ChatModel {
 
     func reset() {
         stop()
+        dialog = UUID()
         entries = []
         summary = nil
         failure = nil
         session = nil
+        history = nil
+    }
+
+    /// Let go of the model; the dialog stays, and the next question reads it again.
+    func unload() {
+        stop()
+        guard let session else { return }
+        let running = task
+        history = Task {
+            await running?.value
+            return await session.messages
+        }
+        self.session = nil
     }
 
     private func answer(_ question: String) async {
@@ -60,7 +76,8 @@ final class ChatModel {
             memory = memoryFootprint()
         }
         do {
-            try await preparedSession().ask(question) { [weak self] event in await self?.show(event) }
+            let dialog = dialog
+            try await preparedSession().ask(question) { [weak self] event in await self?.show(event, of: dialog) }
         } catch is CancellationError {
             // The person stopped it, or left.
         } catch let error as DialogTooLong {
@@ -72,20 +89,20 @@ final class ChatModel {
         }
     }
 
-    /// The session goes on after the model was unloaded: the dialog is kept, the new engine reads it again.
     private func preparedSession() async throws -> ChatSession {
-        let engine = try await models.loadedEngine()
-        if let session, sessionEngine == ObjectIdentifier(engine as AnyObject) { return session }
+        if let session { return session }
+        let generator = try await models.loadedGenerator()
         guard let bundle = models.bundle else { throw EngineError(String(localized: "error.no_bundle")) }
         let made = ChatSession(
-            bundle: bundle, engine: engine, guardModel: try await models.loadedGuard(), tools: usesTools ? DemoTools.all : [],
-            today: TemplateDate(.now), continuing: await session?.messages ?? [])
+            bundle: bundle, generator: generator, guardModel: try await models.loadedGuard(), tools: usesTools ? DemoTools.all : [],
+            today: TemplateDate(.now), continuing: await history?.value ?? [])
         session = made
-        sessionEngine = ObjectIdentifier(engine as AnyObject)
+        history = nil
         return made
     }
 
-    private func show(_ event: ChatEvent) {
+    private func show(_ event: ChatEvent, of dialog: UUID) {
+        guard dialog == self.dialog else { return }
         memory = memoryFootprint()
         switch event {
         case .text(let text):

@@ -2,7 +2,7 @@ import BundleCore
 import Foundation
 import Observation
 
-/// Which bundle is open, whether its promises hold, and its engine while there is one in memory.
+/// Which bundle is open, whether its promises hold, and its model while it is in memory.
 @MainActor
 @Observable
 final class ModelStore {
@@ -17,13 +17,15 @@ final class ModelStore {
     }
 
     private(set) var phase = Phase.empty
-    /// Whether the engine is in memory; it is loaded with the next question, and gone in the background.
+    /// Whether the model is in memory; it is loaded with the next question, and gone in the background.
     private(set) var isLoaded = false
     private(set) var guardName: String?
 
-    private var engine: (any Engine)?
+    private var generator: Generator?
     private var guardBundle: CheckedBundle?
     private var guardModel: GuardModel?
+    /// Counts unloadings, so that what was still loading then is dropped when it arrives.
+    private var unloadings = 0
     private let store = BundleFolders()
 
     var bundle: CheckedBundle? {
@@ -34,7 +36,7 @@ final class ModelStore {
     /// Open what was open when the app was last used.
     func restore() async {
         if case .empty = phase, let folder = store.chosen { await open(folder) }
-        if let folder = store.chosenGuard { await openGuard(folder) }
+        if guardBundle == nil, let folder = store.chosenGuard { await openGuard(folder) }
     }
 
     /// Copy a picked folder into the app, so that it stays when the provider goes, and open it.
@@ -89,12 +91,17 @@ final class ModelStore {
         }.value
     }
 
-    /// The engine, loaded when it is not in memory.
-    func loadedEngine() async throws -> any Engine {
-        if let engine { return engine }
+    /// The one generator of the open bundle's engine, loaded when it is not in memory.
+    func loadedGenerator() async throws -> Generator {
+        if let generator { return generator }
         guard let bundle else { throw EngineError(String(localized: "error.no_bundle")) }
-        let loaded = try await EngineLoader.load(bundle)
-        engine = loaded
+        let before = unloadings
+        let engine = try await EngineLoader.load(bundle)
+        guard before == unloadings else { throw CancellationError() }
+        // Another question may have loaded it meanwhile: two of them would not fit.
+        if let generator { return generator }
+        let loaded = Generator(engine: engine, tokenizer: bundle.tokenizer, endTokens: bundle.manifest.text.eosTokenIds)
+        generator = loaded
         isLoaded = true
         return loaded
     }
@@ -102,14 +109,17 @@ final class ModelStore {
     func loadedGuard() async throws -> GuardModel? {
         if let guardModel { return guardModel }
         guard let guardBundle else { return nil }
+        let before = unloadings
         let loaded = GuardModel(bundle: guardBundle, engine: try await EngineLoader.load(guardBundle))
+        guard before == unloadings else { throw CancellationError() }
         guardModel = loaded
         return loaded
     }
 
-    /// Give the memory back. A running answer keeps its engine until it has seen that it was cancelled.
+    /// Give the memory back. A running answer keeps its generator until it has seen that it was cancelled.
     func unload() {
-        engine = nil
+        unloadings += 1
+        generator = nil
         guardModel = nil
         isLoaded = false
     }

@@ -16,10 +16,10 @@ enum TextTask: String, Sendable {
     @MainActor
     func run(on text: String, models: ModelStore = .shared) async throws -> String {
         await models.restore()
-        let engine = try await models.loadedEngine()
+        let generator = try await models.loadedGenerator()
         guard let bundle = models.bundle else { throw EngineError(String(localized: "error.no_bundle")) }
         let session = ChatSession(
-            bundle: bundle, engine: engine, guardModel: try await models.loadedGuard(), system: instruction, today: TemplateDate(.now))
+            bundle: bundle, generator: generator, guardModel: try await models.loadedGuard(), system: instruction, today: TemplateDate(.now))
         let answer = AnswerText()
         try await session.ask(text) { event in await answer.take(event) }
         return await answer.text

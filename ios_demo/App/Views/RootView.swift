@@ -52,7 +52,10 @@ struct RootView: View {
             if models.guardName == nil {
                 Button("guard.pick", systemImage: "checkmark.shield") { pick(asGuard: true) }
             } else {
-                Button("guard.remove", systemImage: "xmark.shield", role: .destructive) { models.removeGuard() }
+                Button("guard.remove", systemImage: "xmark.shield", role: .destructive) {
+                    chat.reset()
+                    models.removeGuard()
+                }
             }
             Toggle("chat.tools", systemImage: "wrench.and.screwdriver", isOn: Bindable(chat).usesTools)
             Button("chat.reset", systemImage: "arrow.counterclockwise", role: .destructive) { chat.reset() }

@@ -12,14 +12,19 @@ enum ByteLetters {
         }
     }()
 
-    static let bytes: [Unicode.Scalar: UInt8] = Dictionary(
-        uniqueKeysWithValues: letters.enumerated().map { ($1, UInt8($0)) })
+    /// The byte of each letter, by code point: all of them lie below U+0144.
+    private static let bytes: [UInt8?] = {
+        var table = [UInt8?](repeating: nil, count: 0x144)
+        for (byte, letter) in letters.enumerated() { table[Int(letter.value)] = UInt8(byte) }
+        return table
+    }()
 
     /// The bytes that a token's letters stand for; nil where one stands for none.
     static func bytes(of token: String) -> [UInt8]? {
         var found: [UInt8] = []
+        found.reserveCapacity(token.utf8.count)
         for scalar in token.unicodeScalars {
-            guard let byte = bytes[scalar] else { return nil }
+            guard scalar.value < bytes.count, let byte = bytes[Int(scalar.value)] else { return nil }
             found.append(byte)
         }
         return found

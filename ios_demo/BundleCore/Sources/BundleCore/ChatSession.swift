@@ -39,17 +39,17 @@ public actor ChatSession {
     public private(set) var messages: [JSONValue]
 
     public init(
-        bundle: CheckedBundle, engine: any Engine, guardModel: GuardModel? = nil, tools: [LocalTool] = [], system: String? = nil,
+        bundle: CheckedBundle, generator: Generator, guardModel: GuardModel? = nil, tools: [LocalTool] = [], system: String? = nil,
         today: TemplateDate = .reference, maxNewTokens: Int = Generator.defaultMaxNewTokens, continuing messages: [JSONValue] = []
     ) {
         self.bundle = bundle
-        generator = Generator(engine: engine, tokenizer: bundle.tokenizer, endTokens: bundle.manifest.text.eosTokenIds)
+        self.generator = generator
         self.guardModel = guardModel
         self.tools = tools
         self.today = today
         self.maxNewTokens = maxNewTokens
         // Room for an answer is kept free, in a short context at most half of it.
-        limit = engine.maxContext - min(maxNewTokens, engine.maxContext / 2)
+        limit = generator.maxContext - min(maxNewTokens, generator.maxContext / 2)
         self.messages = messages.isEmpty ? system.map { [Self.message("system", $0)] } ?? [] : messages
     }
 

@@ -30,20 +30,25 @@ actor SaidText {
     }
 }
 
-/// Continues prompts on one engine, keeping what the cache already holds of them.
+/// Continues prompts on one engine, keeping what the cache already holds of them. There is one for each engine: it knows what is
+/// in the cache, whoever asked.
 public actor Generator {
     /// What the app stops after when nothing else ends the answer.
     public static let defaultMaxNewTokens = 256
 
+    /// Tokens that a prompt and its answer may have together.
+    public nonisolated let maxContext: Int
     private let engine: any Engine
     private let tokenizer: Tokenizer
     private let endTokens: Set<Int>
     private var cached: [Int] = []
+    private var isBusy = false
     private var random: SeededGenerator
     private let clock = ContinuousClock()
 
     public init(engine: any Engine, tokenizer: Tokenizer, endTokens: [Int], seed: UInt64 = .random(in: .min ... .max)) {
         self.engine = engine
+        maxContext = engine.maxContext
         self.tokenizer = tokenizer
         self.endTokens = Set(endTokens)
         random = SeededGenerator(seed: seed)
@@ -63,6 +68,10 @@ public actor Generator {
         guard !prompt.isEmpty, prompt.count <= engine.maxContext else {
             throw DialogTooLong(tokens: prompt.count, limit: engine.maxContext)
         }
+        // An actor lets others in while it waits, and a cache holds one sequence.
+        guard !isBusy else { throw EngineError("the model is answering something else; stop that first") }
+        isBusy = true
+        defer { isBusy = false }
         let start = clock.now
         var stream = TokenStream(tokenizer)
         var filter = try StopFilter(stops)

@@ -18,6 +18,10 @@ final class EngineTests: XCTestCase {
         }
     }
 
+    private func generator(_ parts: Parts, _ engine: ScriptedEngine) -> Generator {
+        Generator(engine: engine, tokenizer: parts.bundle.tokenizer, endTokens: parts.bundle.manifest.text.eosTokenIds)
+    }
+
     private actor Events {
         private(set) var all: [ChatEvent] = []
         func add(_ event: ChatEvent) { all.append(event) }
@@ -36,7 +40,7 @@ final class EngineTests: XCTestCase {
     private func generate(
         _ parts: Parts, _ engine: ScriptedEngine, _ prompt: [Int], maxNewTokens: Int = 64, stops: [String] = []
     ) async throws -> (String, GenerationSummary) {
-        let generator = Generator(engine: engine, tokenizer: parts.bundle.tokenizer, endTokens: parts.bundle.manifest.text.eosTokenIds)
+        let generator = generator(parts, engine)
         let said = SaidText()
         let summary = try await generator.generate(prompt, sampling: .greedy, maxNewTokens: maxNewTokens, stops: stops) { await said.append($0) }
         return (await said.text, summary)
@@ -74,7 +78,7 @@ final class EngineTests: XCTestCase {
     func testWhatTheCacheHoldsIsNotReadAgain() async throws {
         let parts = try parts()
         let engine = parts.engine(["one", "two"])
-        let session = ChatSession(bundle: parts.bundle, engine: engine)
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, engine))
         let events = Events()
         try await session.ask("first") { await events.add($0) }
         try await session.ask("second") { await events.add($0) }
@@ -88,9 +92,42 @@ final class EngineTests: XCTestCase {
         XCTAssertEqual(left, [])
     }
 
+    func testTwoSessionsShareOneCache() async throws {
+        let parts = try parts()
+        let engine = parts.engine(["one", "summary", "two"])
+        let shared = generator(parts, engine)
+        let chat = ChatSession(bundle: parts.bundle, generator: shared)
+        let other = ChatSession(bundle: parts.bundle, generator: shared, system: "Summarize.")
+        let events = Events()
+        try await chat.ask("first") { await events.add($0) }
+        try await other.ask("a long text") { await events.add($0) }
+        try await chat.ask("second") { await events.add($0) }
+        let said = await events.text
+        XCTAssertEqual(said, "onesummarytwo")
+        // What the engine's cache held before each call, rebuilt: the last dialog must be whole in it.
+        var cache: [Int] = []
+        for call in await engine.calls { cache = cache[..<call.position] + call.tokens }
+        let whole = try await parts.bundle.tokenizer.encode(chat.messages, with: parts.bundle.template, addGenerationPrompt: false)
+        XCTAssertTrue(whole.starts(with: cache), "another dialog is left in the cache")
+    }
+
+    func testASecondAnswerAtTheSameTimeIsRefused() async throws {
+        let parts = try parts()
+        let shared = generator(parts, parts.engine(["one", "two"]))
+        let prompt = parts.tokens("xy")
+        _ = try await shared.generate(prompt, sampling: .greedy) { _ in
+            do {
+                _ = try await shared.generate(prompt, sampling: .greedy) { _ in }
+                XCTFail("two answers at once")
+            } catch {
+                XCTAssertTrue(error is EngineError)
+            }
+        }
+    }
+
     func testACancelledAnswerStopsAndLeavesTheSessionUsable() async throws {
         let parts = try parts()
-        let session = ChatSession(bundle: parts.bundle, engine: parts.engine([String(repeating: "a", count: 100), "b"]))
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, parts.engine([String(repeating: "a", count: 100), "b"])))
         let task = Task {
             try await session.ask("q") { event in
                 if case .text = event { withUnsafeCurrentTask { $0?.cancel() } }
@@ -112,7 +149,7 @@ final class EngineTests: XCTestCase {
             .int((arguments["a"]?.intValue ?? 0) + (arguments["b"]?.intValue ?? 0))
         }
         let engine = parts.engine([#"{"name": "add", "parameters": {"a": 2, "b": 3}}"#, "It is 5."])
-        let session = ChatSession(bundle: parts.bundle, engine: engine, tools: [tool])
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, engine), tools: [tool])
         let events = Events()
         try await session.ask("2 + 3?") { await events.add($0) }
         let all = await events.all
@@ -128,7 +165,7 @@ final class EngineTests: XCTestCase {
         let parts = try parts()
         let engine = parts.engine(["never"])
         let guardModel = GuardModel(bundle: parts.bundle, engine: parts.engine(["unsafe\nS1,S9"]))
-        let session = ChatSession(bundle: parts.bundle, engine: engine, guardModel: guardModel)
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, engine), guardModel: guardModel)
         let events = Events()
         try await session.ask("bad") { await events.add($0) }
         let all = await events.all
@@ -140,7 +177,7 @@ final class EngineTests: XCTestCase {
     func testAGuardRefusesAnAnswer() async throws {
         let parts = try parts()
         let guardModel = GuardModel(bundle: parts.bundle, engine: parts.engine(["safe", "unsafe\nS2"]))
-        let session = ChatSession(bundle: parts.bundle, engine: parts.engine(["bad answer"]), guardModel: guardModel)
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, parts.engine(["bad answer"])), guardModel: guardModel)
         let events = Events()
         try await session.ask("fine") { await events.add($0) }
         let last = await events.all.last
@@ -153,7 +190,7 @@ final class EngineTests: XCTestCase {
 
     func testAQuestionThatDoesNotFitIsRefused() async throws {
         let parts = try parts()
-        let session = ChatSession(bundle: parts.bundle, engine: parts.engine([], maxContext: 40))
+        let session = ChatSession(bundle: parts.bundle, generator: generator(parts, parts.engine([], maxContext: 40)))
         do {
             try await session.ask(String(repeating: "x", count: 100)) { _ in }
             XCTFail("it fitted")
