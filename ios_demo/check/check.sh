@@ -1,6 +1,6 @@
 #!/bin/sh
 # What can be checked of the iOS app without a Mac: the core is compiled and tested, the app's files are parsed, no more.
-# Exit codes: 0 good, 1 a check failed, 77 skipped, because there is no Swift compiler here (the reason is printed).
+# Exit codes: 0 good, 1 a check failed, 4 skipped, because there is no Swift compiler here (the reason is printed).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -32,9 +32,9 @@ refused() {
 
 status=0
 "$here/toolchain.sh" >/dev/null || status=$?
-if [ "$status" = 77 ]; then
+if [ "$status" = 4 ]; then
 	echo "ios-check: SKIPPED: nothing was compiled, parsed or run" >&2
-	exit 77
+	exit 4
 elif [ "$status" != 0 ]; then
 	exit 1
 fi

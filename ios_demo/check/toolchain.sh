@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints how to run a Swift compiler: nothing for one on PATH, else the folder of a Debian system that has one.
-# Exit codes: 0 found or made, 77 there is none and none can be made here (standard error says why), 1 the set-up failed.
+# Exit codes: 0 found or made, 4 there is none and none can be made here (standard error says why), 1 the set-up failed.
 #
 # SWIFT_ROOT       an unpacked system with /usr/bin/swift (default: ~/.cache/llama-edge/swift-trixie)
 # SWIFT_SETUP      "no": never make one
@@ -16,7 +16,7 @@ limit_s=${SWIFT_SETUP_S:-1200}
 
 skip() {
 	echo "no Swift compiler: $1" >&2
-	exit 77
+	exit 4
 }
 
 if command -v swift >/dev/null 2>&1; then

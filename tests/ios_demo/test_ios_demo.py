@@ -16,7 +16,7 @@ CORE: Final = ROOT / "ios_demo/BundleCore"
 CHECK: Final = ROOT / "ios_demo/check"
 SOURCES: Final = sorted((*APP.rglob("*.swift"), *(CORE / "Sources").rglob("*.swift")))
 LANGUAGES: Final = {"en", "de", "fr", "it", "pt", "hi", "es", "th"}
-SKIPPED: Final = 77
+SKIPPED: Final = 4
 MAX_LINES: Final = 400
 
 #: What reaches other machines: frameworks by import, and Foundation's own ways by name.
