@@ -1,0 +1,1 @@
+{"algorithm":"ed25519","format_version":1,"key_id":"34750f98bd59fcfc946da45aaabe933be154a4b5094e1c4abf42866505f3c97e","signature":"QUJD"}

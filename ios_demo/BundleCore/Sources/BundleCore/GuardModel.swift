@@ -1,0 +1,37 @@
+import Foundation
+
+/// A Llama Guard bundle: says of a question, or of an answer, whether it is safe.
+public actor GuardModel {
+    /// "safe", or "unsafe" and a line of categories.
+    private static let maxNewTokens = 24
+
+    private let bundle: CheckedBundle
+    private let generator: Generator
+
+    public init(bundle: CheckedBundle, engine: any Engine) {
+        self.bundle = bundle
+        generator = Generator(engine: engine, tokenizer: bundle.tokenizer, endTokens: bundle.manifest.text.eosTokenIds)
+    }
+
+    /// nil: safe. What is neither "safe" nor "unsafe" counts as unsafe, without a category.
+    public func unsafeCategories(question: String, answer: String?) async throws -> [String]? {
+        var messages = [Self.message("user", question)]
+        if let answer { messages.append(Self.message("assistant", answer)) }
+        let said = SaidText()
+        _ = try await generator.generate(
+            bundle.tokenizer.encode(messages, with: bundle.template), sampling: .greedy, maxNewTokens: Self.maxNewTokens
+        ) { await said.append($0) }
+        return Self.categories(in: await said.text)
+    }
+
+    static func categories(in verdict: String) -> [String]? {
+        let lines = verdict.split(whereSeparator: \.isNewline).map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+        if lines == ["safe"] { return nil }
+        guard lines.first == "unsafe", lines.count > 1 else { return [] }
+        return lines[1].split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }
+    }
+
+    private static func message(_ role: String, _ content: String) -> JSONValue {
+        .object(JSONObject([("role", .string(role)), ("content", .string(content))]))
+    }
+}

@@ -1,0 +1,165 @@
+import Foundation
+
+/// The last step: tokenizer, end tokens, sampling defaults and template against the manifest's golden texts.
+struct TextCheck {
+    let folder: URL
+    let manifest: Manifest
+
+    private static let endTokensPlace = "\(TextAssets.generationConfigFile): eos_token_id"
+    private static let templatePlace = "\(TextAssets.tokenizerConfigFile): chat_template"
+
+    func open() throws -> CheckedBundle {
+        let assets: TextAssets
+        do {
+            assets = try TextAssets(folder: folder)
+        } catch let error as TextError {
+            let finding = Finding("tokenizer.unreadable", at: Tokenizer.fileName, expected: "files that can be read", found: "\(error)")
+            throw RefusedBundle(findings: [finding])
+        }
+        var findings = checkTokenizer(assets) + checkEndTokens(assets)
+        if assets.generationDefaults != manifest.generationDefaults {
+            findings.append(
+                Finding(
+                    "text.generation_defaults", at: TextAssets.generationConfigFile, expected: Self.shown(manifest.generationDefaults),
+                    found: Self.shown(assets.generationDefaults)))
+        }
+        let (template, templateFindings) = checkTemplate(assets)
+        findings += templateFindings
+        guard findings.isEmpty, let template else { throw RefusedBundle(findings: findings) }
+        return CheckedBundle(folder: folder, manifest: manifest, tokenizer: assets.tokenizer, template: template)
+    }
+
+    private static func shown(_ values: [String: JSONValue]) -> String {
+        JSONValue.object(JSONObject(values.map { ($0.key, $0.value) })).dumped(sortKeys: true)
+    }
+
+    private static func shown(_ value: (some Any)?) -> String {
+        value.map { "\($0)" } ?? "none"
+    }
+
+    private func checkTokenizer(_ assets: TextAssets) -> [Finding] {
+        let written = manifest.text
+        var findings: [Finding] = []
+        if assets.tokenizerSHA256 != written.tokenizerSha256 {
+            findings.append(Finding("tokenizer.sha256", at: Tokenizer.fileName, expected: written.tokenizerSha256, found: assets.tokenizerSHA256))
+        }
+        let config = TextAssets.tokenizerConfigFile
+        if assets.bosTokenID != written.bosTokenId {
+            findings.append(
+                Finding(
+                    "tokenizer.bos", at: "\(config): bos_token", expected: Self.shown(written.bosTokenId), found: Self.shown(assets.bosTokenID)))
+        }
+        if assets.addBOS != written.addBos {
+            findings.append(
+                Finding("tokenizer.bos", at: "\(config): add_bos_token", expected: "\(written.addBos)", found: "\(assets.addBOS)"))
+        }
+        for (place, golden) in written.goldenTokens.enumerated() {
+            let tokens = assets.tokenizer.encode(golden.text, controlTokens: false)
+            guard tokens != golden.tokens else { continue }
+            let (wanted, found) = Self.firstDifference(golden.tokens, tokens)
+            findings.append(
+                Finding(
+                    "tokenizer.golden_tokens", at: "\(Tokenizer.fileName): golden_tokens[\(place)] (\(golden.language))", expected: wanted,
+                    found: found))
+        }
+        let rows = manifest.model.config.vocabSize
+        let ids = written.eosTokenIds + written.goldenTokens.flatMap(\.tokens) + [assets.tokenizer.vocabularySize - 1]
+        if let largest = ids.max(), largest >= rows {
+            findings.append(
+                Finding(
+                    "tokenizer.vocabulary", at: Tokenizer.fileName, expected: "token ids below the model's \(rows) rows", found: "id \(largest)"))
+        }
+        return findings
+    }
+
+    /// The manifest's list, which the app waits for, against what each file and the template say.
+    private func checkEndTokens(_ assets: TextAssets) -> [Finding] {
+        let expected = Set(manifest.text.eosTokenIds)
+        let wanted = "\(expected.sorted())"
+        let implied = Set(TextAssets.endTokenIDs(assets.tokenizer, assets.chatTemplate, named: manifest.text.eosTokenIds))
+        var findings: [Finding] = []
+        if !implied.isSubset(of: expected) {
+            findings.append(Finding("eos.missing", at: "\(Manifest.fileName): text.eos_token_ids", expected: "\(implied.sorted())", found: wanted))
+        }
+        let listed = Set((try? TextAssets.ids(assets.generationConfig, "eos_token_id")) ?? [])
+        let content = TextAssets.content(assets.tokenizerConfig["eos_token"])
+        let main = content.flatMap { assets.tokenizer.id(of: $0) }
+        let missing = expected.subtracting(listed)
+        if !missing.isEmpty {
+            let code = missing.count == 1 && missing.first == main ? "eos.precedence" : "eos.missing"
+            findings.append(Finding(code, at: Self.endTokensPlace, expected: wanted, found: "\(listed.sorted())"))
+        }
+        if !listed.isSubset(of: implied) {
+            findings.append(Finding("eos.foreign", at: Self.endTokensPlace, expected: wanted, found: "\(listed.sorted())"))
+        }
+        let place = "\(TextAssets.tokenizerConfigFile): eos_token"
+        if let main, !implied.contains(main) {
+            findings.append(Finding("eos.foreign", at: place, expected: "one of the ids \(wanted)", found: "\(main)"))
+        } else if content != assets.mainEndToken {
+            findings.append(Finding("eos.precedence", at: place, expected: Self.shown(assets.mainEndToken), found: Self.shown(content)))
+        }
+        return findings
+    }
+
+    private func checkTemplate(_ assets: TextAssets) -> (ChatTemplate?, [Finding]) {
+        let chats = manifest.text.goldenChats
+        guard let source = assets.chatTemplate, !chats.isEmpty else {
+            let found = assets.chatTemplate == nil ? "none" : "one without a sample dialog"
+            return (nil, [Finding("template.missing", at: Self.templatePlace, expected: "a template", found: found)])
+        }
+        var findings: [Finding] = []
+        let written = manifest.text.chatTemplate ?? ""
+        if !sameText(source, written) {
+            let (wanted, found) = Self.firstDifference(written, source)
+            findings.append(Finding("template.source", at: Self.templatePlace, expected: wanted, found: found))
+        }
+        do {
+            guard let template = try assets.compiledTemplate() else { return (nil, findings) }
+            // All are rendered before one is compared: a template that fails is no template, whatever it began with.
+            let rendered = try chats.map { chat in (chat, try template.render(chat.messages.map(JSONValue.init))) }
+            for (place, (chat, text)) in rendered.enumerated() {
+                try findings += check(text, chat, at: place, template, assets.tokenizer)
+            }
+            return (template, findings)
+        } catch {
+            return (nil, findings + [Finding("template.unrenderable", at: Self.templatePlace, expected: "a template that renders", found: "\(error)")])
+        }
+    }
+
+    private func check(
+        _ text: String, _ chat: Manifest.GoldenChat, at place: Int, _ template: ChatTemplate, _ tokenizer: Tokenizer
+    ) throws -> [Finding] {
+        let place = "\(Self.templatePlace), golden_chats[\(place)]"
+        if !sameText(text, chat.text) {
+            let (wanted, found) = Self.firstDifference(chat.text, text)
+            return [Finding("template.text", at: place, expected: wanted, found: found)]
+        }
+        let tokens = try tokenizer.encode(chat.messages.map(JSONValue.init), with: template)
+        guard tokens != chat.tokens else { return [] }
+        let (wanted, found) = Self.firstDifference(chat.tokens, tokens)
+        return [Finding("template.tokens", at: place, expected: wanted, found: found)]
+    }
+
+    /// What stands at the first place at which two lists of tokens part.
+    private static func firstDifference(_ expected: [Int], _ found: [Int]) -> (String, String) {
+        let place = zip(expected, found).enumerated().first { $1.0 != $1.1 }?.offset ?? min(expected.count, found.count)
+        func shown(_ tokens: [Int]) -> String { place < tokens.count ? String(tokens[place]) : "the end" }
+        return ("\(shown(expected)) as token \(place)", shown(found))
+    }
+
+    private static func firstDifference(_ expected: String, _ found: String) -> (String, String) {
+        let (a, b) = (Array(expected.unicodeScalars), Array(found.unicodeScalars))
+        let place = zip(a, b).enumerated().first { $1.0 != $1.1 }?.offset ?? min(a.count, b.count)
+        func shown(_ text: [Unicode.Scalar]) -> String {
+            "\"" + String(String.UnicodeScalarView(text[min(max(0, place - 12), text.count)..<min(place + 12, text.count)])) + "\""
+        }
+        return ("\(shown(a)) at character \(place)", shown(b))
+    }
+}
+
+extension JSONValue {
+    /// A message of a manifest.
+    init(_ message: [String: String]) {
+        self = .object(JSONObject(message.sorted { $0.key < $1.key }.map { ($0.key, .string($0.value)) }))
+    }
+}

@@ -1,0 +1,133 @@
+import Foundation
+import XCTest
+
+@testable import BundleCore
+
+/// Every case of the shared fixtures: the same verdict and the same codes as Python and Kotlin.
+final class SharedFixtureTests: XCTestCase {
+    func testBundles() throws {
+        var skipped = 0
+        try Fixtures.forEach("bundle", atLeast: 40) { value, name in
+            let key = value["public_key"]?.stringValue.flatMap(Self.publicKey)
+            XCTAssertEqual(key == nil, value["public_key"] == nil, name)
+            let accepts = (value["accepts"]?.arrayValue ?? []).map {
+                AppTarget(target: $0["target"]?.stringValue ?? "", backend: $0["backend"]?.stringValue ?? "")
+            }
+            var codes: [String] = []
+            do {
+                _ = try ContractCheck(accepts: accepts, publicKey: key).open(Fixtures.bundle(value))
+            } catch let refused as RefusedBundle {
+                for finding in refused.findings where !codes.contains(finding.code) { codes.append(finding.code) }
+                for finding in refused.findings { XCTAssertFalse(finding.remedy.isEmpty, finding.code) }
+            } catch is NoEd25519 {
+                XCTAssertFalse(SystemSignatureVerifier.isAvailable, name)
+                skipped += 1
+                return
+            }
+            XCTAssertEqual(codes, try value.strings("codes"), name)
+        }
+        if skipped > 0 { print("\(skipped) cases of them not judged: their signature needs CryptoKit or swift-crypto") }
+    }
+
+    /// PEM, or the 32 bytes in hexadecimal digits or base64.
+    private static func publicKey(_ text: String) -> Data? {
+        if text.hasPrefix("-----") { return BundleSignature.publicKey(pem: text) }
+        return text.utf8.count == 64 ? bytes(text).map { Data($0) } : Data(base64Encoded: text)
+    }
+
+    private static func bytes(_ hexadecimal: String) -> [UInt8]? {
+        let digits = Array(hexadecimal)
+        let bytes = stride(from: 0, to: digits.count - 1, by: 2).compactMap { UInt8(String(digits[$0...$0 + 1]), radix: 16) }
+        return bytes.count * 2 == digits.count ? bytes : nil
+    }
+
+    func testTokens() throws {
+        try Fixtures.forEach("tokens", atLeast: 20) { value, name in
+            let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
+            let tokens = try value.ints("tokens")
+            XCTAssertEqual(tokenizer.encode(try value.string("text"), controlTokens: value["control_tokens"]?.boolValue ?? false), tokens, name)
+            var stream = TokenStream(tokenizer)
+            let streamed = tokens.map { stream.push($0) }.joined() + stream.flush()
+            assertSame(streamed, try value.string("decoded"), name)
+            assertSame(tokenizer.decode(tokens), try value.string("decoded"), name)
+        }
+    }
+
+    func testChatTokens() throws {
+        try Fixtures.forEach("chat_tokens", atLeast: 4) { value, name in
+            let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
+            let bos = value["bos_token_id"]?.intValue.flatMap { tokenizer.token(of: $0) } ?? ""
+            let template = try ChatTemplate(value.string("template"), bosToken: bos)
+            XCTAssertEqual(try tokenizer.encode(value["messages"]?.arrayValue ?? [], with: template), try value.ints("tokens"), name)
+        }
+    }
+
+    func testChats() throws {
+        try Fixtures.forEach("chat", atLeast: 10) { value, name in
+            func render() throws -> String {
+                let source = try Fixtures.text(value.string("template"))
+                let template = try ChatTemplate(source, bosToken: "<|begin_of_text|>", eosToken: "<|eot_id|>")
+                let day = try value.string("date").split(separator: "-").compactMap { Int($0) }
+                return try template.render(
+                    value["messages"]?.arrayValue ?? [], addGenerationPrompt: value["add_generation_prompt"]?.boolValue ?? true,
+                    tools: value["tools"]?.arrayValue, today: TemplateDate(year: day[0], month: day[1], day: day[2]))
+            }
+            guard let expected = value["text"]?.stringValue else {
+                XCTAssertThrowsError(try render(), name) { XCTAssertTrue($0 is TextError, name) }
+                return
+            }
+            assertSame(try render(), expected, name)
+        }
+    }
+
+    func testToolCalls() throws {
+        try Fixtures.forEach("tool_calls", atLeast: 20) { value, name in
+            let text = try value.string("text")
+            guard let expected = value["calls"]?.arrayValue else {
+                XCTAssertThrowsError(try ToolCall.parse(text), name) { XCTAssertTrue($0 is ToolCallError, name) }
+                return
+            }
+            let calls = try ToolCall.parse(text).map {
+                JSONValue.object(JSONObject([("name", .string($0.name)), ("arguments", $0.arguments)]))
+            }
+            XCTAssertEqual(calls, expected, name)
+        }
+    }
+
+    func testUTF8() throws {
+        try Fixtures.forEach("utf8", atLeast: 10) { value, name in
+            var stream = UTF8Stream()
+            let pieces = try value.strings("chunks").map { stream.push(try XCTUnwrap(Self.bytes($0))) }
+            XCTAssertEqual(pieces.map(ExactString.init), try value.strings("pieces").map(ExactString.init), name)
+            assertSame(stream.flush(), try value.string("rest"), name)
+        }
+    }
+
+    func testStopSequences() throws {
+        try Fixtures.forEach("stop", atLeast: 8) { value, name in
+            var filter = try StopFilter(value.strings("stops"))
+            let passed = try value.strings("pieces").map { filter.push($0) }
+            XCTAssertEqual(passed.map(ExactString.init), try value.strings("expected").map(ExactString.init), name)
+            XCTAssertEqual(filter.stopped, value["stopped"]?.boolValue, name)
+            assertSame(filter.flush(), try value.string("rest"), name)
+        }
+    }
+
+    func testTrimming() throws {
+        try Fixtures.forEach("trim", atLeast: 8) { value, name in
+            let messages = value["messages"]?.arrayValue ?? []
+            func cost(_ messages: [JSONValue]) throws -> Int {
+                try messages.map { try 4 + $0.string("content").unicodeScalars.count }.reduce(0, +)
+            }
+            let limit = try XCTUnwrap(value["limit"]?.intValue)
+            guard value["kept"]?.arrayValue != nil else {
+                XCTAssertThrowsError(try Dialog.trimmed(messages, limit: limit, countTokens: cost), name) {
+                    XCTAssertTrue($0 is DialogTooLong, name)
+                }
+                return
+            }
+            XCTAssertEqual(
+                try Dialog.trimmed(messages, limit: limit, countTokens: cost), try value.ints("kept").map { messages[$0] }, name)
+        }
+    }
+}
