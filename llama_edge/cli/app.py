@@ -12,6 +12,7 @@ import typer
 
 from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity
+from llama_edge.cli.bench import bench
 from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
@@ -41,6 +42,7 @@ app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("models")(models)
