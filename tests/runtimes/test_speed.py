@@ -23,7 +23,8 @@ class Recorder(ClosesOnExit):
 
     def prefill(self, tokens: Sequence[int]) -> FloatArray:
         self.calls.append(list(tokens))
-        return np.eye(8, dtype=np.float32)[(tokens[-1] + 1) % 8]
+        logits: FloatArray = np.eye(8, dtype=np.float32)[(tokens[-1] + 1) % 8]
+        return logits
 
     def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
         raise NotImplementedError
