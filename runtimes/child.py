@@ -27,9 +27,9 @@ from llama_edge.core.session import (
     ClosesOnExit,
     FloatArray,
     OperatorTrace,
-    Session,
 )
 from llama_edge.core.types import Artifact
+from llama_edge.runtimes.speed import SpeedPlan, SpeedReading
 
 #: What a report shows of a dead child's output.
 LAST_OUTPUT_BYTES: Final = 4096
@@ -191,6 +191,21 @@ class ChildSession:
         """See `Session`."""
         return self._logits("decode", token)
 
+    def measure(self, plan: SpeedPlan, vocab_size: int) -> SpeedReading:
+        """Time one sequence in the child (`speed.time_session`).
+
+        Raises:
+            RuntimeCrashError: The runtime died, or did not answer in `call_s` a token and more.
+        """
+        timeout_s = self._timeout_s * (1 + plan.new_tokens)
+        value, _ = self._child.request("measure", plan, vocab_size, timeout_s=timeout_s)
+        return SpeedReading(**value)
+
+    def peak_rss_bytes(self) -> int:
+        """The child's peak so far, the interpreter and its libraries included."""
+        value, _ = self._child.request("peak_rss_bytes", timeout_s=self._timeout_s)
+        return int(value)
+
     def reset(self) -> None:
         """See `Session`."""
         self._child.request("reset", timeout_s=self._timeout_s)
@@ -259,12 +274,17 @@ class ChildRuntime(ClosesOnExit):
                 child.kill()
         return reply
 
+    def peak_rss_bytes(self) -> int:
+        """Of the child before it opens an artifact: what the interpreter and libraries take."""
+        value, _ = self._ask("peak_rss_bytes", timeout_s=self._timeouts.open_s)
+        return int(value)
+
     def version(self) -> str:
         """See `Runtime`."""
         value, _ = self._ask("version", timeout_s=self._timeouts.open_s)
         return str(value)
 
-    def open(self, artifact: Artifact) -> Session:
+    def open(self, artifact: Artifact) -> ChildSession:
         """See `Runtime`; a crash or a hang while loading raises `RuntimeCrashError`."""
         max_context, _ = self._ask("open", artifact, timeout_s=self._timeouts.open_s)
         return ChildSession(self._take_child(), int(max_context), self._timeouts.call_s)

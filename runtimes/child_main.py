@@ -8,6 +8,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
 from llama_edge.core.types import Artifact
+from llama_edge.runtimes.machine import peak_rss_bytes
+from llama_edge.runtimes.speed import SpeedPlan, time_session
 
 #: JSON-ready values, and float32 arrays that follow them as raw bytes
 Reply = tuple[Any, Sequence[FloatArray]]
@@ -72,6 +75,12 @@ class _Worker:
 
     def decode(self, token: int) -> Reply:
         return None, (self.session.decode(token),)
+
+    def measure(self, plan: SpeedPlan, vocab_size: int) -> Reply:
+        return asdict(time_session(self.session, plan, vocab_size)), ()
+
+    def peak_rss_bytes(self) -> Reply:
+        return peak_rss_bytes(), ()
 
     def reset(self) -> Reply:
         self.session.reset()

@@ -11,6 +11,7 @@ import torch
 
 # Loading these libraries registers the operators that a program names.
 from executorch.extension.llm.custom_ops import custom_ops as _llama_operators  # noqa: F401
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 from executorch.kernels import quantized as _quantized_operators  # noqa: F401
 from executorch.runtime import Runtime as _Native
 from numpy.typing import NDArray
@@ -112,9 +113,18 @@ class ExecuTorchSession(ClosesOnExit):
 
 
 class ExecuTorchRuntime:
-    """`Runtime` for `.pte` files."""
+    """`Runtime` for `.pte` files.
+
+    Args:
+        threads: Of the whole process's pool; None leaves ExecuTorch's choice.
+    """
 
     name = "executorch"
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None:
+            # Safe here: no method is loaded, so that nothing runs in the pool that is replaced.
+            _unsafe_reset_threadpool(threads)
 
     def version(self) -> str:
         """See `Runtime`."""

@@ -58,13 +58,21 @@ class OnnxSession(ClosesOnExit):
         artifact: What is run.
         model: The file, or the serialized graph that takes its weights from the artifact's folder.
         traced: Further values that every call returns.
+        threads: Within an operator; None leaves ONNX Runtime's choice.
 
     Raises:
         SessionError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, artifact: Artifact, model: Path | bytes, traced: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        model: Path | bytes,
+        traced: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> None:
         options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry(_SPINNING_KEY, "0")
         if isinstance(model, bytes):
@@ -169,9 +177,16 @@ class OnnxSession(ClosesOnExit):
 
 
 class OnnxRuntime:
-    """The `Runtime` of ONNX artifacts."""
+    """The `Runtime` of ONNX artifacts.
+
+    Args:
+        threads: Within an operator; None leaves ONNX Runtime's choice.
+    """
 
     name = "onnx"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
 
     def version(self) -> str:
         """See `Runtime`."""
@@ -179,7 +194,7 @@ class OnnxRuntime:
 
     def open(self, artifact: Artifact) -> Session:
         """See `Runtime`."""
-        return OnnxSession(artifact, artifact.path)
+        return OnnxSession(artifact, artifact.path, threads=self._threads)
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; the file's own graph runs, with its inner values as further outputs."""

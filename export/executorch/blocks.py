@@ -15,6 +15,9 @@ from llama_edge.core.weight_names import FINAL_NORM, LM_HEAD, block_weight
 from llama_edge.export.executorch.weights import WeightStore
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 
+#: (1, T, 1, H / 2) each
+CosSin = tuple[Value, Value]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBuilder:
@@ -30,7 +33,7 @@ class BlockBuilder:
         return (1, self.max_tokens, self.config.hidden_size)
 
     def _rope_shape(self) -> tuple[int, ...]:
-        return (1, self.max_tokens, 1, self.config.head_dim)
+        return (1, self.max_tokens, 1, self.config.head_dim // 2)
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
         """XNNPACK's schema has no mean over the last axis: a linear of 1 / D with bias eps is."""
@@ -64,13 +67,19 @@ class BlockBuilder:
         turned = graph.linear(graph.transpose_last(graph.linear(matrix, second)), first)
         return graph.reshape(turned, (1, 0, self.config.intermediate_size))
 
-    def _rope(self, graph: XnnpackGraph, x: Value, cos: Value, signed_sin: Value) -> Value:
-        """`x * cos + swapped(x) * sin`; the sine table has the minus of the first half."""
+    def _rope(self, graph: XnnpackGraph, heads: Value, turned: int, cos_sin: CosSin) -> Value:
+        """The first `turned` heads, each half against the other.
+
+        Four products of halves move less than two of whole heads beside a swapped copy.
+        """
         half = self.config.head_dim // 2
-        swapped = graph.concatenate(
-            [graph.slice(x, 3, half, half), graph.slice(x, 3, 0, half)], axis=3
+        cos, sin = cos_sin
+        first, second = (
+            graph.slice(heads, {2: (0, turned), 3: (start, half)}) for start in (0, half)
         )
-        return graph.add(graph.multiply(x, cos), graph.multiply(swapped, signed_sin))
+        turned_first = graph.subtract(graph.multiply(first, cos), graph.multiply(second, sin))
+        turned_second = graph.add(graph.multiply(second, cos), graph.multiply(first, sin))
+        return graph.concatenate([turned_first, turned_second], axis=3)
 
     def _rotate_heads(self, graph: XnnpackGraph, heads: Value) -> Value:
         """R3: one small float product over each query and key head."""
@@ -79,9 +88,7 @@ class BlockBuilder:
         order = self.config.head_dim
         return graph.linear(heads, graph.constant(self.store.hadamard(order), (order, order)))
 
-    def _queries_keys_values(
-        self, graph: XnnpackGraph, layer: int, x: Value, rope: tuple[Value, Value]
-    ) -> None:
+    def _queries_keys_values(self, graph: XnnpackGraph, layer: int, x: Value, rope: CosSin) -> None:
         """Norm, QKV and RoPE; defines the graph's outputs q (1,T,N,H), k and v (1,T,K,H)."""
         config = self.config
         queries, groups = config.num_attention_heads, config.num_key_value_heads
@@ -91,15 +98,15 @@ class BlockBuilder:
             graph, graph.quantize_per_token(normed), [block_weight(layer, part) for part in parts]
         )
         heads = graph.reshape(stacked, (1, 0, queries + 2 * groups, config.head_dim))
-        turned = self._rope(graph, graph.slice(heads, 2, 0, queries + groups), *rope)
+        turned = self._rope(graph, heads, queries + groups, rope)
         turned = self._rotate_heads(graph, turned)
         tokens, head_dim = self.max_tokens, config.head_dim
         query = graph.output((1, tokens, queries, head_dim))
         key = graph.output((1, tokens, groups, head_dim))
         value = graph.output((1, tokens, groups, head_dim))
-        graph.slice(turned, 2, 0, queries, out=query)
-        graph.slice(turned, 2, queries, groups, out=key)
-        graph.slice(heads, 2, queries + groups, groups, out=value)
+        graph.slice(turned, {2: (0, queries)}, out=query)
+        graph.slice(turned, {2: (queries, groups)}, out=key)
+        graph.slice(heads, {2: (queries + groups, groups)}, out=value)
 
     def _mlp(self, graph: XnnpackGraph, layer: int, x: Value, attention: Value, out: Value) -> None:
         o_proj = [block_weight(layer, "self_attn.o_proj")]

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
-from torch import Tensor
 
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model import rope_tables
@@ -49,24 +47,18 @@ class _Constant:
 def _constants(config: ModelConfig, store: WeightStore, max_context: int) -> list[_Constant]:
     """Embedding codes and scales, and the RoPE tables (max_context, H)."""
     keys, _ = store.int8([EMBEDDING])
-    rope_bytes = max_context * config.head_dim * 4
+    rope_bytes = max_context * config.head_dim // 2 * 4
     data = [
         store.entries.pop(keys.codes),
         store.entries.pop(keys.scales),
-        StoredData("rope.cos", rope_bytes, lambda: _rope_table(config, max_context)[0]),
-        StoredData("rope.sin", rope_bytes, lambda: _rope_table(config, max_context)[1]),
+        StoredData("rope.cos", rope_bytes, lambda: rope_tables(config, 0, max_context)[0]),
+        StoredData("rope.sin", rope_bytes, lambda: rope_tables(config, 0, max_context)[1]),
     ]
     placed, offset = [], 0
     for entry in data:
         placed.append(_Constant(offset, entry))
         offset += entry.size_bytes + -entry.size_bytes % 64
     return placed
-
-
-def _rope_table(config: ModelConfig, max_context: int) -> tuple[Tensor, Tensor]:
-    """Cosines for both halves of a head, and sines with the first half's minus sign, (S, H)."""
-    cos, sin = rope_tables(config, 0, max_context)
-    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
 
 
 def _constant_bytes(constants: Sequence[_Constant]) -> Iterable[memoryview]:
@@ -87,7 +79,7 @@ def _forward_plan(
     plan = PlanBuilder("forward")
     head_dim, hidden = config.head_dim, config.hidden_size
     queries, groups = config.num_attention_heads, config.num_key_value_heads
-    steps = max_prefill
+    steps, half = max_prefill, config.head_dim // 2
 
     def activation(shape: tuple[int, ...]) -> int:
         size = 4
@@ -99,7 +91,7 @@ def _forward_plan(
     input_pos = plan.tensor((1,), dtype=ScalarType.LONG)
     table = plan.tensor((config.vocab_size, hidden), dtype=ScalarType.CHAR, constant=1)
     table_scales = plan.tensor((config.vocab_size, 1), constant=2)
-    rope_constants = [plan.tensor((max_context, head_dim), constant=index) for index in (3, 4)]
+    rope_constants = [plan.tensor((max_context, half), constant=index) for index in (3, 4)]
     zero, one, none = plan.integer(0), plan.integer(1), plan.null()
 
     # where we are, and how many tokens came
@@ -111,11 +103,11 @@ def _forward_plan(
     plan.call("executorch_prim::add", "Scalar", [position, count, end])
 
     rope = []
-    rope_view = plan.integer_list([one, count, one, plan.integer(head_dim)])
+    rope_view = plan.integer_list([one, count, one, plan.integer(half)])
     for constant in rope_constants:
-        place = plan.arena.allocate(4 * steps * head_dim)
-        rows = plan.tensor((steps, head_dim), place=place, dynamic=True)
-        view = plan.tensor((1, steps, 1, head_dim), place=place, dynamic=True)
+        place = plan.arena.allocate(4 * steps * half)
+        rows = plan.tensor((steps, half), place=place, dynamic=True)
+        view = plan.tensor((1, steps, 1, half), place=place, dynamic=True)
         plan.call(
             "aten::slice_copy", "Tensor_out", [constant, zero, position, end, one, rows, rows]
         )

@@ -163,6 +163,10 @@ class XnnpackGraph:
         """Elementwise sum; shapes of one rank broadcast."""
         return self._binary(schema.XNNAdd, left, right, out)
 
+    def subtract(self, left: Value, right: Value, out: Value | None = None) -> Value:
+        """Elementwise difference; shapes of one rank broadcast."""
+        return self._binary(schema.XNNSubtract, left, right, out)
+
     def square(self, value: Value) -> Value:
         """Elementwise square."""
         return self._unary(schema.XNNSquare, value)
@@ -216,13 +220,14 @@ class XnnpackGraph:
         return result
 
     def slice(
-        self, value: Value, axis: int, start: int, length: int, out: Value | None = None
+        self, value: Value, ranges: Mapping[int, tuple[int, int]], out: Value | None = None
     ) -> Value:
-        """`length` entries of one axis from `start`; other axes whole, whatever their size."""
+        """(start, length) by axis; other axes whole, whatever their size."""
         offsets = [0] * len(value.shape)
         sizes = [0] * len(value.shape)  # 0: to the end of the axis
-        offsets[axis], sizes[axis] = start, length
-        shape = tuple(length if place == axis else size for place, size in enumerate(value.shape))
+        for axis, (start, length) in ranges.items():
+            offsets[axis], sizes[axis] = start, length
+        shape = tuple(cut or whole for cut, whole in zip(sizes, value.shape, strict=True))
         result = out or self._float(shape)
         self._add_node(
             schema.XNNStaticSlice(len(sizes), offsets, sizes, value.index, result.index, 0)

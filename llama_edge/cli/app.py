@@ -12,6 +12,7 @@ import typer
 
 from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity, report
+from llama_edge.cli.bench import bench
 from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.diff import diff
@@ -47,6 +48,7 @@ app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("plan")(plan)

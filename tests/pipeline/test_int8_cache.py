@@ -204,8 +204,9 @@ def test_r3_of_queries_only(export: Export, monkeypatch: pytest.MonkeyPatch) -> 
 
     def queries_only(self: BlockBuilder, graph: XnnpackGraph, heads: Value) -> Value:
         queries, groups = self.config.num_attention_heads, self.config.num_key_value_heads
-        turned = rotate(self, graph, graph.slice(heads, 2, 0, queries))
-        return graph.concatenate([turned, graph.slice(heads, 2, queries, groups)], axis=2)
+        turned = rotate(self, graph, graph.slice(heads, {2: (0, queries)}))
+        others = graph.slice(heads, {2: (queries, groups)})
+        return graph.concatenate([turned, others], axis=2)
 
     monkeypatch.setattr(BlockBuilder, "_rotate_heads", queries_only)
     assert "blocks: layers.0.attention (prefill and decode)" in export(lambda _: None)

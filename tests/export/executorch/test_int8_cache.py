@@ -166,5 +166,5 @@ def test_heads_that_no_hadamard_matrix_turns(debug_quantized: QuantizedCheckpoin
 
 def test_onnx_refuses(debug_quantized: QuantizedCheckpoint) -> None:
     options = LowerOptions(kv_cache=KVCacheDtype.INT8)
-    with pytest.raises(UsageError, match="--kv-cache int8 belongs to the android target"):
+    with pytest.raises(UsageError, match="--kv-cache int8 belongs to another target"):
         OnnxExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
