@@ -58,7 +58,7 @@ _STYLE: Final[Mapping[str, Any]] = {
 def figure(size: tuple[float, float] = _SIZE) -> Iterator[tuple[Figure, Axes]]:
     """A figure in the page's style with one pair of axes; no state outlives it."""
     # A context of plain defaults: a user's own matplotlibrc must not change the bytes.
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):  # type: ignore[dict-item]
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
         made = Figure(figsize=size, layout="constrained")
         yield made, made.add_subplot()
 
@@ -67,7 +67,7 @@ def to_svg(made: Figure, name: str, title: str) -> str:
     """Inline SVG, `name` before each of its ids; `title` is what a screen reader says."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        FigureCanvasSVG(made).print_svg(  # type: ignore[no-untyped-call]
+        FigureCanvasSVG(made).print_svg(
             stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = stream.getvalue()
@@ -128,7 +128,7 @@ def draw_layers(
         axes.set_ylabel("signal to noise (dB)")
         axes.legend(loc="best", fontsize=9)
         _on_white(made)
-        FigureCanvasAgg(made).print_png(str(path))  # type: ignore[no-untyped-call]
+        FigureCanvasAgg(made).print_png(str(path))
 
 
 def _on_white(made: Figure) -> None:

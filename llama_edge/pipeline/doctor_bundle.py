@@ -112,9 +112,9 @@ def _check_verdict(bundle: Bundle) -> Iterator[ContractFinding]:
 
 def _check_promises(manifest: Manifest) -> Iterator[ContractFinding]:
     yield from check_limits(manifest)
-    target = TARGETS.get(manifest.target)
-    if target is None or target.backend != manifest.backend:
-        known = ", ".join(f"{entry.name} with {entry.backend}" for entry in TARGETS.values())
+    fitting = [(entry.name, form.backend) for entry in TARGETS.values() for form in entry.formats]
+    if (manifest.target, manifest.backend) not in fitting:
+        known = ", ".join(f"{name} with {backend}" for name, backend in fitting)
         yield ContractFinding(
             code="target.backend",
             where=f"{MANIFEST_FILE}: target, backend",

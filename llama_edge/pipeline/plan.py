@@ -181,10 +181,10 @@ def _workloads(
             published = PUBLISHED_LAYOUTS[name](config)
             yield lambda _: published, None
         return
-    recipe = RECIPES[name]
-    if recipe.activation_bits is None and not target.float_activations:
+    recipe, form = RECIPES[name], target.formats[0]
+    if recipe.activation_bits is None and not form.float_activations:
         return
-    dtype = kv_cache or target.kv_cache
+    dtype = kv_cache or form.kv_cache
     if dtype not in target_caches(target):
         raise UsageError(
             f"--kv-cache {dtype.value}: the {target.name} target keeps keys and values in "
@@ -194,14 +194,15 @@ def _workloads(
     quantized = quantized_config(config, recipe)
 
     def workload(context: int) -> Workload:
-        return bundle_workload(quantized, recipe, target.backend, dtype, context)
+        return bundle_workload(quantized, recipe, form.backend, dtype, context)
 
     yield workload, host_cost(config, recipe, _recipe_minutes(recipe))
 
 
 def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
-    """How a target's exporter can keep keys and values."""
-    return (target.kv_cache, KVCacheDtype.INT8) if target.name == "android" else (target.kv_cache,)
+    """How a target's first format can keep keys and values."""
+    own = target.formats[0].kv_cache
+    return (own, KVCacheDtype.INT8) if target.name == "android" else (own,)
 
 
 def _recipe_minutes(recipe: Recipe) -> float:

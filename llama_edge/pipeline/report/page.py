@@ -48,6 +48,8 @@ def render_page(manifest: Manifest, parity: Mapping[str, Any]) -> str:
     measured = Measured.from_json(parity, "parity.json")
     parts = size_parts(manifest)
     target = TARGETS.get(manifest.target)
+    forms = () if target is None else target.formats
+    form = next((form for form in forms if form.backend == manifest.backend), None)
     page: str = _template().render(
         manifest=manifest,
         measured=measured,
@@ -56,7 +58,7 @@ def render_page(manifest: Manifest, parity: Mapping[str, Any]) -> str:
         total=sum(file.size_bytes for file in manifest.files),
         passed=manifest.verdict.value == "passed",
         reason=parity.get("reason"),
-        not_verified=None if target is None else target.not_verified,
+        not_verified=None if form is None else form.not_verified,
         worst=sorted(measured.blocks, key=lambda block: -block.severity)[:_WORST],
         bits=bits_per_weight(manifest),
         cache_bytes=_cache_bytes(manifest),
