@@ -15,8 +15,9 @@ from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.examination import Diagnosis
 from llama_edge.pipeline.export import export_model
 from tests.conftest import debug_request
+from tests.faults.fault import Fault
 from tests.faults.forging import edit_manifest, put
-from tests.faults.table import DOCTOR, Fault
+from tests.faults.table import DOCTOR
 
 
 def examined(path: Path) -> Diagnosis:
