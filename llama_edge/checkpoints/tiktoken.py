@@ -11,11 +11,11 @@ from llama_edge.core.text_assets import end_token_ids
 from llama_edge.core.types import TextAssets
 
 _MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
-_BEGIN: Final = "<|begin_of_text|>"
+LLAMA3_BEGIN: Final = "<|begin_of_text|>"
 
 #: Llama 3's control tokens in id order, after the ranks. Source: llama_models' `tokenizer.py`.
 _NAMED_SPECIALS: Final = (
-    _BEGIN,
+    LLAMA3_BEGIN,
     "<|end_of_text|>",
     "<|reserved_special_token_0|>",
     "<|reserved_special_token_1|>",
@@ -28,7 +28,8 @@ _NAMED_SPECIALS: Final = (
     "<|python_tag|>",
     "<|image|>",
 )
-_SPECIALS: Final = (
+#: All 256, in id order.
+LLAMA3_SPECIALS: Final = (
     *_NAMED_SPECIALS,
     *(f"<|reserved_special_token_{number}|>" for number in range(2, 256 - 10)),
 )
@@ -60,11 +61,11 @@ def read_tiktoken(path: Path) -> TextAssets:
     letters = byte_letters()
     spelled = ["".join(letters[byte] for byte in token) for token in ranks]
     vocabulary = Vocabulary(
-        tokens=[*spelled, *_SPECIALS],
+        tokens=[*spelled, *LLAMA3_SPECIALS],
         merges=_merges(spelled),
-        added={len(ranks) + place: True for place in range(len(_SPECIALS))},
+        added={len(ranks) + place: True for place in range(len(LLAMA3_SPECIALS))},
     )
-    tokenizer = llama3_tokenizer(vocabulary, _BEGIN)
+    tokenizer = llama3_tokenizer(vocabulary, LLAMA3_BEGIN)
     return TextAssets(
         tokenizer_json=tokenizer.to_str(),
         chat_template=LLAMA3_TEMPLATE,

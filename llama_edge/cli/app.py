@@ -17,6 +17,7 @@ from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
 from llama_edge.cli.run import run
+from llama_edge.cli.synth import synth
 from llama_edge.core.errors import LlamaEdgeError
 
 INTERRUPTED: Final = 130
@@ -43,6 +44,7 @@ app.command("run")(run)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
+app.command("synth")(synth)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

@@ -141,9 +141,10 @@ def write_safetensors(
     path: Path,
     layout: Mapping[str, tuple[str, tuple[int, ...]]],
     tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors as they come, in the layout's order, without holding more than one."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
     for name, (dtype, shape) in layout.items():
         end = offset + _ITEM_BYTES[dtype] * math.prod(shape)
