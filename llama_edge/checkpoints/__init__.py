@@ -9,9 +9,17 @@ from typing import Final
 
 from llama_edge.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_path
 from llama_edge.core.errors import CheckpointError
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Checkpoint
 
-__all__ = ["BUILTIN_MODELS", "FORMS", "BuiltinModel", "checkpoint_form", "load_checkpoint"]
+__all__ = [
+    "BUILTIN_MODELS",
+    "FORMS",
+    "BuiltinModel",
+    "checkpoint_form",
+    "load_checkpoint",
+    "load_config",
+]
 
 #: Opens a path; the second argument is how the user named the model.
 Reader = Callable[[Path, str], Checkpoint]
@@ -76,15 +84,31 @@ def load_checkpoint(model: str) -> Checkpoint:
     return checkpoint
 
 
-def _local_path(model: str) -> Path:
-    from llama_edge.checkpoints.hub import download, is_hub_id
+def load_config(model: str) -> ModelConfig:
+    """The shape of what `load_checkpoint` opens; of a Hugging Face id or folder, no weight is read.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`.
+        MissingComponentError: A built-in model's package is not installed.
+    """
+    path = _local_path(model, config_only=True)
+    form = checkpoint_form(path)
+    if form == "huggingface":
+        from llama_edge.checkpoints.huggingface import CONFIG_FILE, read_config
+
+        return read_config(path / CONFIG_FILE)
+    return FORMS[form]()(path, model).config
+
+
+def _local_path(model: str, *, config_only: bool = False) -> Path:
+    from llama_edge.checkpoints.hub import ALLOWED_FILES, CONFIG_FILES, download, is_hub_id
 
     if model in BUILTIN_MODELS:
         return builtin_path(model)
     if Path(model).exists():
         return Path(model)
     if is_hub_id(model):
-        return download(model)
+        return download(model, CONFIG_FILES if config_only else ALLOWED_FILES)
     raise CheckpointError(
         f"{model}: neither a built-in model ({', '.join(BUILTIN_MODELS)}), nor a file or folder "
         "here, nor a Hugging Face id of the form owner/name"

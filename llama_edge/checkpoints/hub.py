@@ -1,6 +1,7 @@
 """Models by their Hugging Face id, through `huggingface_hub`, its cache and its offline mode."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from llama_edge.core.errors import CheckpointError
 #: Weights and text files of a Hugging Face folder, and nothing of its subfolders (such as Meta's
 #: `original/`) nor the weights' twins in other formats.
 ALLOWED_FILES: Final = ("*.safetensors", "*.json", "*.jinja")
+CONFIG_FILES: Final = ("config.json",)
 IGNORED_FILES: Final = ("*/*",)
 _ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -27,15 +29,19 @@ def is_hub_id(model: str) -> bool:
     return _ID.fullmatch(model) is not None
 
 
-def download(model: str) -> Path:
+def download(model: str, files: Sequence[str] = ALLOWED_FILES) -> Path:
     """The folder of a repository's files, from the cache where they are there already.
+
+    Args:
+        model: `owner/name`.
+        files: Patterns of the files that are wanted.
 
     Raises:
         CheckpointError: The repository is absent, gated, or not to be reached.
     """
     try:
         folder = huggingface_hub.snapshot_download(
-            model, allow_patterns=list(ALLOWED_FILES), ignore_patterns=list(IGNORED_FILES)
+            model, allow_patterns=list(files), ignore_patterns=list(IGNORED_FILES)
         )
     except GatedRepoError as error:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
+from llama_edge.cli.plan import plan
 from llama_edge.cli.run import run
 from llama_edge.cli.synth import synth
 from llama_edge.core.errors import LlamaEdgeError
@@ -44,6 +45,7 @@ app.command("run")(run)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
+app.command("plan")(plan)
 app.command("synth")(synth)
 app.command("models")(models)
 app.command("targets")(targets)

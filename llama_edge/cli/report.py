@@ -14,6 +14,7 @@ from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.gate import GateOutcome
+from llama_edge.pipeline.plan import expected
 
 
 def scales_line(rounding: ScaleRounding) -> str:
@@ -101,6 +102,17 @@ def _widths(bundle: Bundle) -> str:
     return f"{line}, for {spent:.2f} MiB more (budget {budget:.2f})"
 
 
+def _expected(bundle: Bundle) -> str:
+    """Speed and memory on two devices, as `plan` reckons them for the file as written."""
+    lines = [
+        f"{device.label}: {value.decode_tokens_per_s:.0f} tok/s, first token in "
+        f"{value.time_to_first_token_s:.2f} s, {value.rss_mib:.0f} MiB"
+        + ("" if value.fits else f", which does not fit in {value.usable_mib:.0f}")
+        for device, value in expected(bundle)
+    ]
+    return f"{'; '.join(lines)} (planned, not measured)"
+
+
 _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "model": _model,
     "verdict": lambda bundle: bundle.manifest.verdict.value,
@@ -110,6 +122,7 @@ _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "fidelity": lambda bundle: fidelity_line(bundle.manifest.fidelity),
     "on the fast path": _placement,
     "context": _context,
+    "expected": _expected,
     "not verified": lambda bundle: TARGETS[bundle.manifest.target].not_verified,
 }
 
