@@ -1,0 +1,127 @@
+"""The planned bytes against files that were really written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_edge.core.cache_rows import bytes_per_token
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.model_shapes import SHAPES
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized_checkpoint import Layout
+from llama_edge.core.types import Checkpoint, KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.weight_names import block_linear_names
+from llama_edge.export import EXPORTERS, get_exporter
+from llama_edge.export.base import LowerOptions
+from llama_edge.export.bundle import Bundle
+from llama_edge.plan.sizes import artifact_size, block_bytes
+from llama_edge.plan.workload import kv_bytes_per_token, quantized_config
+from llama_edge.quantize import RECIPES, W4A8_HADAMARD, W4A8_MIXED, W4A8_RTN
+from llama_edge.quantize.stage import quantize_checkpoint
+from tests.conftest import DEBUG_CONFIG, MemoryWeights
+
+CONTEXT = 512
+#: An untied model of other widths than the debug model's, with one layer more.
+OTHER = replace(
+    DEBUG_CONFIG,
+    hidden_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    intermediate_size=352,
+    tie_word_embeddings=False,
+)
+
+
+@pytest.fixture(scope="module")
+def other_quantized(
+    debug_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> QuantizedCheckpoint:
+    checkpoint = replace(debug_checkpoint, config=OTHER, weights=MemoryWeights(OTHER))
+    folder = tmp_path_factory.mktemp("other-quantized")
+    return quantize_checkpoint(checkpoint, W4A8_RTN, folder, SilentProgress())
+
+
+def written(checkpoint: QuantizedCheckpoint, backend: str, folder: Path) -> int:
+    options = LowerOptions(max_context=CONTEXT)
+    artifact = get_exporter(backend).lower(checkpoint, folder, options, SilentProgress())
+    return artifact.size_bytes
+
+
+@pytest.mark.parametrize("backend", EXPORTERS)
+def test_planned_size_is_the_written_one(
+    backend: str, debug_quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    planned = artifact_size(DEBUG_CONFIG, W4A8_RTN, backend, CONTEXT).file_bytes
+    assert planned == pytest.approx(written(debug_quantized, backend, tmp_path), rel=0.01)
+
+
+@pytest.mark.parametrize("backend", EXPORTERS)
+def test_planned_size_of_other_widths_and_two_tables(
+    backend: str, other_quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    size = written(other_quantized, backend, tmp_path)
+    assert artifact_size(OTHER, W4A8_RTN, backend, CONTEXT).file_bytes == pytest.approx(
+        size, rel=0.01
+    )
+    # A table too few, a context too long or a layer too many would be noticed.
+    for wrong, context in (
+        (replace(OTHER, tie_word_embeddings=True), CONTEXT),
+        (OTHER, 2 * CONTEXT),
+        (replace(OTHER, num_hidden_layers=4), CONTEXT),
+    ):
+        assert artifact_size(wrong, W4A8_RTN, backend, context).file_bytes != pytest.approx(
+            size, rel=0.01
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["android_bundle", "onnx_bundle"])
+def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureRequest) -> None:
+    found: Bundle = request.getfixturevalue(bundle)
+    manifest = found.manifest
+    artifact = get_exporter(manifest.backend).read_artifact(found.root)
+    planned = artifact_size(
+        manifest.model.config, manifest.recipe, manifest.backend, artifact.max_context
+    )
+    assert planned.file_bytes == pytest.approx(artifact.size_bytes, rel=0.01)
+
+
+def layout_bytes(layout: Layout) -> int:
+    return sum(layout.matrix_bytes(name) for name in block_linear_names(layout.config))
+
+
+@pytest.mark.parametrize("config", [DEBUG_CONFIG, *(shape.config for shape in SHAPES.values())])
+def test_block_bytes_are_the_quantized_checkpoints(config: ModelConfig) -> None:
+    plain = layout_bytes(Layout(config, W4A8_RTN))
+    assert block_bytes(config, W4A8_RTN) == plain
+    assert block_bytes(config, W4A8_MIXED) == pytest.approx(1.1 * plain, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "published_mib"), [("llama-3.2-1b", 1083), ("llama-3.2-3b", 2435)]
+)
+def test_ours_are_smaller_than_metas(shape: str, published_mib: float) -> None:
+    """bfloat16 scales, and one table where Meta's files have two."""
+    for recipe in RECIPES.values():
+        config = quantized_config(SHAPES[shape].config, recipe)
+        for backend in EXPORTERS:
+            size = artifact_size(config, recipe, backend, 2048).file_bytes
+            assert size / 2**20 < published_mib
+
+
+def test_a_rotated_head_is_stored_and_read() -> None:
+    config = SHAPES["llama-3.2-1b"].config
+    plain = artifact_size(config, W4A8_RTN, "executorch", 2048)
+    rotated = quantized_config(config, W4A8_HADAMARD)
+    assert rotated.head_rotation
+    assert rotated.down_proj_rotation is not None
+    size = artifact_size(rotated, W4A8_HADAMARD, "executorch", 2048)
+    added = 4 * 2048**2 + sum(4 * order**2 for order in set(rotated.down_proj_rotation))
+    assert size.file_bytes - plain.file_bytes == pytest.approx(added, abs=512)
+    assert size.streamed_bytes - plain.streamed_bytes == added
+
+
+@pytest.mark.parametrize("dtype", list(KVCacheDtype))
+def test_the_cache_is_as_long_as_the_runtimes(dtype: KVCacheDtype) -> None:
+    assert kv_bytes_per_token(DEBUG_CONFIG, dtype) == bytes_per_token(DEBUG_CONFIG, dtype)
