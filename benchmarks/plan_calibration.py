@@ -1,15 +1,24 @@
 """How far the plan is off on every published row, and what the rows say of the fitted numbers.
 
-    python benchmarks/plan_calibration.py
+    python benchmarks/plan_calibration.py [--pte FOLDER]
 
-Prints the tables of docs/plan.md, in Markdown. Nothing is measured: it takes no time and no device.
+Prints the tables of docs/plan.md, in Markdown. Nothing is measured but, with `--pte`, the memory by
+which a process of this machine (Linux) grows when it loads the folder's `model.pte` and answers a
+prompt of 64 tokens with 32.
 """
 
+import argparse
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from llama_edge.export import get_exporter
 from llama_edge.plan.devices import DEVICES, get_device
-from llama_edge.plan.estimate import DECODE_SHARE, estimate
+from llama_edge.plan.estimate import DECODE_SHARE, MIB, RUNTIME_MIB, estimate
 from llama_edge.plan.published import CONTEXT, HELD_OUT, PROMPT, PUBLISHED
+from llama_edge.plan.workload import bundle_workload
+from llama_edge.quantize import W4A8_RTN
 
 _COLUMNS = (
     ("file_mib", "file MiB", "{:.0f}"),
@@ -61,8 +70,52 @@ def _devices() -> Iterator[Sequence[str]]:
         )
 
 
+#: Run with the folder: the peak before anything is loaded and after the last token, KiB.
+_GROW = """
+import sys
+from pathlib import Path
+from llama_edge.export import get_exporter
+from llama_edge.runtimes.executorch import ExecuTorchSession
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+artifact = get_exporter("executorch").read_artifact(Path(sys.argv[1]))
+before = peak()
+with ExecuTorchSession(artifact) as session:
+    session.prefill(list(range(5, 5 + int(sys.argv[2]))))
+    for _ in range(int(sys.argv[3])):
+        session.decode(7)
+print(before, peak())
+"""
+_REPLY = 32
+
+
+def _measured(folder: Path) -> None:
+    """What the process grew by, beside what the plan says of the same tokens without an app."""
+    command = [sys.executable, "-c", _GROW, str(folder), str(PROMPT), str(_REPLY)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    before, after = (int(number) / 1024 for number in done.stdout.split()[-2:])
+    artifact = get_exporter("executorch").read_artifact(folder)
+    config, cache = artifact.config, artifact.kv_cache
+    workload = bundle_workload(config, W4A8_RTN, "executorch", cache, artifact.max_context)
+    planned = workload.rss_mib(PROMPT + _REPLY) - RUNTIME_MIB
+    print(
+        f"{folder}: file {artifact.size_bytes / MIB:.1f} MiB, planned "
+        f"{workload.size.file_bytes / MIB:.1f} (as w4a8-rtn); the process grew by "
+        f"{after - before:.0f} MiB, planned {planned:.0f} and up to {RUNTIME_MIB:.0f} for what "
+        "runs it"
+    )
+
+
 def main() -> None:
-    """Print the three tables."""
+    """Print the tables, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pte", type=Path, help="a bundle or folder with model.pte")
+    folder = parser.parse_args().pte
+    if folder is not None:
+        _measured(folder)
+        return
     _table(("model", "file", *(f"{title}" for _, title, _ in _COLUMNS)), _published())
     _table(("model", "group size", "device", "decode tok/s"), _held_out())
     header = ("device", "chipset", "GiB", "memory", "GB/s", "int8 GMAC/s", "remark")

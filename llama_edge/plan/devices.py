@@ -63,8 +63,16 @@ class Device:
 
 
 _ANDROID: Final = ("android", "onnx")
-_QUALCOMM: Final = "https://en.wikipedia.org/wiki/List_of_Qualcomm_Snapdragon_systems_on_chips"
-_TENSOR: Final = "https://en.wikipedia.org/wiki/Google_Tensor"
+_8_GEN_3: Final = "https://droidholic.com/snapdragon-8-gen-3-launched/"
+_8_GEN_1: Final = "https://br.atsit.in/de/?p=131763"
+_TENSOR: Final = (
+    "https://technewsmix.com/google-tensor-g4-explained-everything-you-need-to-know-about-"
+    "the-pixel-9-processor-3689.html"
+)
+_APPLE: Final = (
+    "Apple publishes neither the memory's speed nor a clock; planned as if the processor computed, "
+    "and GPU and Neural Engine are faster"
+)
 _NO_SPEED: Final = (
     "Google publishes the kind of memory, not its speed; LPDDR5X's first grade is assumed"
 )
@@ -84,7 +92,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=3.3 * 4 + (3 * 3.2 + 2 * 3.0) * 2,
             int8_macs=I8MM,
             targets=_ANDROID,
-            source=_QUALCOMM,
+            source=_8_GEN_3,
             note="Meta's published figures were measured on it: the plan is calibrated here",
         ),
         Device(
@@ -99,7 +107,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=3.4 * 4 + (3 * 3.2 + 2 * 3.0) * 2,
             int8_macs=I8MM,
             targets=_ANDROID,
-            source=_QUALCOMM,
+            source=_8_GEN_3,
             note="sold with another chipset (Exynos 2400) in some countries",
         ),
         Device(
@@ -114,7 +122,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=3.0 * 4 + 3 * 2.5 * 2,
             int8_macs=I8MM,
             targets=_ANDROID,
-            source=_QUALCOMM,
+            source=_8_GEN_1,
             note="sold with another chipset (Exynos 2200) in some countries",
         ),
         Device(
@@ -160,7 +168,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=("ios", "onnx"),
             source="https://en.wikipedia.org/wiki/Apple_A17",
-            note="planned as if its processor computed; GPU and Neural Engine are faster",
+            note=_APPLE,
         ),
         Device(
             name="iphone-16",
@@ -175,7 +183,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=("ios", "onnx"),
             source="https://en.wikipedia.org/wiki/Apple_A18",
-            note="planned as if its processor computed; GPU and Neural Engine are faster",
+            note=_APPLE,
         ),
         Device(
             name="raspberry-pi-5",
@@ -189,7 +197,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=4 * 2.4 * 2,
             int8_macs=DOT_PRODUCT,
             targets=_ANDROID,
-            source="https://www.raspberrypi.com/documentation/computers/processors.html",
+            source="https://circuitdigest.com/news/the-new-raspberry-pi-5-is-here-faster-than-ever",
         ),
     )
 }
