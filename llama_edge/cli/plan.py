@@ -1,8 +1,10 @@
 """`plan`: what a model will take and give, before anything is exported."""
 
+from __future__ import annotations
+
 import shlex
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,10 +12,12 @@ from llama_edge.cli.console import JsonOption, print_json, print_next, print_tab
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import TARGETS
-from llama_edge.pipeline.plan import DEFAULT_PROMPT, Plan, PlannedDevice, PlanRequest, plan_model
 from llama_edge.plan.devices import DEVICES
-from llama_edge.plan.estimate import DECODE_BAND, RSS_BAND, SIZE_BAND
+from llama_edge.plan.estimate import DECODE_BAND, DEFAULT_PROMPT, RSS_BAND, SIZE_BAND
 from llama_edge.quantize import DEFAULT_RECIPE
+
+if TYPE_CHECKING:  # it imports torch, and `llama-edge --help` must not
+    from llama_edge.pipeline.plan import Plan, PlannedDevice
 
 HONEST = (
     f"Planned, not measured. On the six published rows that it is calibrated on, file sizes are "
@@ -59,6 +63,8 @@ def plan(
 
     Ends with 1 if a device that was named cannot hold the context.
     """
+    from llama_edge.pipeline.plan import PlanRequest, plan_model
+
     request = PlanRequest(
         model=model,
         recipes=(recipe,) if recipe else (),

@@ -20,15 +20,13 @@ from llama_edge.export import TARGETS, Target, get_target
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import PARITY_FILE, Bundle
 from llama_edge.plan.devices import DEVICES, Device, get_device
-from llama_edge.plan.estimate import Estimate, Workload, estimate
+from llama_edge.plan.estimate import DEFAULT_PROMPT, Estimate, Workload, estimate
 from llama_edge.plan.host import HostCost, host_cost
 from llama_edge.plan.published import PUBLISHED_LAYOUTS
 from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES
 from llama_edge.quantize.measured import read_measurements
 
-#: As in the published figures that the plan is calibrated on.
-DEFAULT_PROMPT: Final = 64
 #: What Meta's published files run on.
 _PUBLISHED_TARGET: Final = "android"
 #: Of a bundle's files, those that are no model.

@@ -13,6 +13,8 @@ from llama_edge.plan.devices import Device
 from llama_edge.plan.sizes import ArtifactSize
 
 MIB: Final = 2**20
+#: Tokens, as in the published figures that the plan is calibrated on.
+DEFAULT_PROMPT: Final = 64
 
 #: Of the memory's peak bandwidth, what decoding reaches: midway between the six rows' extremes.
 DECODE_SHARE: Final = 0.59
