@@ -13,7 +13,7 @@ ASK = $(BIN)/llama-edge run --max-new-tokens 48 $(1) "What is the capital of Fra
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean
+.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures
 
 setup: $(VENV)/.setup
 dev-setup: $(VENV)/.dev-setup
@@ -70,6 +70,10 @@ types: dev-setup
 
 imports: dev-setup
 	$(BIN)/lint-imports
+
+# What the tests of Python, Kotlin and Swift share; see docs/apps.md.
+fixtures: dev-setup
+	$(BIN)/python -m tests.app_fixtures
 
 # The wheel alone, away from the checkout, with the dependencies lent by the development environment.
 wheel-check: dev-setup

@@ -65,6 +65,10 @@ class SessionError(LlamaEdgeError):
     """A runtime refused an artifact or an input."""
 
 
+class ToolCallError(LlamaEdgeError):
+    """A model began a tool call and did not end it as one."""
+
+
 class RuntimeCrashError(CheckFailedError):
     """A native runtime crashed or hung in its child process; the message has its last output."""
 

@@ -1,0 +1,164 @@
+"""Our own implementations over the fixtures that the apps' tests read too."""
+
+import codecs
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_edge.core.chat_template import ChatTemplate
+from llama_edge.core.dialog import trim_dialog
+from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
+from llama_edge.core.finding_codes import finding_codes
+from llama_edge.core.stop_filter import StopFilter
+from llama_edge.core.tokenizer import Tokenizer, TokenStream
+from llama_edge.core.tool_calls import parse_tool_calls
+from llama_edge.core.types import TextAssets
+from llama_edge.pipeline.app_check import AppTarget, check_for_app
+from tests.app_fixtures.files import FIXTURES, INDEX, RESOURCE_FOLDERS, Case, read_files
+from tests.app_fixtures.generate import fixture_files, resource_files
+
+CASES: list[Case] = json.loads((FIXTURES / INDEX).read_bytes())["cases"]
+MAX_BYTES = 1_500_000
+
+
+def cases(kind: str) -> Any:  # noqa: ANN401
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case["name"]) for case in CASES if case["kind"] == kind]
+    )
+
+
+def test_the_committed_files_are_those_that_are_generated() -> None:
+    generated = fixture_files()
+    committed = read_files(FIXTURES)
+    assert sorted(committed) == sorted(generated)
+    assert [name for name in generated if generated[name] != committed[name]] == []
+    assert sum(map(len, committed.values())) < MAX_BYTES
+
+
+def test_the_apps_carry_the_catalog_and_the_schema() -> None:
+    present = [folder for folder in RESOURCE_FOLDERS if folder.is_dir()]
+    assert present
+    for folder in present:
+        assert resource_files().items() <= read_files(folder).items()
+
+
+def test_there_is_enough_of_each_kind() -> None:
+    kinds = [case["kind"] for case in CASES]
+    names = [(case["kind"], case["name"]) for case in CASES]
+    assert len(names) == len(set(names)) >= 60
+    minimum = {"bundle": 40, "tokens": 20, "chat": 10, "chat_tokens": 4, "tool_calls": 20}
+    minimum |= {"utf8": 10, "stop": 8, "trim": 8}
+    assert {kind: kinds.count(kind) >= least for kind, least in minimum.items()} == dict.fromkeys(
+        minimum, True
+    )
+    assert {code for case in CASES for code in case.get("codes", ())} <= set(finding_codes())
+
+
+def build(case: Case, folder: Path) -> Path:
+    """The bundle of a case, as the apps' tests build it too."""
+    root = folder / "bundle"
+    root.mkdir()
+    for name, source in case["files"].items():
+        place = root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes((FIXTURES / source).read_bytes())
+    for name, source in case.get("beside", {}).items():
+        (folder / name).write_bytes((FIXTURES / source).read_bytes())
+    for name, target in case.get("symlinks", {}).items():
+        (root / name).symlink_to(target)
+    return root
+
+
+@cases("bundle")
+def test_bundle(case: Case, tmp_path: Path) -> None:
+    accepts = [AppTarget(**accept) for accept in case["accepts"]]
+    findings = check_for_app(build(case, tmp_path), accepts)
+    assert list(dict.fromkeys(finding.code for finding in findings)) == case["codes"], [
+        finding.message for finding in findings
+    ]
+
+
+def text_assets(case: Case) -> TextAssets:
+    return TextAssets(
+        tokenizer_json=(FIXTURES / case["tokenizer"]).read_text("utf-8"),
+        chat_template=case.get("template"),
+        bos_token_id=case.get("bos_token_id"),
+        eos_token_ids=tuple(case.get("eos_token_ids", (0,))),
+        add_bos=False,
+        generation_defaults={},
+    )
+
+
+@cases("tokens")
+def test_tokens(case: Case) -> None:
+    tokenizer = Tokenizer(text_assets(case))
+    encode = tokenizer.encode_rendered if case["control_tokens"] else tokenizer.encode
+    assert encode(case["text"]) == case["tokens"]
+    stream = TokenStream(tokenizer)
+    streamed = "".join(stream.push(token) for token in case["tokens"]) + stream.flush()
+    assert streamed == tokenizer.decode(case["tokens"]) == case["decoded"]
+
+
+@cases("chat_tokens")
+def test_chat_tokens(case: Case) -> None:
+    assert Tokenizer(text_assets(case)).encode_chat(case["messages"]) == case["tokens"]
+
+
+@cases("chat")
+def test_chat(case: Case) -> None:
+    def render() -> str:
+        source = (FIXTURES / case["template"]).read_text("utf-8")
+        template = ChatTemplate(source, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+        return template.render(
+            case["messages"],
+            tools=case["tools"],
+            add_generation_prompt=case["add_generation_prompt"],
+            today=date.fromisoformat(case["date"]),
+        )
+
+    if case["text"] is None:
+        with pytest.raises(TokenizerError):
+            render()
+    else:
+        assert render() == case["text"]
+
+
+@cases("tool_calls")
+def test_tool_calls(case: Case) -> None:
+    if case["calls"] is None:
+        with pytest.raises(ToolCallError):
+            parse_tool_calls(case["text"])
+        return
+    calls = parse_tool_calls(case["text"])
+    assert [{"name": call.name, "arguments": call.arguments} for call in calls] == case["calls"]
+
+
+@cases("utf8")
+def test_utf8(case: Case) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    assert [decoder.decode(bytes.fromhex(chunk)) for chunk in case["chunks"]] == case["pieces"]
+    assert decoder.decode(b"", final=True) == case["rest"]
+
+
+@cases("stop")
+def test_stop(case: Case) -> None:
+    stream = StopFilter(case["stops"])
+    assert [stream.push(piece) for piece in case["pieces"]] == case["expected"]
+    assert stream.stopped is case["stopped"]
+    assert stream.flush() == case["rest"]
+
+
+@cases("trim")
+def test_trim(case: Case) -> None:
+    def cost(messages: Any) -> int:  # noqa: ANN401
+        return sum(4 + len(message["content"]) for message in messages)
+
+    if case["kept"] is None:
+        with pytest.raises(SessionError, match="shorten it"):
+            trim_dialog(case["messages"], cost, case["limit"])
+        return
+    kept = trim_dialog(case["messages"], cost, case["limit"])
+    assert list(kept) == [case["messages"][place] for place in case["kept"]]

@@ -1,0 +1,121 @@
+"""Small tokenizers, and templates of our own that use what Llama 3's and SmolLM2's use."""
+
+from typing import Final
+
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.core.types import TextAssets
+from tests.conftest import debug_text
+
+#: The turns of Llama 3 and nothing else.
+PLAIN_TEMPLATE: Final = (
+    "{{- bos_token }}\n{%- for message in messages %}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n"
+    "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n"
+)
+
+#: Tools, calls, results, a date and a system prompt that may be absent.
+TOOL_TEMPLATE: Final = """\
+{{- bos_token }}
+{#- The same turns, with tools in front of the first question. #}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{%- if messages and messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set turns = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+    {%- set turns = messages %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}
+    {{- "Environment: ipython\\n" }}
+{%- endif %}
+{{- "Today: " ~ date_string ~ "\\n\\n" }}
+{%- if tools is not none and tools | length > 0 %}
+    {{- "Answer with a call of one of these functions where it helps:\\n\\n" }}
+    {%- for tool in tools %}
+        {{- tool | tojson(indent=4) }}
+        {{- "\\n\\n" if not loop.last else "\\n" }}
+    {%- endfor %}
+{%- endif %}
+{{- system_message + "<|eot_id|>" }}
+{%- set state = namespace(calls=0) %}
+{%- for message in turns %}
+    {%- if message.role in ('tool', 'ipython') %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
+        {%- if message.content is mapping or message.content is not string %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- elif 'tool_calls' in message %}
+        {%- if message.tool_calls | length != 1 %}
+            {{- raise_exception("one call at a time") }}
+        {%- endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {%- set state.calls = state.calls + 1 %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+        {{- '{"name": "' + call.name + '", ' }}
+        {{- '"parameters": ' }}
+        {{- call.arguments | tojson }}
+        {{- "}" }}
+        {{- "<|eot_id|>" }}
+    {%- else %}
+        {{- "<|start_header_id|>" + message["role"] + "<|end_header_id|>\\n\\n" }}
+        {{- message["content"] | trim + "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+
+def smollm2_template() -> str:
+    """SmolLM2's own (Apache-2.0), out of the installed package."""
+    template = load_checkpoint("smollm2-135m").text.chat_template
+    assert template is not None
+    return template
+
+
+def chatml_text() -> TextAssets:
+    """The debug model's: SmolLM's way to split, ChatML."""
+    return debug_text()
+
+
+def llama_text() -> TextAssets:
+    """Llama 3's way to split, whole words before merges, BOS added to raw prompts."""
+    letters = list(byte_letters().values())
+    merges = [("h", "e"), ("t", "he"), ("Ġ", "the"), ("1", "2"), ("12", "3"), ("a", "n")]
+    merges += [("Ã", "¼"), ("i", "n"), ("in", "g")]
+    #: a whole word that no merge makes
+    words = ["Ġlighthouse"]
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
+    special += ["<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
+    tokens = [*letters, *("".join(merge) for merge in merges), *words]
+    first = len(tokens)
+    vocabulary = Vocabulary(
+        tokens=[*tokens, *special],
+        merges=merges,
+        added=dict.fromkeys(range(first, first + len(special)), True),
+    )
+    return TextAssets(
+        tokenizer_json=llama3_tokenizer(vocabulary, special[0]).to_str(),
+        chat_template=PLAIN_TEMPLATE,
+        bos_token_id=first,
+        eos_token_ids=(first + 1, first + 4, first + 5),
+        add_bos=True,
+        generation_defaults={"temperature": 0.6, "top_p": 0.9},
+    )
