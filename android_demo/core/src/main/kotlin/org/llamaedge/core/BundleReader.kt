@@ -1,0 +1,169 @@
+package org.llamaedge.core
+
+import java.io.File
+import java.io.IOException
+import java.security.MessageDigest
+
+/** What this app loads. */
+data class AppTarget(val target: String, val backend: String)
+
+/** A bundle whose whole contract held: it may be loaded. */
+class Bundle(val root: File, val manifest: Manifest, val text: TextModel) {
+    /** The file that the runtime opens. */
+    val artifact: File get() = File(root, manifest.files.first().path)
+}
+
+/**
+ * Opens a bundle in steps and stops after the first that finds something, since the next would trust what that one refused:
+ * manifest, signature, places, files, purpose, text. The order is that of `llama_edge/pipeline/app_check.py`.
+ *
+ * @param accepts what the app has a runtime for
+ * @param publicKey 32 bytes that the app ships; with it, only signed bundles are loaded
+ * @param onProgress bytes hashed so far, and in all; may throw to cancel
+ */
+class BundleReader(
+    private val accepts: List<AppTarget>,
+    private val publicKey: ByteArray? = null,
+    private val onProgress: (Long, Long) -> Unit = { _, _ -> },
+) {
+    /** Throws [Refused] with every fault of the step that failed. */
+    fun open(root: File): Bundle {
+        val bytes = manifestBytes(root)
+        val manifest = Manifest.parse(bytes)
+        SignatureFile(root).check(bytes, publicKey)?.let { throw Refused(it) }
+        refuse(places(root, manifest))
+        refuse(files(root, manifest) + unlisted(root, manifest))
+        refuse(purpose(manifest))
+        return TextContract(root, manifest).check()
+    }
+
+    private fun refuse(findings: List<Finding>) {
+        if (findings.isNotEmpty()) throw Refused(findings)
+    }
+
+    private fun manifestBytes(root: File): ByteArray {
+        val file = File(root, Manifest.FILE)
+        if (!file.isFile) throw Refused(Finding("manifest.missing", Manifest.FILE, Manifest.FILE, "no such file"))
+        if (file.length() > Manifest.MAX_BYTES) {
+            throw Refused(Finding("manifest.too_large", Manifest.FILE, "at most ${Manifest.MAX_BYTES} bytes", "${file.length()} bytes"))
+        }
+        return readAll(file)
+    }
+
+    private fun places(root: File, manifest: Manifest): List<Finding> = manifest.files.mapNotNull { entry ->
+        val parts = entry.path.split('/')
+        when {
+            ".." in parts || "." in parts || '\\' in entry.path || entry.path.startsWith("/") ->
+                Finding("files.outside", Manifest.FILE, "paths inside of the bundle", "'${entry.path}'")
+            !inside(root, File(root, entry.path)) ->
+                Finding("files.symlink", entry.path, "a file of the bundle's own", "a link out of the folder")
+            else -> null
+        }
+    }
+
+    private fun inside(root: File, file: File) = file.canonicalFile.path.startsWith(root.canonicalFile.path + File.separator)
+
+    private fun files(root: File, manifest: Manifest): List<Finding> {
+        val total = manifest.files.sumOf { it.sizeBytes }
+        var done = 0L
+        return manifest.files.mapNotNull { entry ->
+            val file = File(root, entry.path)
+            val size = if (file.isFile) file.length() else null
+            when (size) {
+                null -> Finding("files.missing", entry.path, "${entry.sizeBytes} bytes", "no such file")
+                entry.sizeBytes -> {
+                    val sha256 = sha256(file) { count -> done += count; onProgress(done, total) }
+                    if (sha256 == entry.sha256) null else Finding("files.sha256", entry.path, "SHA-256 ${entry.sha256}", sha256)
+                }
+                else -> Finding("files.size", entry.path, "${entry.sizeBytes} bytes", "$size bytes")
+            }
+        }
+    }
+
+    private fun unlisted(root: File, manifest: Manifest): List<Finding> {
+        val listed = manifest.files.map { it.path } + Manifest.FILE + SignatureFile.NAME
+        val found = root.walkTopDown().filter { it.isFile }.map { it.relativeTo(root).invariantSeparatorsPath }
+        return (found.toSet() - listed.toSet()).sorted().map {
+            Finding("files.unlisted", it, "the ${manifest.files.size} files of ${Manifest.FILE} alone", "one more")
+        }
+    }
+
+    private fun purpose(manifest: Manifest): List<Finding> = buildList {
+        val file = Manifest.FILE
+        if (!manifest.passed) add(Finding("verdict.failed", "$file: verdict", "passed", "failed"))
+        if (AppTarget(manifest.target, manifest.backend) !in accepts) {
+            val wanted = accepts.joinToString(" or ") { "${it.target} with ${it.backend}" }
+            add(Finding("target.backend", "$file: target", wanted, "${manifest.target} with ${manifest.backend}"))
+        }
+        if (manifest.maxContext > manifest.maxPositions) {
+            val wanted = "at most ${manifest.maxPositions} tokens"
+            add(Finding("context.exceeds_model", "$file: artifact.max_context", wanted, "${manifest.maxContext}"))
+        }
+        if (manifest.maxPrefill > manifest.maxContext) {
+            val wanted = "at most the context of ${manifest.maxContext} tokens"
+            add(Finding("context.prefill", "$file: artifact.max_prefill", wanted, "${manifest.maxPrefill}"))
+        }
+    }
+
+    internal companion object {
+        fun sha256(file: File, onBytes: (Int) -> Unit = {}): String {
+            val digest = MessageDigest.getInstance("SHA-256")
+            val piece = ByteArray(1 shl 20)
+            file.inputStream().use { stream ->
+                while (true) {
+                    val count = stream.read(piece)
+                    if (count < 0) break
+                    digest.update(piece, 0, count)
+                    onBytes(count)
+                }
+            }
+            return hex(digest.digest())
+        }
+
+        fun hex(bytes: ByteArray): String = bytes.joinToString("") { "%02x".format(it) }
+
+        fun readAll(file: File): ByteArray = try {
+            file.readBytes()
+        } catch (error: IOException) {
+            throw Refused(Finding("files.missing", file.name, "a file that can be read", error.message.orEmpty()))
+        }
+    }
+}
+
+/** `manifest.sig`: Ed25519 over the bytes of the manifest; docs/signing.md has the format. */
+internal class SignatureFile(private val root: File) {
+    fun check(manifest: ByteArray, publicKey: ByteArray?): Finding? {
+        val file = File(root, NAME)
+        val keyId = publicKey?.let { BundleReader.hex(java.security.MessageDigest.getInstance("SHA-256").digest(it)) }
+        val trusted = if (keyId == null) "a signature" else "a signature with the key $keyId"
+        if (!file.isFile) return if (publicKey == null) null else Finding("signature.missing", NAME, trusted, "no such file")
+        val value = read(file)
+        val signature = value?.get("signature")?.let { base64(it as? String ?: "") }
+        val known = value?.get("algorithm") == "ed25519" && value["format_version"] == 1L && value["key_id"] is String
+        if (!known || signature == null || signature.size != 64) {
+            return Finding("signature.unreadable", NAME, trusted, "another format")
+        }
+        if (publicKey == null) return null
+        if (value["key_id"] != keyId) return Finding("signature.unknown_key", NAME, trusted, "one with ${value["key_id"]}")
+        if (Ed25519.verify(publicKey, manifest, signature)) return null
+        return Finding("signature.invalid", NAME, trusted, "a signature of other bytes")
+    }
+
+    @Suppress("UNCHECKED_CAST")
+    private fun read(file: File): Map<String, Any?>? = try {
+        if (file.length() > MAX_BYTES) null else Json.parse(BundleReader.readAll(file)) as? Map<String, Any?>
+    } catch (_: Json.ParseException) {
+        null
+    }
+
+    private fun base64(text: String): ByteArray? = try {
+        java.util.Base64.getDecoder().decode(text)
+    } catch (_: IllegalArgumentException) {
+        null
+    }
+
+    companion object {
+        const val NAME = "manifest.sig"
+        private const val MAX_BYTES = 1L shl 16
+    }
+}

@@ -1,0 +1,150 @@
+package org.llamaedge.core
+
+import java.io.File
+
+/** The last step: do these text files make of the manifest's sample texts what the model's own tokenizer made of them? */
+internal class TextContract(private val root: File, private val manifest: Manifest) {
+    private val findings = ArrayList<Finding>()
+
+    fun check(): Bundle {
+        val (tokenizer, config, generation) = read()
+        checkTokenizer(tokenizer, config)
+        checkEndTokens(tokenizer, config, generation)
+        checkDefaults(generation)
+        val text = checkTemplate(tokenizer, config)
+        if (findings.isNotEmpty() || text == null) throw Refused(findings)
+        return Bundle(root, manifest, text)
+    }
+
+    private fun add(code: String, where: String, expected: Any?, found: Any?) {
+        findings += Finding(code, where, "$expected", "$found")
+    }
+
+    private fun read(): Triple<Tokenizer, Map<String, Any?>, Map<String, Any?>> = try {
+        val tokenizer = Tokenizer(bytes(TOKENIZER) ?: throw TokenizerException("the file is missing"))
+        Triple(tokenizer, json(CONFIG), json(GENERATION))
+    } catch (error: TokenizerException) {
+        throw Refused(Finding("tokenizer.unreadable", TOKENIZER, "files that can be read", error.message.orEmpty()))
+    }
+
+    private fun bytes(name: String): ByteArray? {
+        val file = File(root, name)
+        if (!file.isFile) return null
+        if (file.length() > MAX_BYTES) throw TokenizerException("$name has more than $MAX_BYTES bytes")
+        return BundleReader.readAll(file)
+    }
+
+    private fun json(name: String): Map<String, Any?> = try {
+        val value = Json.parse(bytes(name) ?: "{}".toByteArray())
+        if (value is Map<*, *>) value.asObject() else throw TokenizerException("$name is no JSON object")
+    } catch (error: Json.ParseException) {
+        throw TokenizerException("$name: ${error.message}")
+    }
+
+    private fun checkTokenizer(tokenizer: Tokenizer, config: Map<String, Any?>) {
+        val sha256 = BundleReader.sha256(File(root, TOKENIZER))
+        if (sha256 != manifest.tokenizerSha256) add("tokenizer.sha256", TOKENIZER, manifest.tokenizerSha256, sha256)
+        val bos = content(config["bos_token"])?.let { tokenizer.idOf(it) }
+        if (bos != manifest.bosTokenId) add("tokenizer.bos", "$CONFIG: bos_token", manifest.bosTokenId, bos)
+        val addBos = config["add_bos_token"] == true && bos != null
+        if (addBos != manifest.addBos) add("tokenizer.bos", "$CONFIG: add_bos_token", manifest.addBos, addBos)
+        manifest.goldenTokens.forEachIndexed { index, golden ->
+            val tokens = tokenizer.encode(golden.text, controlTokens = false)
+            if (tokens != golden.tokens) {
+                val place = "$TOKENIZER: golden_tokens[$index] (${golden.language})"
+                val (wanted, found) = firstDifference(golden.tokens, tokens)
+                add("tokenizer.golden_tokens", place, wanted, found)
+            }
+        }
+        val largest = (manifest.goldenTokens.flatMap { it.tokens } + manifest.eosTokenIds + (tokenizer.vocabSize - 1)).max()
+        if (largest >= manifest.vocabSize) {
+            add("tokenizer.vocabulary", TOKENIZER, "token ids below the model's ${manifest.vocabSize} rows", "id $largest")
+        }
+    }
+
+    private fun content(token: Any?): String? = if (token is Map<*, *>) token["content"] as? String else token as? String
+
+    /** The manifest's list, which the app waits for, against what each file and the template say. */
+    private fun checkEndTokens(tokenizer: Tokenizer, config: Map<String, Any?>, generation: Map<String, Any?>) {
+        val expected = manifest.eosTokenIds.toSortedSet()
+        val template = config["chat_template"] as? String
+        val implied = TextModel.impliedEnds(tokenizer, template, expected)
+        if ((implied - expected).isNotEmpty()) add("eos.missing", "${Manifest.FILE}: text.eos_token_ids", implied, expected)
+        val value = generation["eos_token_id"]
+        val listed = (if (value is List<*>) value else listOfNotNull(value)).mapNotNull { (it as? Long)?.toInt() }.toSet()
+        val token = content(config["eos_token"])
+        val main = token?.let { tokenizer.idOf(it) }
+        val missing = expected - listed
+        if (missing.isNotEmpty()) {
+            val code = if (missing == setOf(main)) "eos.precedence" else "eos.missing"
+            add(code, "$GENERATION: eos_token_id", expected, listed)
+        }
+        if ((listed - implied).isNotEmpty()) add("eos.foreign", "$GENERATION: eos_token_id", expected, listed)
+        val wanted = TextModel.mainEndToken(tokenizer, template, implied + listed)
+        if (main != null && main !in implied) {
+            add("eos.foreign", "$CONFIG: eos_token", "one of the ids $expected", main)
+        } else if (token != wanted) {
+            add("eos.precedence", "$CONFIG: eos_token", wanted, token)
+        }
+    }
+
+    private fun checkDefaults(generation: Map<String, Any?>) {
+        fun numbers(values: Map<String, Any?>) = values.mapValues { (_, it) -> if (it is Number) it.toDouble() else it }
+        val found = numbers(generation.filterKeys { it in GENERATION_KEYS }.filterValues { it != null })
+        val expected = numbers(manifest.generationDefaults)
+        if (found != expected) add("text.generation_defaults", GENERATION, expected, found)
+    }
+
+    private fun checkTemplate(tokenizer: Tokenizer, config: Map<String, Any?>): TextModel? {
+        val place = "$CONFIG: chat_template"
+        val source = config["chat_template"] as? String
+        if (source == null || manifest.goldenChats.isEmpty()) {
+            add("template.missing", place, "a template", if (source == null) "none" else "one without a sample dialog")
+            return null
+        }
+        if (source != manifest.chatTemplate) {
+            val (wanted, found) = firstDifference(manifest.chatTemplate.orEmpty(), source)
+            add("template.source", place, wanted, found)
+        }
+        try {
+            val text = TextModel(tokenizer, source, manifest.bosTokenId, manifest.eosTokenIds.toSet())
+            manifest.goldenChats.forEachIndexed { index, chat -> checkGolden(text, chat, "$place, golden_chats[$index]") }
+            return text
+        } catch (error: TemplateException) {
+            add("template.unrenderable", place, "a template that renders", error.message)
+            return null
+        }
+    }
+
+    private fun checkGolden(text: TextModel, chat: Manifest.GoldenChat, place: String) {
+        val rendered = text.render(chat.messages)
+        val tokens = text.encode(chat.messages)
+        if (rendered != chat.text) {
+            val (wanted, found) = firstDifference(chat.text, rendered)
+            add("template.text", place, wanted, found)
+        } else if (tokens != chat.tokens) {
+            val (wanted, found) = firstDifference(chat.tokens, tokens)
+            add("template.tokens", place, wanted, found)
+        }
+    }
+
+    private fun firstDifference(expected: List<Int>, found: List<Int>): Pair<String, String> {
+        val place = expected.zip(found).indexOfFirst { (want, have) -> want != have }.let { if (it < 0) minOf(expected.size, found.size) else it }
+        return "${expected.getOrNull(place) ?: "the end"} as token $place" to "${found.getOrNull(place) ?: "the end"}"
+    }
+
+    private fun firstDifference(expected: String, found: String): Pair<String, String> {
+        val place = expected.commonPrefixWith(found).length
+        val from = maxOf(0, place - 12)
+        fun shown(text: String) = Json.write(text.substring(minOf(from, text.length), minOf(place + 12, text.length)))
+        return "${shown(expected)} at character $place" to shown(found)
+    }
+
+    private companion object {
+        const val TOKENIZER = "tokenizer.json"
+        const val CONFIG = "tokenizer_config.json"
+        const val GENERATION = "generation_config.json"
+        const val MAX_BYTES = 128L shl 20
+        val GENERATION_KEYS = setOf("do_sample", "min_p", "repetition_penalty", "temperature", "top_k", "top_p")
+    }
+}
