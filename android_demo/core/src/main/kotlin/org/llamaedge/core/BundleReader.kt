@@ -156,14 +156,29 @@ internal class SignatureFile(private val root: File) {
         null
     }
 
-    private fun base64(text: String): ByteArray? = try {
-        java.util.Base64.getDecoder().decode(text)
-    } catch (_: IllegalArgumentException) {
-        null
+    /** The class library's decoder is younger than the oldest class library that this module compiles against. */
+    private fun base64(text: String): ByteArray? {
+        val digits = text.trimEnd('=')
+        if (text.length % 4 != 0 || text.length - digits.length > 2) return null
+        var bits = 0
+        var count = 0
+        val out = java.io.ByteArrayOutputStream()
+        for (c in digits) {
+            val digit = BASE64.indexOf(c)
+            if (digit < 0) return null
+            bits = (bits shl 6 or digit) and 0xffffff
+            count += 6
+            if (count >= 8) {
+                count -= 8
+                out.write(bits shr count and 0xff)
+            }
+        }
+        return out.toByteArray()
     }
 
     companion object {
         const val NAME = "manifest.sig"
         private const val MAX_BYTES = 1L shl 16
+        private const val BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     }
 }

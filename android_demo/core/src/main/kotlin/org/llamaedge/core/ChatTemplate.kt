@@ -80,7 +80,7 @@ private class Namespace(val values: MutableMap<String, Any?>)
 
 private class Function(val name: String)
 
-private class Jumped(val isBreak: Boolean) : Exception(null, null, false, false)
+private class Jumped(val isBreak: Boolean) : Exception()
 
 private class TemplateRun(globals: Map<String, Any?>, private val today: Day) {
     private val scopes = arrayListOf(HashMap(globals))
@@ -339,8 +339,8 @@ private class TemplateRun(globals: Map<String, Any?>, private val today: Day) {
             "+" -> left + right
             "-" -> left - right
             "*" -> left * right
-            "//" -> Math.floorDiv(left, right)
-            "%" -> Math.floorMod(left, right)
+            "//" -> left.floorDiv(right)
+            "%" -> left.mod(right)
             else -> left.toDouble() / right
         }
     }
@@ -385,9 +385,18 @@ private class TemplateRun(globals: Map<String, Any?>, private val today: Day) {
     private fun iterable(value: Any?): List<Any?> = when (value) {
         is List<*> -> value
         is Map<*, *> -> value.keys.toList()
-        is String -> value.codePoints().toArray().map { String(Character.toChars(it)) }
+        is String -> characters(value)
         Undefined -> emptyList()
         else -> fail("${kind(value)} is no list")
+    }
+
+    private fun characters(text: String): List<String> = buildList {
+        var place = 0
+        while (place < text.length) {
+            val next = text.offsetByCodePoints(place, 1)
+            add(text.substring(place, next))
+            place = next
+        }
     }
 
     private fun truth(value: Any?): Boolean = when (value) {

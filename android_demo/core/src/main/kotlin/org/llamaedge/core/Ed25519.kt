@@ -8,10 +8,12 @@ import java.security.MessageDigest
  * Nothing here is secret, so nothing needs constant time.
  */
 object Ed25519 {
-    private val P = BigInteger.TWO.pow(255) - BigInteger.valueOf(19)
-    private val ORDER = BigInteger.TWO.pow(252) + BigInteger("27742317777372353535851937790883648493")
+    // BigInteger.TWO is younger than the oldest Android that the app runs on.
+    private val TWO = BigInteger.valueOf(2)
+    private val P = TWO.pow(255) - BigInteger.valueOf(19)
+    private val ORDER = TWO.pow(252) + BigInteger("27742317777372353535851937790883648493")
     private val D = (BigInteger.valueOf(-121665) * BigInteger.valueOf(121666).modInverse(P)).mod(P)
-    private val ROOT_OF_MINUS_ONE = BigInteger.TWO.modPow((P - BigInteger.ONE) / BigInteger.valueOf(4), P)
+    private val ROOT_OF_MINUS_ONE = TWO.modPow((P - BigInteger.ONE) / BigInteger.valueOf(4), P)
     private val IDENTITY = Point(BigInteger.ZERO, BigInteger.ONE, BigInteger.ONE, BigInteger.ZERO)
     private val BASE = decode(encodeY(BigInteger.valueOf(4) * BigInteger.valueOf(5).modInverse(P)))!!
 
@@ -37,8 +39,8 @@ object Ed25519 {
         fun plus(other: Point): Point {
             val a = ((y - x) * (other.y - other.x)).mod(P)
             val b = ((y + x) * (other.y + other.x)).mod(P)
-            val c = (BigInteger.TWO * t * other.t * D).mod(P)
-            val d = (BigInteger.TWO * z * other.z).mod(P)
+            val c = (TWO * t * other.t * D).mod(P)
+            val d = (TWO * z * other.z).mod(P)
             val (e, f) = b - a to d - c
             val (g, h) = d + c to b + a
             return Point((e * f).mod(P), (g * h).mod(P), (f * g).mod(P), (e * h).mod(P))
