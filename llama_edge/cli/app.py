@@ -16,6 +16,7 @@ from llama_edge.cli.console import print_error, print_json
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
 from llama_edge.cli.lists import models, recipes, targets
+from llama_edge.cli.phone import push, serve
 from llama_edge.cli.run import run
 from llama_edge.cli.trust import doctor, keygen, sign, verify
 from llama_edge.core.errors import LlamaEdgeError
@@ -48,6 +49,8 @@ app.command("doctor")(doctor)
 app.command("keygen")(keygen)
 app.command("sign")(sign)
 app.command("verify")(verify)
+app.command("push")(push)
+app.command("serve")(serve)
 app.command("models")(models)
 app.command("targets")(targets)
 app.command("recipes")(recipes)

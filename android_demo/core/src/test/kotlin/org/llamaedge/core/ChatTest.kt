@@ -1,0 +1,217 @@
+package org.llamaedge.core
+
+import java.io.File
+import org.junit.Assert.assertArrayEquals
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
+import org.junit.Assert.assertThrows
+import org.junit.Assert.assertTrue
+import org.junit.Test
+
+/** The text path over an engine that says what a test tells it to. */
+class ChatTest {
+    private val root = File(System.getProperty("app.fixtures") ?: "../../app_fixtures")
+    private val bundle = BundleReader(listOf(AppTarget("android", "executorch"))).run {
+        val folder = createTempDirectory()
+        File(root, "bundles/good-llama3-android").copyRecursively(folder)
+        open(folder)
+    }
+    private val text = bundle.text
+
+    private fun createTempDirectory() = File.createTempFile("bundle", "").apply { delete() }
+
+    /** Answers in turn, each then ended by the end token. */
+    private inner class Scripted(private vararg val answers: String) : Engine {
+        val prompts = ArrayList<String>()
+        override val maxContext = 600
+
+        override fun generate(
+            prompt: List<Int>, ends: Set<Int>, maxNewTokens: Int, sampling: Sampling, onToken: (Int) -> Boolean,
+        ): StopReason {
+            val answer = answers[prompts.size]
+            prompts += text.tokenizer.decode(prompt)
+            for (token in text.tokenizer.encode(answer, controlTokens = false)) if (!onToken(token)) return StopReason.CANCELLED
+            return StopReason.END_TOKEN
+        }
+
+        override fun reset() = prompts.clear()
+
+        override fun close() = Unit
+    }
+
+    private class Heard : ChatListener {
+        val pieces = ArrayList<String>()
+        val calls = ArrayList<Pair<ToolCall, String>>()
+        var onPiece: () -> Unit = {}
+
+        override fun onText(piece: String) {
+            pieces += piece
+            onPiece()
+        }
+
+        override fun onToolCall(call: ToolCall, result: String) {
+            calls += call to result
+        }
+    }
+
+    private fun clock() = Tool("clock", "The time", emptyMap()) { arguments ->
+        require("zone" in arguments) { "a zone is needed" }
+        "12:30"
+    }
+
+    @Test
+    fun streamsWholeCharactersAndKeepsTheDialog() {
+        val engine = Scripted("ü👍🏽ส", "two")
+        val heard = Heard()
+        val chat = Chat(text, engine, systemPrompt = "Be brief.")
+        val answer = chat.ask("one?", heard)
+        assertEquals("ü👍🏽ส", answer.text)
+        assertTrue(heard.pieces.none { '\ufffd' in it })
+        assertEquals(answer.text, heard.pieces.joinToString(""))
+        chat.ask("again?", heard)
+        assertEquals(listOf("user", "assistant", "user", "assistant"), chat.messages.map { it["role"] })
+        assertTrue(engine.prompts[1].let { "Be brief." in it && "one?" in it && "ü👍🏽ส" in it && "again?" in it })
+    }
+
+    @Test
+    fun runsTheToolAndAsksAgain() {
+        val engine = Scripted("{\"name\": \"clock\", \"parameters\": {\"zone\": \"UTC\"}}", "Half past twelve.")
+        val heard = Heard()
+        val answer = Chat(text, engine, tools = listOf(clock())).ask("How late?", heard)
+        assertEquals("Half past twelve.", answer.text)
+        assertEquals("{\"result\": \"12:30\"}", heard.calls.single().second)
+        assertTrue("12:30" in engine.prompts[1])
+    }
+
+    @Test
+    fun tellsTheModelWhatWasWrongWithItsCall() {
+        val heard = Heard()
+        Chat(text, Scripted("[clock()]", "[nothing(a=1)]", "Sorry."), tools = listOf(clock())).ask("How late?", heard)
+        assertEquals(listOf("{\"error\": \"a zone is needed\"}", "{\"error\": \"there is no nothing\"}"), heard.calls.map { it.second })
+    }
+
+    @Test
+    fun aModelThatOnlyCallsIsStopped() {
+        val heard = Heard()
+        val call = "[clock(zone='UTC')]"
+        Chat(text, Scripted(call, call, call, call, call), tools = listOf(clock())).ask("How late?", heard)
+        assertEquals(Chat.MAX_TOOL_ROUNDS, heard.calls.size)
+    }
+
+    @Test
+    fun stopsAtStopSequencesAndWhenCancelled() {
+        val stopped = Chat(text, Scripted("yes END no"), stops = listOf("END")).ask("?", Heard())
+        assertEquals("yes ", stopped.text)
+        assertEquals(StopReason.END_TOKEN, stopped.reason)
+        val chat = Chat(text, Scripted("a long answer"))
+        val heard = Heard().apply { onPiece = { chat.cancel() } }
+        val cancelled = chat.ask("?", heard)
+        assertEquals(StopReason.CANCELLED, cancelled.reason)
+        assertEquals("a", cancelled.text)
+    }
+
+    @Test
+    fun leavesOutTheOldestAndRefusesWhatCannotFit() {
+        val chat = Chat(text, Scripted("1", "2", "3"), maxNewTokens = 100)
+        chat.ask("x".repeat(200), Heard())
+        chat.ask("y".repeat(200), Heard())
+        val answer = chat.ask("z", Heard())
+        assertEquals(2, answer.droppedMessages)
+        assertThrows(TooLong::class.java) { chat.ask("w".repeat(700), Heard()) }
+        assertEquals("a refused question is forgotten", 6, chat.messages.size)
+    }
+
+    @Test
+    fun theEngineReusesWhatItHas() {
+        val calls = ArrayList<Pair<Int, Int>>()
+        val model = object : LogitsModel {
+            override val maxContext = 12
+            override val maxPrefill = 3
+
+            /** Always the next number after the last token. */
+            override fun forward(tokens: List<Int>, position: Int): FloatArray {
+                calls += position to tokens.size
+                return FloatArray(20) { if (it == tokens.last() + 1) 1f else 0f }
+            }
+
+            override fun close() = Unit
+        }
+        val engine = LogitsEngine(model)
+        val out = ArrayList<Int>()
+        assertEquals(StopReason.END_TOKEN, engine.generate(listOf(1, 2, 3, 4), setOf(7), 9, Sampling()) { out.add(it) })
+        assertEquals(listOf(5, 6), out)
+        assertEquals(listOf(0 to 3, 3 to 1, 4 to 1, 5 to 1), calls)
+        calls.clear()
+        engine.generate(listOf(1, 2, 3, 4, 5, 6, 9), setOf(10), 9, Sampling()) { true }
+        assertEquals("only what is new", listOf(6 to 1), calls)
+        calls.clear()
+        assertEquals(StopReason.CONTEXT_FULL, engine.generate(listOf(1, 2), setOf(19), 99, Sampling()) { true })
+        assertEquals(1 to 1, calls.first())
+        assertEquals(12, calls.last().let { it.first + it.second })
+    }
+
+    @Test
+    fun samplesAsPythonDoes() {
+        val logits = floatArrayOf(1f, 3f, 2f, 0f)
+        assertEquals(1, Sampler(Sampling()).choose(logits))
+        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topK = 2)).candidates(logits).first)
+        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topP = 0.7)).candidates(logits).first)
+        assertEquals(listOf(1), Sampler(Sampling(temperature = 1.0, topP = 0.6)).candidates(logits).first)
+        val drawn = Sampler(Sampling(temperature = 1.0)).let { sampler -> List(4000) { sampler.choose(logits) } }
+        assertEquals(0.644, drawn.count { it == 1 } / 4000.0, 0.03)
+    }
+
+    @Test
+    fun anythingButSafeIsUnsafe() {
+        assertTrue(GuardVerdict.parse("\n\nsafe").safe)
+        assertEquals(listOf("S1", "S9"), GuardVerdict.parse("unsafe\nS1, S9").categories)
+        assertFalse(GuardVerdict.parse("It is safe.").safe)
+        assertFalse(GuardVerdict.parse("").safe)
+    }
+
+    @Test
+    fun ed25519AgreesWithTheClassLibrary() {
+        val generator = java.security.KeyPairGenerator.getInstance("Ed25519")
+        repeat(8) { round ->
+            val pair = generator.generateKeyPair()
+            val key = pair.public.encoded.takeLast(32).toByteArray()
+            val message = ByteArray(round * 37) { it.toByte() }
+            val signature = java.security.Signature.getInstance("Ed25519").run {
+                initSign(pair.private)
+                update(message)
+                sign()
+            }
+            assertTrue(Ed25519.verify(key, message, signature))
+            assertFalse(Ed25519.verify(key, message + 1, signature))
+            for (place in listOf(0, 31, 32, 63)) {
+                val wrong = signature.copyOf().also { it[place] = (it[place].toInt() xor 1).toByte() }
+                assertFalse(Ed25519.verify(key, message, wrong))
+            }
+        }
+        // RFC 8032, section 7.1, test 1.
+        fun bytes(hex: String) = hex.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
+        val key = bytes("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+        val signature = bytes(
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+        )
+        assertTrue(Ed25519.verify(key, ByteArray(0), signature))
+    }
+
+    @Test
+    fun jsonIsStrictAndBounded() {
+        for (wrong in listOf("", "{", "[1,]", "{\"a\":1,}", "01", "1 2", "nul", "'a'", "\"\u0001\"", "\"\\x\"", "NaN", "1e999")) {
+            assertThrows(wrong, Json.ParseException::class.java) { Json.parse(wrong) }
+        }
+        assertThrows(Json.ParseException::class.java) { Json.parse("[".repeat(100_000)) }
+        val value = Json.parse("{\"a\": [1, -2.5, true, null, \"\\ud83d\\udc4d\\n\"]}")
+        assertEquals("{\"a\": [1, -2.5, true, null, \"👍\\n\"]}", Json.write(value))
+        assertArrayEquals(arrayOf("1e-05", "1e+16", "0.0001", "100000.0"), listOf(1e-5, 1e16, 1e-4, 1e5).map { Json.write(it) }.toTypedArray())
+    }
+
+    @Test
+    fun whatATemplateMayNotUseIsAnError() {
+        for (source in listOf("{{ messages | map('x') }}", "{{ a.b.c }}", "{% macro m() %}{% endmacro %}", "{{ messages }}", "{% endif %}")) {
+            assertThrows(source, TemplateException::class.java) { ChatTemplate(source, "", "").render(listOf(message("user", "x"))) }
+        }
+    }
+}

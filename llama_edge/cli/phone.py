@@ -1,0 +1,51 @@
+"""`push` and `serve`: a bundle to a phone, and a bundle for a program in another language."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_edge.cli.console import JsonOption, RuntimeOption, print_json
+
+
+def push(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, exported for android.")],
+    *,
+    serial: Annotated[
+        str | None, typer.Option(help="Which phone, as `adb devices` names it.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The folder's name on the phone; by default its name here.")
+    ] = None,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Check a bundle as the demo app will, and copy it into the app's folder over adb."""
+    from llama_edge.pipeline.push import push_bundle
+
+    pushed = push_bundle(bundle, serial=serial, name=name)
+    if as_json:
+        print_json(asdict(pushed))
+        return
+    typer.echo(
+        f"{pushed.files} files, {pushed.size_bytes / 2**20:.1f} MiB, now in {pushed.place} on "
+        f"{pushed.serial}"
+    )
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    *,
+    runtime: Annotated[str | None, RuntimeOption] = None,
+) -> None:
+    """Answer JSON lines on stdin with token ids on stdout, until `close` or the end of input.
+
+    Requests: {"op": "open"}; {"op": "generate", "tokens": [...], "ends": [...], "max_new_tokens": N}
+    with temperature, top_p, top_k and seed where wanted; {"op": "cancel"}; {"op": "reset"};
+    {"op": "close"}. Replies: opened, token, done, reset or error; docs/apps.md has them in full.
+    """
+    from llama_edge.pipeline.serve import BundleModel
+    from llama_edge.pipeline.serve import serve as answer
+
+    answer(BundleModel(bundle, runtime), sys.stdin, sys.stdout)
