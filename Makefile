@@ -13,7 +13,7 @@ ASK = $(BIN)/llama-edge run --max-new-tokens 48 $(1) "What is the capital of Fra
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures
+.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures android-check
 
 setup: $(VENV)/.setup
 dev-setup: $(VENV)/.dev-setup
@@ -74,6 +74,10 @@ imports: dev-setup
 # What the tests of Python, Kotlin and Swift share; see docs/apps.md.
 fixtures: dev-setup
 	$(BIN)/python -m tests.app_fixtures
+
+# The Android app without an SDK; ends with 4 where a tool cannot be had, and says which.
+android-check:
+	android_demo/check/check.sh
 
 # The wheel alone, away from the checkout, with the dependencies lent by the development environment.
 wheel-check: dev-setup

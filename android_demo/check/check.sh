@@ -16,7 +16,7 @@ framework=$tools/debian/usr/share/android-framework-res/framework-res.apk
 aapt=$tools/debian/usr/lib/android-sdk/build-tools/debian/aapt
 junit=$tools/debian/usr/share/java/junit4.jar:$tools/debian/usr/share/java/hamcrest-all.jar
 native=$(find "$tools/debian/usr/lib" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
-kotlinc=(java -Xmx1500m -cp "$lib/*" org.jetbrains.kotlin.cli.jvm.K2JVMCompiler -no-reflect -Werror -jvm-target 1.8)
+kotlinc=(java -Xmx1500m -XX:TieredStopAtLevel=1 -cp "$lib/*" org.jetbrains.kotlin.cli.jvm.K2JVMCompiler -no-reflect -Werror -jvm-target 1.8)
 mapfile -t core < <(find "$demo/core/src/main" -name '*.kt' | sort)
 mapfile -t tests < <(find "$demo/core/src/test" -name '*.kt' | sort)
 mapfile -t app < <(find "$demo/app/src/main" -name '*.kt' | sort)
@@ -34,12 +34,18 @@ classes=$(cd "$out/test" && find . -name '*Test.class' | sed 's|^\./||; s|/|.|g;
 java -cp "$out/core:$out/test:$junit:$lib/kotlin-stdlib.jar" -Dapp.fixtures="$demo/../app_fixtures" \
   org.junit.runner.JUnitCore $classes
 
+step "the desktop twin compiles"
+mapfile -t twin < <(find "$demo/twin/src/main" -name '*.kt' | sort)
+"${kotlinc[@]}" -cp "$out/core" -d "$out/twin" "${twin[@]}"
+
 step "resources and manifest package"
+# Gradle puts the namespace into the manifest; aapt wants it there.
+sed 's|<manifest |<manifest package="org.llamaedge.demo" |' "$demo/app/src/main/AndroidManifest.xml" >"$out/AndroidManifest.xml"
 package() { # manifest resources output
   LD_LIBRARY_PATH=$native "$aapt" package -f -M "$1" -S "$2" -I "$framework" -F "$3" -J "$out/gen" --min-sdk-version 26 \
     --target-sdk-version 29
 }
-package "$demo/app/src/main/AndroidManifest.xml" "$demo/app/src/main/res" "$out/app-resources.apk"
+package "$out/AndroidManifest.xml" "$demo/app/src/main/res" "$out/app-resources.apk"
 LD_LIBRARY_PATH=$native "$aapt" dump permissions "$out/app-resources.apk" | tee "$out/permissions.txt"
 if grep -q "uses-permission" "$out/permissions.txt"; then
   echo "the packaged manifest asks for a permission" >&2
@@ -49,12 +55,12 @@ fi
 step "a misspelt resource is refused"
 cp -r "$demo/app/src/main/res" "$out/wrong-res"
 sed -i 's|@string/send"|@string/sned"|' "$out/wrong-res/layout/activity_chat.xml"
-if package "$demo/app/src/main/AndroidManifest.xml" "$out/wrong-res" "$out/wrong.apk" 2>"$out/wrong-res.txt"; then
+if package "$out/AndroidManifest.xml" "$out/wrong-res" "$out/wrong.apk" 2>"$out/wrong-res.txt"; then
   echo "aapt took a resource that does not exist" >&2
   exit 1
 fi
 grep -m1 "sned" "$out/wrong-res.txt"
-package "$demo/app/src/main/AndroidManifest.xml" "$demo/app/src/main/res" "$out/app-resources.apk"
+package "$out/AndroidManifest.xml" "$demo/app/src/main/res" "$out/app-resources.apk"
 
 step "the app type-checks against ExecuTorch's classes and android.jar"
 typecheck() { "${kotlinc[@]}" -no-jdk -cp "$android:$executorch:$out/core" -d "$1" "${@:2}" "$out/gen"; }

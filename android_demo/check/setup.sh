@@ -43,7 +43,7 @@ npm_package kotlin-compiler "$kotlin" kotlin
 npm_package react-native-executorch "$rne" executorch
 mkdir -p "$tools/debian"
 debian 0 junit4 libhamcrest-java aapt android-framework-res android-liblog android-libbase android-libbacktrace \
-  android-libcutils android-libutils android-libziparchive android-libandroidfw android-libaapt libprotobuf-lite32
+  android-libcutils android-libutils android-libziparchive android-libandroidfw android-libaapt libprotobuf-lite32 p7zip-full
 # android.jar of API 23, the newest that Debian builds, is in unstable only; its index stays in our own folder.
 if [ ! -e "$tools/debian/.libandroid-23-java" ]; then
   mkdir -p "$tools/sid/lists/partial" "$tools/sid/cache/archives/partial"

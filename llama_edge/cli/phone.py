@@ -41,9 +41,9 @@ def serve(
 ) -> None:
     """Answer JSON lines on stdin with token ids on stdout, until `close` or the end of input.
 
-    Requests: {"op": "open"}; {"op": "generate", "tokens": [...], "ends": [...], "max_new_tokens": N}
-    with temperature, top_p, top_k and seed where wanted; {"op": "cancel"}; {"op": "reset"};
-    {"op": "close"}. Replies: opened, token, done, reset or error; docs/apps.md has them in full.
+    Requests: {"op": "open"}; {"op": "generate", "tokens": [...], "ends": [...]} with sampling and
+    max_new_tokens where wanted; {"op": "cancel"}; {"op": "reset"}; {"op": "close"}. Replies:
+    opened, token, done, reset or error; docs/apps.md has them in full.
     """
     from llama_edge.pipeline.serve import BundleModel
     from llama_edge.pipeline.serve import serve as answer

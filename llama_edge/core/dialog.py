@@ -13,9 +13,9 @@ def trim_dialog(
 ) -> tuple[Message, ...]:
     """The newest part of a dialog that fits.
 
-    An exchange is a user's message and everything up to the next one: an answer without its question,
-    or a tool's result without its call, would mislead the model, so they go together. System
-    messages in front stay.
+    An exchange is a user's message and everything up to the next one: an answer without its
+    question, or a tool's result without its call, would mislead the model, so they go together.
+    System messages in front stay.
 
     Args:
         messages: The whole dialog, oldest first.

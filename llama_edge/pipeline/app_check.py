@@ -1,7 +1,7 @@
 """What the demo apps check before they load a bundle: the same steps, order and codes, in Python.
 
 The apps stop at the first step that finds something, since the next one would trust what this one
-refused: manifest, places, files, purpose, text. `llama-edge push` runs this before it copies.
+refused: manifest, signature, places, files, purpose, text. `llama-edge push` runs this first.
 """
 
 import hashlib
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from llama_edge.core.errors import ConfigError, TokenizerError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.finding_codes import BreachError, ContractFinding
 from llama_edge.core.manifest import MANIFEST_FILE, Manifest, TextContract, Verdict
+from llama_edge.core.signing import check_signature
 from llama_edge.core.text_assets import (
     GENERATION_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -45,14 +48,25 @@ class AppTarget:
     backend: str
 
 
-def check_for_app(folder: Path, accepts: Sequence[AppTarget]) -> tuple[ContractFinding, ...]:
-    """Why an app would refuse this bundle; nothing when it would load it."""
+def check_for_app(
+    folder: Path, accepts: Sequence[AppTarget], public_key: Ed25519PublicKey | None = None
+) -> tuple[ContractFinding, ...]:
+    """Why an app would refuse this bundle; nothing when it would load it.
+
+    Args:
+        folder: A bundle, untrusted.
+        accepts: What the app has a runtime for.
+        public_key: What the app ships; with it, only signed bundles are loaded.
+    """
     try:
         bundle = parse_manifest(folder)
     except BreachError as error:
         return (error.finding,)
     except ConfigError as error:
         return (_finding("manifest.schema", MANIFEST_FILE, "a model config", str(error)),)
+    signature = check_signature(folder, public_key)
+    if signature is not None:
+        return (signature,)
     for step in (
         check_places(bundle),
         (*check_listed(bundle), *check_unlisted(bundle)),
@@ -129,7 +143,8 @@ def _check_tokenizer(
             yield _finding(
                 "tokenizer.golden_tokens", place, *_first_difference(golden.tokens, tokens)
             )
-    largest = max([*written.eos_token_ids, *(id for g in written.golden_tokens for id in g.tokens)])
+    golden_ids = (token for golden in written.golden_tokens for token in golden.tokens)
+    largest = max([*written.eos_token_ids, *golden_ids])
     if max(largest, tokenizer.vocab_size - 1) >= vocab_size:
         wanted = f"token ids below the model's {vocab_size} rows"
         found = f"id {max(largest, tokenizer.vocab_size - 1)}"

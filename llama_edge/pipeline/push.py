@@ -42,7 +42,7 @@ def push_bundle(
     Without its manifest a folder is no bundle, so a copy that stops early is never taken for one.
 
     Raises:
-        CheckFailedError: The app would refuse the bundle, or the copy on the phone has another size.
+        CheckFailedError: The app would refuse the bundle, or a copy has another size.
         MissingComponentError: adb is not installed, or no phone is connected.
         OutputError: adb could not copy.
         UsageError: More than one phone is connected and none was named, or the name is no folder's.
@@ -104,7 +104,7 @@ def _device(adb: str, serial: str | None) -> str:
 
 
 def _check_size(command: Sequence[str], source: Path, target: str) -> int:
-    """adb reports success for some copies that ran out of room."""
+    """Adb reports success for some copies that ran out of room."""
     size = source.stat().st_size
     answer = _run([*command, "shell", "stat", "-c", "%s", target], "measure", limit_s=_QUESTION_S)
     if answer.strip() != str(size):
@@ -121,7 +121,9 @@ def _run(command: Sequence[str], what: str, limit_s: float | None = None) -> str
             command, capture_output=True, text=True, timeout=limit_s, check=False, errors="replace"
         )
     except subprocess.TimeoutExpired as error:
-        raise OutputError(f"adb could not {what} within {limit_s:.0f} s; unplug and retry") from error
+        raise OutputError(
+            f"adb could not {what} within {limit_s:.0f} s; unplug and retry"
+        ) from error
     if done.returncode != 0:
         reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no reason given"]
         raise OutputError(f"adb could not {what}: {reason[0][:200]}")

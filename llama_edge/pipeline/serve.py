@@ -1,11 +1,11 @@
-"""A bundle behind a line protocol, for programs in other languages: the apps' own text path drives it.
+"""A bundle behind a line protocol, for programs in other languages: the apps' text path, say.
 
-One JSON object a line, in and out. Requests: `{"op": "open"}`, `{"op": "generate", "tokens": [...],
-"ends": [...], "max_new_tokens": N, "temperature": t, "top_p": p, "top_k": k, "seed": s}`,
-`{"op": "cancel"}` while a generation runs, `{"op": "reset"}`, `{"op": "close"}`. Replies:
-`{"opened": {"max_context": N}}`, `{"token": id}` for each new one, `{"done": "eos"}` with the reason,
-`{"reset": true}`, `{"error": {...}}`. Text never passes: template, tokenizer and streaming are the
-caller's, and that is what this is for.
+One JSON object a line, in and out. Requests: `{"op": "open"}`; `{"op": "generate", "tokens": [...],
+"ends": [...]}` with `max_new_tokens`, `temperature`, `top_p`, `top_k` and `seed` where wanted;
+`{"op": "cancel"}` while a generation runs; `{"op": "reset"}`; `{"op": "close"}`. Replies:
+`{"opened": {"max_context": N}}`, `{"token": id}` for each new one, `{"done": "eos"}` with the
+reason, `{"reset": true}`, `{"error": {...}}`. Text never passes: template, tokenizer and streaming
+are the caller's, and that is what this is for.
 """
 
 import json
@@ -59,7 +59,7 @@ class BundleModel:
 
 
 class _Requests:
-    """Lines of a stream, read by a thread of their own so that `cancel` is heard during a generation."""
+    """Lines of a stream, read by a thread of their own: `cancel` is heard during a generation."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,7 +97,7 @@ def _parse(line: str) -> dict[str, Any] | UsageError:
 
 
 def serve(model: OpensSession, requests: TextIO, replies: TextIO) -> None:
-    """Answer requests until `close` or the end of the stream; an error is a reply, and not the end."""
+    """Answer requests until `close` or the end of the stream; an error is a reply, not the end."""
 
     def reply(value: Mapping[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")

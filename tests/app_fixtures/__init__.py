@@ -1,1 +1,1 @@
-"""The fixtures that Python, Kotlin and Swift tests share; `python -m tests.app_fixtures` writes them."""
+"""Fixtures that tests of three languages share; `python -m tests.app_fixtures` writes them."""

@@ -1,4 +1,4 @@
-"""Bundles good and bad, made by our own writer; each bad one differs from a good one in one thing."""
+"""Bundles good and bad, by our own writer; a bad one differs from a good one in one thing."""
 
 import copy
 import hashlib
@@ -21,6 +21,7 @@ from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import Interface, Placement, TensorSpec, TextAssets
 from llama_edge.quantize import W4A8_RTN
 from tests.app_fixtures.files import Case, Files, compact_json, read_files
+from tests.app_fixtures.signatures import PUBLIC_KEY, signed_files
 from tests.app_fixtures.texts import chatml_text, llama_text
 from tests.conftest import DEBUG_CONFIG
 
@@ -312,6 +313,9 @@ def bundle_cases() -> Iterator[tuple[Case, Files]]:
     without = {name: content for name, content in android.items() if name != "manifest.json"}
     yield _overlay("manifest-absent", android, without, base, ("manifest.missing",))
     linked = {name: content for name, content in android.items() if name != "model.pte"}
+    for name, added, codes in signed_files(android["manifest.json"]):
+        case, files = _overlay(name, android, {**android, **added}, base, codes)
+        yield {**case, "public_key": PUBLIC_KEY}, files
     case, files = _overlay("symlink-out", android, linked, base, ("files.symlink",))
     case["symlinks"] = {"model.pte": "../outside.pte"}
     case["beside"] = {"outside.pte": "bundles/good-android/model.pte"}

@@ -1,5 +1,6 @@
 """Our own implementations over the fixtures that the apps' tests read too."""
 
+import base64
 import codecs
 import json
 from datetime import date
@@ -7,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llama_edge.core.chat_template import ChatTemplate
 from llama_edge.core.dialog import trim_dialog
 from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
 from llama_edge.core.finding_codes import finding_codes
+from llama_edge.core.progress import SilentProgress
 from llama_edge.core.stop_filter import StopFilter
 from llama_edge.core.tokenizer import Tokenizer, TokenStream
 from llama_edge.core.tool_calls import parse_tool_calls
 from llama_edge.core.types import TextAssets
 from llama_edge.pipeline.app_check import AppTarget, check_for_app
+from llama_edge.pipeline.doctor import diagnose
 from tests.app_fixtures.files import FIXTURES, INDEX, RESOURCE_FOLDERS, Case, read_files
 from tests.app_fixtures.generate import fixture_files, resource_files
 
@@ -75,10 +79,32 @@ def build(case: Case, folder: Path) -> Path:
 @cases("bundle")
 def test_bundle(case: Case, tmp_path: Path) -> None:
     accepts = [AppTarget(**accept) for accept in case["accepts"]]
-    findings = check_for_app(build(case, tmp_path), accepts)
+    raw = base64.b64decode(case["public_key"]) if "public_key" in case else None
+    key = None if raw is None else Ed25519PublicKey.from_public_bytes(raw)
+    findings = check_for_app(build(case, tmp_path), accepts, key)
     assert list(dict.fromkeys(finding.code for finding in findings)) == case["codes"], [
         finding.message for finding in findings
     ]
+
+
+#: Where an app is stricter than `doctor`: it chats, and waits for the manifest's end tokens alone.
+APPS_ALONE = {
+    "template-absent": "a bundle for plain completion is a good one",
+    "end-token-left-out": "doctor takes the manifest for the truth: eos.foreign in the files",
+    "manifest-absent": "a folder without a manifest is examined as what else it may be",
+}
+
+
+@pytest.mark.slow
+@cases("bundle")
+def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
+    """It goes on where an app stops, so it may say more; the fixtures' models are no models."""
+    if case["accepts"] != [{"target": "android", "backend": "executorch"}] or "public_key" in case:
+        pytest.skip("signatures by a key's file, and Core ML, are doctor's own tests")
+    diagnosis = diagnose(build(case, tmp_path), None, SilentProgress())
+    codes = {finding.code for finding in diagnosis.findings}
+    missing = set(case["codes"]) - codes
+    assert missing == (set(case["codes"]) if case["name"] in APPS_ALONE else set())
 
 
 def text_assets(case: Case) -> TextAssets:

@@ -134,9 +134,7 @@ def test_without_adb_the_exit_code_is_4(
     assert "apt-get install adb" in result.err
 
 
-def test_the_command_says_where_it_went(
-    program: Program, phone: Path, bundle: Path
-) -> None:
+def test_the_command_says_where_it_went(program: Program, phone: Path, bundle: Path) -> None:
     result = program("push", bundle, "--name", "other", "--json")
     value = result.json
     assert value["place"] == f"{DEFAULT_PLACE}/other"

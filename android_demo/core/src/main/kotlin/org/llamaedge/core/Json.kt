@@ -73,7 +73,7 @@ object Json {
             val sign = if (exponent < 0) "-" else "+"
             return digits.removeSuffix(".0") + "e" + sign + Math.abs(exponent).toString().padStart(2, '0')
         }
-        val plain = java.math.BigDecimal(value.toString()).toPlainString()
+        val plain = java.math.BigDecimal(value.toString()).stripTrailingZeros().toPlainString()
         return if ('.' in plain) plain else "$plain.0"
     }
 

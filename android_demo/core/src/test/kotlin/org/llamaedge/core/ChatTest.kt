@@ -113,8 +113,8 @@ class ChatTest {
     @Test
     fun leavesOutTheOldestAndRefusesWhatCannotFit() {
         val chat = Chat(text, Scripted("1", "2", "3"), maxNewTokens = 100)
-        chat.ask("x".repeat(200), Heard())
-        chat.ask("y".repeat(200), Heard())
+        chat.ask("x".repeat(220), Heard())
+        chat.ask("y".repeat(220), Heard())
         val answer = chat.ask("z", Heard())
         assertEquals(2, answer.droppedMessages)
         assertThrows(TooLong::class.java) { chat.ask("w".repeat(700), Heard()) }
