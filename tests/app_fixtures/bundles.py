@@ -42,7 +42,8 @@ def _manifest(text: TextAssets, app: Mapping[str, str], files: Files, first: str
         recipe=W4A8_RTN,
         calibration=None,
         mixed_precision=None,
-        **app,
+        target=app["target"],
+        backend=app["backend"],
         files=tuple(
             FileEntry(path=name, size_bytes=len(files[name]), sha256=_sha256(files[name]))
             for name in names

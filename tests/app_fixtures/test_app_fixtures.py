@@ -28,7 +28,7 @@ CASES: list[Case] = json.loads((FIXTURES / INDEX).read_bytes())["cases"]
 MAX_BYTES = 1_500_000
 
 
-def cases(kind: str) -> Any:  # noqa: ANN401
+def cases(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "case", [pytest.param(case, id=case["name"]) for case in CASES if case["kind"] == kind]
     )

@@ -26,7 +26,8 @@ class CountingSession(ClosesOnExit):
     def prefill(self, tokens: Sequence[int]) -> FloatArray:
         check_tokens(tokens, used=self.used, max_context=self.max_context, vocab_size=VOCAB)
         self.used += len(tokens)
-        return np.eye(VOCAB, dtype=np.float32)[(tokens[-1] + 1) % VOCAB]
+        logits: FloatArray = np.eye(VOCAB, dtype=np.float32)[(tokens[-1] + 1) % VOCAB]
+        return logits
 
     def prefill_logits(self, tokens: Sequence[int]) -> FloatArray:
         raise NotImplementedError
@@ -116,7 +117,7 @@ class _Client(io.StringIO):
             pass
         yield json.dumps(generate()) + "\n"
 
-    def readline(self, size: int | None = -1, /) -> str:
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
         del size
         return next(self._lines, "")
 

@@ -37,7 +37,7 @@ fun main(arguments: Array<String>) {
             bundle.text, engine, systemPrompt = "You are a helpful assistant.", tools = listOf(clock), stops = stops, maxNewTokens = 48,
         )
         var chat = chat()
-        for (line in generateSequence(::readLine)) {
+        for (line in generateSequence(::readlnOrNull)) {
             val words = line.split(' ', limit = 3)
             when (words[0]) {
                 "/reset" -> chat.reset().also { println(Json.write(mapOf("reset" to true))) }
