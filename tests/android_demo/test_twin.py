@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from llama_edge.export.bundle import Bundle
+from llama_edge.pipeline.run import Answer, PromptRequest
 from tests.app_fixtures.files import ROOT
 
 BUILT = ROOT / "android_demo/check/build"
 CLASSES = [BUILT / "out/core", BUILT / "out/twin", BUILT / "tools/kotlin/lib/kotlin-stdlib.jar"]
+
+#: As `twin/Main.kt` has them.
+SYSTEM_PROMPT, MAX_NEW_TOKENS = "You are a helpful assistant.", 48
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,6 +60,8 @@ def test_smollm2_answers_through_the_apps_own_text_path(android_bundle: Bundle) 
     first, second, reset, again, stopped, _, until = replies
     assert code == 0
     assert "Paris" in first["text"]
+    request = PromptRequest(prompt=question, system=SYSTEM_PROMPT, max_new_tokens=MAX_NEW_TOKENS)
+    assert first["text"] == "".join(Answer(android_bundle.root, request))
     assert first["pieces"] > 1
     assert first["reason"] in ("END_TOKEN", "MAX_NEW_TOKENS")
     assert (first["messages"], second["messages"]) == (2, 4)
