@@ -17,7 +17,6 @@ from llama_edge.core.types import (
     Recipe,
 )
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
@@ -57,6 +56,9 @@ class CoreMLExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
+        # coremltools takes 6 s to import, and whoever only reads a package does without it.
+        from llama_edge.export.coreml.lower import write_package
+
         self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two differ by rope tables and headers.

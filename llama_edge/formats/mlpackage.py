@@ -5,7 +5,6 @@ StorageFormat.hpp` there for `weight.bin`: each blob has 64 bytes of metadata, w
 Numbers of fewer than 8 bits are packed without gaps, lowest bit first.
 """
 
-import logging
 import math
 import mmap
 import struct
@@ -20,10 +19,7 @@ from numpy.typing import NDArray
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import read_json_object
-
-# On import it warns of Apple's frameworks, absent outside macOS, and of packages not used here.
-logging.getLogger("coremltools").setLevel(logging.ERROR)
-from coremltools.proto import MIL_pb2, Model_pb2  # noqa: E402
+from llama_edge.formats.mil_messages import MIL_pb2, Model_pb2
 
 #: Any class of `Model_pb2` or `MIL_pb2`; protobuf generates them without types.
 Message = Any
