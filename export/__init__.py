@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llama_edge.core.errors import ArtifactError, MissingComponentError, UnknownNameError
+from llama_edge.core.errors import (
+    ArtifactError,
+    MissingComponentError,
+    UnknownNameError,
+    UsageError,
+)
 from llama_edge.core.types import KVCacheDtype
 from llama_edge.export.base import Exporter
 
@@ -50,10 +55,10 @@ SUFFIXES: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where a bundle is meant to run."""
+class Format:
+    """How one backend writes for a target."""
 
-    name: str
+    #: what `--format` calls it
     backend: str
     summary: str
     #: whether it runs weight-only recipes, whose activations stay in floating point
@@ -64,33 +69,52 @@ class Target:
     not_verified: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a bundle is meant to run."""
+
+    name: str
+    #: the first is what is written when none is asked for
+    formats: tuple[Format, ...]
+
+
+_PTE: Final = Format(
+    backend="executorch",
+    summary="ExecuTorch .pte on XNNPACK, as ExecuTorch's own LLM runner loads it",
+    float_activations=False,
+    kv_cache=KVCacheDtype.FLOAT32,
+    not_verified="not run on a phone: speed, memory and Arm kernels are unmeasured",
+)
+
 TARGETS: Final[Mapping[str, Target]] = {
-    "android": Target(
-        name="android",
-        backend="executorch",
-        summary="ExecuTorch .pte on XNNPACK, as ExecuTorch's own LLM runner loads it",
-        float_activations=False,
-        kv_cache=KVCacheDtype.FLOAT32,
-        not_verified="not run on a phone: speed, memory and Arm kernels are unmeasured",
-    ),
+    "android": Target(name="android", formats=(_PTE,)),
     "ios": Target(
         name="ios",
-        backend="coreml",
-        summary="stateful Core ML .mlpackage for iOS 18, activations in floating point",
-        float_activations=True,
-        kv_cache=KVCacheDtype.FLOAT16,
-        not_verified=(
-            "run by an interpreter of ours, never by Apple's runtime: loading, placement on the "
-            "Neural Engine, speed and memory are unmeasured"
+        formats=(
+            Format(
+                backend="coreml",
+                summary="stateful Core ML .mlpackage for iOS 18, activations in floating point",
+                float_activations=True,
+                kv_cache=KVCacheDtype.FLOAT16,
+                not_verified=(
+                    "run by an interpreter of ours, never by Apple's runtime: loading, placement "
+                    "on the Neural Engine, speed and memory are unmeasured"
+                ),
+            ),
+            _PTE,
         ),
     ),
     "onnx": Target(
         name="onnx",
-        backend="onnx",
-        summary="ONNX folder with MatMulNBits, as onnxruntime-genai loads it",
-        float_activations=True,
-        kv_cache=KVCacheDtype.FLOAT32,
-        not_verified="run on this machine's CPU provider only",
+        formats=(
+            Format(
+                backend="onnx",
+                summary="ONNX folder with MatMulNBits, as onnxruntime-genai loads it",
+                float_activations=True,
+                kv_cache=KVCacheDtype.FLOAT32,
+                not_verified="run on this machine's CPU provider only",
+            ),
+        ),
     ),
 }
 
@@ -122,6 +146,25 @@ def get_target(name: str) -> Target:
     if name not in TARGETS:
         raise UnknownNameError(f"target {name!r} is unknown; choose from: {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def get_format(target: str, asked: str | None) -> Format:
+    """What the target's bundle is written as: the format asked for, or the target's first.
+
+    Raises:
+        UnknownNameError: There is no such target.
+        UsageError: The target has no such format.
+    """
+    formats = get_target(target).formats
+    if asked is None:
+        return formats[0]
+    for known in formats:
+        if known.backend == asked:
+            return known
+    raise UsageError(
+        f"--format {asked}: the target {target} is written as "
+        f"{' or '.join(known.backend for known in formats)}"
+    )
 
 
 def artifact_backend(path: Path) -> str:

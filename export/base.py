@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from llama_edge.core.errors import ConfigError
+from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
@@ -12,6 +12,7 @@ from llama_edge.core.types import (
     Interface,
     KVCacheDtype,
     Placement,
+    PrefillLengths,
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
@@ -31,6 +32,20 @@ class LowerOptions:
     accuracy_level: int | None = None
     #: None is what the backend keeps by itself
     kv_cache: KVCacheDtype | None = None
+    #: None is what the backend does by itself
+    prefill: PrefillLengths | None = None
+
+    def refuse_prefill(self, backend: str) -> None:
+        """For backends whose graphs take any number of tokens.
+
+        Raises:
+            UsageError: It was asked for.
+        """
+        if self.prefill is not None:
+            raise UsageError(
+                f"--prefill {self.prefill.value} belongs to Core ML (--target ios); {backend} "
+                "takes prompts of every length: leave it out"
+            )
 
     def context_for(self, config: ModelConfig) -> int:
         """Tokens that this model's KV cache is to hold.

@@ -12,6 +12,7 @@ from llama_edge.core.types import (
     Interface,
     KVCacheDtype,
     Placement,
+    PrefillLengths,
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
@@ -21,6 +22,9 @@ from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 
+#: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
+#: that a prompt's last call, which is filled up to it, wastes little.
+FIXED_PREFILL = 64
 #: As much as the android target takes at once: logits of more tokens would only take memory.
 MAX_PREFILL = 512
 
@@ -40,7 +44,12 @@ class CoreMLExporter:
                 f"--kv-cache {options.kv_cache} belongs to another target; the ios target keeps "
                 "keys and values in float16: leave it out"
             )
-        options.context_for(config)
+        max_context = options.context_for(config)
+        if options.prefill is PrefillLengths.FIXED and max_context < FIXED_PREFILL:
+            raise ConfigError(
+                f"max_context is {max_context}; --prefill fixed takes {FIXED_PREFILL} tokens at a "
+                "time: give a larger --max-context, or --prefill flexible"
+            )
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):
             raise ConfigError(
                 f"recipe {recipe.name}: {recipe.weight_bits}-bit linears with "
@@ -63,7 +72,14 @@ class CoreMLExporter:
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
-        lowering = Lowering(max_context=max_context, max_prefill=min(MAX_PREFILL, max_context))
+        prefill = options.prefill or PrefillLengths.FLEXIBLE
+        lowering = Lowering(
+            max_context=max_context,
+            max_prefill=(
+                FIXED_PREFILL if prefill is PrefillLengths.FIXED else min(MAX_PREFILL, max_context)
+            ),
+            prefill=prefill,
+        )
         write_package(checkpoint, out_dir, lowering, progress)
         return read_artifact(out_dir)
 

@@ -1,16 +1,17 @@
 """QuantizedCheckpoint -> `model.mlpackage`: the program, and the bytes of the package.
 
-One function, `main`: `inputIds` int32 (1, T), `position` int32 (1,), the states `keyCache` and
-`valueCache` fp16 (L, 1, K, S, H), and `logits` fp16 (1, T, V). Names and states are those that
-swift-transformers looks for; it would pass a `causalMask` and let its width say the position, which
-no fixed-size cache can be filled by, so the position is an input of its own and the mask is made in
-the graph. Values that the gate looks at have the names of `core.value_names`, with `_` for `.`,
-since MIL's identifiers have no points.
+One function, `main`, or two whose sizes are all fixed, `decode` and `prefill`: `inputIds` int32
+(1, T), `position` int32 (1,), the states `keyCache` and `valueCache` fp16 (L, 1, K, S, H), and
+`logits` fp16 (1, T, V). Names and states are those that swift-transformers looks for; it would pass
+a `causalMask` and let its width say the position, which no fixed-size cache can be filled by, so
+the position is an input of its own and the mask is made in the graph. Values that the gate looks at
+have the names of `core.value_names`, with `_` for `.`, since MIL's identifiers have no points.
 """
 
 import contextlib
 import io
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from llama_edge.core.errors import ExportError
 from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.core.weight_names import (
     EMBEDDING,
@@ -30,7 +31,17 @@ from llama_edge.core.weight_names import (
     block_weight,
 )
 from llama_edge.export.coreml.metadata import Lowering, PackageMetadata
-from llama_edge.export.coreml.package import PACKAGE, make_reproducible, mil_name
+from llama_edge.export.coreml.package import (
+    DECODE,
+    MAIN,
+    PACKAGE,
+    PREFILL,
+    add_function,
+    make_reproducible,
+    mil_name,
+    named_function,
+    require_same_weights,
+)
 
 # On import it warns of Apple's frameworks, absent outside macOS, and of packages not used here.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -55,13 +66,41 @@ def write_package(
     Raises:
         ExportError: A weight does not fit in fp16, or a name was changed on the way to the file.
     """
-    progress.start("lower (coreml)", checkpoint.config.num_hidden_layers + 2)
-    program = _program(checkpoint, lowering, progress)
-    dimension = (
-        ct.RangeDim(1, lowering.max_prefill, default=1, symbol="tokens")
-        if lowering.max_prefill > 1
-        else 1
-    )
+    functions = functions_of(lowering)
+    steps = checkpoint.config.num_hidden_layers + 2
+    progress.start("lower (coreml)", steps * len(functions))
+    place = out_dir / PACKAGE
+    first, *others = functions
+    spec = _convert(checkpoint, lowering, functions[first], place, progress)
+    if others:
+        spec = named_function(spec, first)
+    for name in others:
+        with tempfile.TemporaryDirectory(dir=out_dir) as scratch:
+            again = Path(scratch, PACKAGE)
+            add_function(
+                spec, name, _convert(checkpoint, lowering, functions[name], again, progress)
+            )
+            require_same_weights(place, again)
+    make_reproducible(place, spec, PackageMetadata.of(checkpoint, lowering).entries())
+
+
+def functions_of(lowering: Lowering) -> dict[str, int | None]:
+    """How many tokens each function takes, its default first; None is any number."""
+    if lowering.prefill is PrefillLengths.FIXED:
+        return {DECODE: 1, PREFILL: lowering.max_prefill}
+    return {MAIN: None if lowering.max_prefill > 1 else 1}
+
+
+def _convert(
+    checkpoint: QuantizedCheckpoint,
+    lowering: Lowering,
+    tokens: int | None,
+    place: Path,
+    progress: Progress,
+) -> Any:  # noqa: ANN401
+    """A package of one function at `place`; its `Model_pb2.Model`."""
+    program = _program(checkpoint, lowering, tokens, progress)
+    dimension = tokens or ct.RangeDim(1, lowering.max_prefill, default=1, symbol="tokens")
     # coremltools draws a progress bar of its own on every conversion.
     with contextlib.redirect_stderr(io.StringIO()):
         model = ct.convert(
@@ -76,22 +115,24 @@ def write_package(
             # The program says itself what is fp16; this keeps it as it is.
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
-            package_dir=str(out_dir / PACKAGE),
+            package_dir=str(place),
         )
     spec = model.get_spec()
     _require_names(spec, checkpoint.config)
-    make_reproducible(out_dir / PACKAGE, spec, PackageMetadata.of(checkpoint, lowering).entries())
     progress.advance()
+    return spec
 
 
-def _program(checkpoint: QuantizedCheckpoint, lowering: Lowering, progress: Progress) -> Program:
+def _program(
+    checkpoint: QuantizedCheckpoint, lowering: Lowering, tokens: int | None, progress: Progress
+) -> Program:
     config = checkpoint.config
     network = Network(config, checkpoint.weights)
-    tokens = get_new_symbol() if lowering.max_prefill > 1 else 1
+    length = tokens or get_new_symbol()
 
     @mb.program(  # type: ignore[untyped-decorator]
         input_specs=[
-            mb.TensorSpec((1, tokens), dtype=types.int32),
+            mb.TensorSpec((1, length), dtype=types.int32),
             mb.TensorSpec((1,), dtype=types.int32),
             # One each: a spec belongs to the input that it makes.
             _state(config, lowering),
@@ -157,7 +198,7 @@ def _fp16(x: Var) -> Var:
 
 
 def _require_names(spec: Any, config: ModelConfig) -> None:  # noqa: ANN401
-    function = spec.mlProgram.functions["main"]
+    function = spec.mlProgram.functions[MAIN]
     block = function.block_specializations[function.opset]
     found = {output.name for operation in block.operations for output in operation.outputs}
     layers = range(config.num_hidden_layers)

@@ -11,7 +11,7 @@ from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.text_contract import build_text_contract
-from llama_edge.core.types import QuantizedCheckpoint, TextAssets
+from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint, TextAssets
 
 FORMAT_VERSION: Final = 1
 _VERSION_KEY: Final = "llama_edge.format_version"
@@ -28,8 +28,11 @@ class Lowering:
 
     max_context: int
     max_prefill: int
+    prefill: PrefillLengths = PrefillLengths.FLEXIBLE
 
     def __post_init__(self) -> None:
+        # From JSON it is a plain text.
+        object.__setattr__(self, "prefill", PrefillLengths(self.prefill))
         for name in ("max_context", "max_prefill"):
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:

@@ -1,6 +1,7 @@
 """What a written package's program is made of, and how it is called."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +20,14 @@ def read_placement(path: Path) -> Placement:
 
     Where an operator really runs is for Core ML to decide on the device. What the file shows: a
     linear counts when its weight is stored as codes; weights count by their bytes; an operator
-    counts when what it gives is fp16, the one float type of the Neural Engine.
+    counts when what it gives is fp16, the one float type of the Neural Engine. Of several
+    functions, the default one counts: they differ in sizes alone.
 
     Raises:
         ArtifactError: The package is damaged.
     """
     package = MLPackage(path)
-    operations = package.block("main").operations
+    operations = package.block(package.functions[0]).operations
     sizes = {
         output.name: _weight_bytes(package, operation)
         for operation in operations
@@ -75,14 +77,41 @@ def _gives_fp16(operation: Any, path: Path) -> bool:  # noqa: ANN401
 
 
 def read_interface(path: Path) -> Interface:
-    """Inputs, outputs and states as the package declares them.
+    """Inputs, outputs and states as the package declares them, for all its functions together.
 
     Raises:
         ArtifactError: The package is damaged.
     """
     package = MLPackage(path)
-    description = package.spec.description
-    block = package.block("main")
+    parts = [_function_interface(package, name) for name in package.functions]
+    return Interface(
+        inputs=_merged([part.inputs for part in parts], path),
+        outputs=_merged([part.outputs for part in parts], path),
+        cache=parts[0].cache,
+    )
+
+
+def _merged(parts: list[tuple[TensorSpec, ...]], path: Path) -> tuple[TensorSpec, ...]:
+    """One description of all functions: where their sizes differ, "1 or 64"."""
+    names = {tuple((spec.name, spec.dtype, len(spec.shape)) for spec in part) for part in parts}
+    if len(names) != 1:
+        raise ArtifactError(f"{path}: its functions take or give different things")
+    return tuple(
+        replace(same[0], shape=tuple(_sizes(sizes) for sizes in _columns(same)))
+        for same in zip(*parts, strict=True)
+    )
+
+
+def _columns(specs: tuple[TensorSpec, ...]) -> list[tuple[int | str, ...]]:
+    return list(zip(*(spec.shape for spec in specs), strict=True))
+
+
+def _sizes(sizes: tuple[int | str, ...]) -> int | str:
+    return sizes[0] if len(set(sizes)) == 1 else " or ".join(map(str, sizes))
+
+
+def _function_interface(package: MLPackage, name: str) -> Interface:
+    path, description, block = package.path, package.described(name), package.block(name)
     given = {
         output.name: output.type.tensorType
         for operation in block.operations
@@ -128,7 +157,8 @@ def read_cache_dtype(path: Path) -> KVCacheDtype:
     Raises:
         ArtifactError: They are none, differ, or are of a type that no cache has.
     """
-    states = MLPackage(path).spec.description.state
+    package = MLPackage(path)
+    states = [state for name in package.functions for state in package.described(name).state]
     found = {_dtype(state.type.stateType.arrayType) for state in states}
     if len(found) != 1 or not found < {"float16", "float32"}:
         raise ArtifactError(

@@ -36,11 +36,29 @@ class PackageWeights:
         self._package = MLPackage(path)
         self._path = path
         self._config = read_metadata(path, self._package.metadata).config
-        self._constants = {
+        first, *others = [self._stored(name) for name in self._package.functions]
+        self._constants = first
+        for name, other in zip(self._package.functions[1:], others, strict=True):
+            # Nobody else would notice codes of its own: what is read here is the default's.
+            wrong = [
+                key
+                for key in sorted(first)
+                if self._is_weight(key) and other.get(key) != first[key]
+            ]
+            if wrong:
+                raise ArtifactError(
+                    f"{path}: {wrong[0]} is another in its function {name!r}; export it again"
+                )
+
+    def _stored(self, function: str) -> dict[str, Any]:
+        return {
             operation.outputs[0].name: operation
-            for operation in self._package.block("main").operations
+            for operation in self._package.block(function).operations
             if operation.type in ("const", CODED) and len(operation.outputs) == 1
         }
+
+    def _is_weight(self, name: str) -> bool:
+        return name.endswith("_weight") or self._constants[name].type == CODED
 
     def quantized_names(self) -> tuple[str, ...]:
         """See `QuantizedWeights`."""

@@ -35,12 +35,18 @@ class ExecuTorchExporter:
     def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         if recipe.activation_bits is None:
-            able = [target.name for target in TARGETS.values() if target.float_activations]
+            able = [
+                f"{target.name} (--format {form.backend})"
+                for target in TARGETS.values()
+                for form in target.formats
+                if form.float_activations
+            ]
             raise UsageError(
                 f"recipe {recipe.name} leaves activations in floating point; XNNPACK's int4 "
                 f"linears take int8 ones: choose --target {' or '.join(able)}, or a recipe with "
                 "int8 activations"
             )
+        options.refuse_prefill("XNNPACK's .pte")
         if options.accuracy_level is not None:
             raise UsageError(
                 f"--accuracy-level {options.accuracy_level} belongs to the onnx target; XNNPACK "
@@ -49,8 +55,8 @@ class ExecuTorchExporter:
         options.context_for(config)
         if options.kv_cache is KVCacheDtype.FLOAT16:
             raise UsageError(
-                "--kv-cache float16 belongs to the ios target; the android target keeps keys and "
-                "values in float32 or int8"
+                "--kv-cache float16 belongs to Core ML; XNNPACK's .pte keeps keys and values in "
+                "float32 or int8"
             )
         if options.kv_cache is KVCacheDtype.INT8 and not has_hadamard(config.head_dim):
             raise ConfigError(

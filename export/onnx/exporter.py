@@ -49,6 +49,7 @@ class OnnxExporter:
                 f"--kv-cache {options.kv_cache} belongs to another target; the onnx "
                 "target keeps keys and values in float32: leave it out"
             )
+        options.refuse_prefill("the onnx target")
         options.context_for(config)
         if (recipe.weight_bits, recipe.table_bits) != (4, 8):
             raise ConfigError(

@@ -13,7 +13,7 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
-from llama_edge.core.types import Device, KVCacheDtype
+from llama_edge.core.types import Device, KVCacheDtype, PrefillLengths
 from llama_edge.export import TARGETS
 from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
@@ -45,6 +45,14 @@ def export(
     model: Model,
     *,
     target: Annotated[str, typer.Option(help=f"One of: {', '.join(TARGETS)}.")],
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="What to write for the target: ios has coreml (its default) and executorch; "
+            "`llama-edge targets` lists all.",
+        ),
+    ] = None,
     recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default bundles/MODEL-TARGET.")
@@ -66,8 +74,15 @@ def export(
     kv_cache: Annotated[
         KVCacheDtype | None,
         typer.Option(
-            help="android only: int8 keeps keys and values in int8, a quarter of the memory; by "
-            "default float32, float16 on ios."
+            help="executorch only: int8 keeps keys and values in int8, a quarter of the memory; by "
+            "default float32, float16 in Core ML."
+        ),
+    ] = None,
+    prefill: Annotated[
+        PrefillLengths | None,
+        typer.Option(
+            help="coreml only: flexible (its default) takes any number of tokens; fixed writes two "
+            "functions, decode and prefill, whose sizes are all fixed, for the Neural Engine."
         ),
     ] = None,
     calibration: Calibration = None,
@@ -80,11 +95,15 @@ def export(
     from llama_edge.pipeline.export import ExportRequest, export_model
 
     options = LowerOptions(
-        max_context=max_context, accuracy_level=accuracy_level, kv_cache=kv_cache
+        max_context=max_context,
+        accuracy_level=accuracy_level,
+        kv_cache=kv_cache,
+        prefill=prefill,
     )
     request = ExportRequest(
         model=model,
         target=target,
+        format=file_format,
         recipe=recipe,
         calibration=tuple(calibration or ()),
         device=device,

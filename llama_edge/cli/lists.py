@@ -20,14 +20,15 @@ def models(as_json: Annotated[bool, JsonOption] = False) -> None:
 
 
 def targets(as_json: Annotated[bool, JsonOption] = False) -> None:
-    """List the targets, and what nobody has checked about each."""
+    """List the targets, their formats, and what nobody has checked about each."""
     from llama_edge.export import TARGETS
 
+    formats = [(target.name, one) for target in TARGETS.values() for one in target.formats]
     if as_json:
-        print_json({"targets": [asdict(target) for target in TARGETS.values()]})
+        print_json({"targets": [{"name": name, **asdict(one)} for name, one in formats]})
         return
-    rows = [(target.name, target.summary, target.not_verified) for target in TARGETS.values()]
-    print_table("", ("target", "what it writes", "not verified"), rows)
+    rows = [(name, one.backend, one.summary, one.not_verified) for name, one in formats]
+    print_table("", ("target", "format", "what it writes", "not verified"), rows)
 
 
 def recipes(as_json: Annotated[bool, JsonOption] = False) -> None:

@@ -11,7 +11,7 @@ from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.given_codes import ScaleRounding
 from llama_edge.core.quantized_checkpoint import TABLES
 from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
-from llama_edge.export import TARGETS
+from llama_edge.export import Format, get_format
 from llama_edge.export.bundle import Bundle
 from llama_edge.pipeline.gate import GateOutcome
 
@@ -101,6 +101,10 @@ def _widths(bundle: Bundle) -> str:
     return f"{line}, for {spent:.2f} MiB more (budget {budget:.2f})"
 
 
+def _format(bundle: Bundle) -> Format:
+    return get_format(bundle.manifest.target, bundle.manifest.backend)
+
+
 _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "model": _model,
     "verdict": lambda bundle: bundle.manifest.verdict.value,
@@ -110,13 +114,13 @@ _ROWS: Mapping[str, Callable[[Bundle], str]] = {
     "fidelity": lambda bundle: fidelity_line(bundle.manifest.fidelity),
     "on the fast path": _placement,
     "context": _context,
-    "not verified": lambda bundle: TARGETS[bundle.manifest.target].not_verified,
+    "not verified": lambda bundle: _format(bundle).not_verified,
 }
 
 
 def print_bundles(bundles: Sequence[Bundle]) -> None:
     """One column per bundle; below it, whether all hold the same codes."""
-    header = ("", *(bundle.manifest.target for bundle in bundles))
+    header = ("", *(f"{b.manifest.target} ({b.manifest.backend})" for b in bundles))
     rows = [(name, *(show(bundle) for bundle in bundles)) for name, show in _ROWS.items()]
     if len(bundles) > 1:
         same = len({bundle.manifest.tensors for bundle in bundles}) == 1

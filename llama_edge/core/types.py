@@ -65,6 +65,15 @@ class KVCacheDtype(StrEnum):
     INT8 = "int8"
 
 
+class PrefillLengths(StrEnum):
+    """How many tokens one call of a written graph takes."""
+
+    #: any number up to a limit
+    FLEXIBLE = "flexible"
+    #: one or `Artifact.max_prefill`, each a function of its own with every size fixed
+    FIXED = "fixed"
+
+
 class Device(StrEnum):
     """Where rotations are learned."""
 

@@ -171,11 +171,35 @@ class MLPackage:
                 f"{model}: holds a {self.spec.WhichOneof('Type') or 'model without a type'}; "
                 "an mlProgram is needed"
             )
+        if not self.spec.mlProgram.functions:
+            raise ArtifactError(f"{model}: its program has no function")
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """What its author wrote beside the program, by key."""
         return dict(self.spec.description.metadata.userDefined)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of the program's functions, the default one first."""
+        default = self.spec.description.defaultFunctionName or "main"
+        return tuple(
+            sorted(self.spec.mlProgram.functions, key=lambda name: (name != default, name))
+        )
+
+    def described(self, name: str) -> Message:
+        """Inputs, outputs and states of a function: a `FunctionDescription`, or all of them.
+
+        Raises:
+            ArtifactError: Several functions are there and this one is not described.
+        """
+        description = self.spec.description
+        if not description.functions:
+            return description
+        for function in description.functions:
+            if function.name == name:
+                return function
+        raise ArtifactError(f"{self.path}: function {name!r} has no description")
 
     def function(self, name: str) -> Message:
         """A `MIL_pb2.Function`.

@@ -20,7 +20,7 @@ from llama_edge.core.types import (
     KVCacheDtype,
     QuantizedCheckpoint,
 )
-from llama_edge.export import Target, get_exporter, get_target
+from llama_edge.export import Format, get_exporter, get_format, get_target
 from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.export.bundle import (
     PARITY_FILE,
@@ -50,11 +50,14 @@ class ExportRequest:
 
     model: str
     target: str
+    #: a backend of the target; None: its first
+    format: str | None = None
     #: None: the default one, or what a checkpoint that came with codes is
     recipe: str | None = None
     #: text files; empty lets the model write its own, where the recipe needs any
     calibration: tuple[Path, ...] = ()
-    #: None: `bundles/MODEL-TARGET` under the current folder
+    #: None: `bundles/MODEL-TARGET` under the current folder, and `-FORMAT` for another than the
+    #: target's first
     out: Path | None = None
     options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
     force: bool = False
@@ -78,12 +81,13 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     Raises:
         CheckFailedError: A gate failed; what was written lies beside the target as `OUT.failed`.
         UnknownNameError: No such target or recipe.
+        UsageError: The target has no such format.
         LlamaEdgeError: What a reader, a backend or the disk says.
     """
-    target = get_target(request.target)
-    exporter = get_exporter(target.backend)
-    get_runtime(target.backend)  # a missing package is worth knowing before the work
-    out = request.out or Path("bundles") / f"{short_name(request.model)}-{target.name}"
+    form = get_format(request.target, request.format)
+    exporter = get_exporter(form.backend)
+    get_runtime(form.backend)  # a missing package is worth knowing before the work
+    out = request.out or _default_place(request, form)
     require_absent(out, force=request.force)
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_calibration(recipe, request.calibration)
@@ -96,12 +100,18 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
             checkpoint, recipe, request.calibration, scratch, progress, request.device
         )
         lowered = _lower(quantized, exporter, request.options, folder, progress)
-        kv_cache = request.options.kv_cache or target.kv_cache
+        kv_cache = request.options.kv_cache or form.kv_cache
         outcome = _gate(lowered, checkpoint, kv_cache, progress)
-        bundle = _write(lowered, target, source_name(request.model), outcome)
+        bundle = _write(lowered, request, outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
     return Bundle(root=out, manifest=bundle.manifest)
+
+
+def _default_place(request: ExportRequest, form: Format) -> Path:
+    name = f"{short_name(request.model)}-{request.target}"
+    is_first = form is get_target(request.target).formats[0]
+    return Path("bundles") / (name if is_first else f"{name}-{form.backend}")
 
 
 @contextmanager
@@ -148,13 +158,13 @@ def _gate(
     return run_gate(subject, progress)
 
 
-def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome) -> Bundle:
+def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> Bundle:
     folder, quantized = lowered.artifact.root, lowered.source
     write_json(folder / PARITY_FILE, outcome.to_json())
     manifest = Manifest(
         verdict=Verdict.PASSED if outcome.passed else Verdict.FAILED,
         model=Model(
-            source=source,
+            source=source_name(request.model),
             source_sha256=quantized.source_sha256,
             config=quantized.config,
             note=quantized.note,
@@ -163,8 +173,8 @@ def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome)
         calibration=quantized.calibration,
         scale_rounding=quantized.scale_rounding,
         mixed_precision=quantized.mixed_precision,
-        target=target.name,
-        backend=target.backend,
+        target=request.target,
+        backend=lowered.artifact.backend,
         files=list_files(folder, lowered.artifact.files),
         artifact=describe_artifact(lowered.exporter, lowered.artifact),
         text=build_text_contract(quantized.text),
@@ -172,7 +182,7 @@ def _write(lowered: _Lowered, target: Target, source: str, outcome: GateOutcome)
         placement=lowered.exporter.placement(lowered.artifact),
         parity=outcome.parity_summary(),
         fidelity=outcome.fidelity_summary(),
-        versions=library_versions(target.backend),
+        versions=library_versions(lowered.artifact.backend),
     )
     return write_manifest(folder, manifest)
 

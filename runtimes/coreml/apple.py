@@ -13,9 +13,11 @@ import coremltools as ct
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_edge.core.errors import MissingComponentError, SessionError
+from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import Artifact
+from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.runtimes.coreml.functions import TOKENS, fixed_lengths
 from llama_edge.runtimes.coreml.session import LOGITS, CoreMLSession, package_folder
 
 
@@ -29,8 +31,16 @@ class AppleProgram:
     def __init__(self, artifact: Artifact) -> None:
         self._place = package_folder(artifact)
         try:
-            self._model = ct.models.MLModel(str(self._place))
-            self._state = self._model.make_state()
+            self.lengths = fixed_lengths(MLPackage(self._place))
+            self._models = {
+                name: ct.models.MLModel(str(self._place), function_name=name)
+                for name in self.lengths.values() or (None,)
+            }
+            # One state for all functions, as coremltools' guide to several functions has it.
+            self._maker = next(iter(self._models.values()))
+            self._state = self._maker.make_state()
+        except ArtifactError as error:
+            raise SessionError(str(error)) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise SessionError(f"{self._place}: Core ML refuses the package: {error}") from error
 
@@ -43,15 +53,16 @@ class AppleProgram:
             SessionError: The run failed.
         """
         assert not list(also), "AppleRuntime.trace refuses to ask for more"
+        model = self._models[self.lengths.get(feeds[TOKENS].shape[1])]
         try:
-            found = self._model.predict(dict(feeds), state=self._state)
+            found = model.predict(dict(feeds), state=self._state)
         except (RuntimeError, ValueError) as error:
             raise SessionError(f"{self._place}: Core ML failed: {error}") from error
         return {LOGITS: np.asarray(found[LOGITS], np.float32)}
 
     def reset(self) -> None:
         """See `StatefulProgram`."""
-        self._state = self._model.make_state()
+        self._state = self._maker.make_state()
 
 
 class AppleRuntime:

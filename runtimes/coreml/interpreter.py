@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.core.errors import SessionError
+from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.arguments import Arguments, Value
 from llama_edge.runtimes.coreml.layout import slice_update
@@ -44,9 +44,12 @@ class Interpreter:
         precision: See `Precision`.
         budget_bytes: Of float32 weights that are kept; the others are made anew in each run. None
             takes `default_budget_bytes`.
+        beside: Another function of the package: this one goes on from its states and shares its
+            weights and their budget.
 
     Raises:
-        ArtifactError: The program is damaged, or has an operator that is not known here.
+        ArtifactError: The program is damaged, has an operator that is not known here, or has other
+            states than the one beside it.
     """
 
     def __init__(
@@ -56,13 +59,18 @@ class Interpreter:
         *,
         precision: Precision = Precision.EXACT,
         budget_bytes: int | None = None,
+        beside: "Interpreter | None" = None,
     ) -> None:
         self._place = f"{package.path}: function {function!r}"
         self._half = precision is Precision.HALF
-        budget = MemoryBudget(default_budget_bytes() if budget_bytes is None else budget_bytes)
-        self._program = read_program(package, function, budget, round_to_half=self._half)
-        self._states: dict[str, Tensor] = {}
-        self.reset()
+        size = default_budget_bytes() if budget_bytes is None else budget_bytes
+        self._budget: MemoryBudget = MemoryBudget(size) if beside is None else beside._budget
+        self._program = read_program(package, function, self._budget, round_to_half=self._half)
+        self._states: dict[str, Tensor] = {} if beside is None else beside._states
+        if beside is None:
+            self.reset()
+        elif self.states != beside.states:
+            raise ArtifactError(f"{self._place}: has other states than the function beside it")
 
     @property
     def inputs(self) -> tuple[Declaration, ...]:

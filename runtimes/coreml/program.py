@@ -191,15 +191,26 @@ class _Reader:
             raise self._wrong(f"{where}: data and scale are needed; it has {sorted(parts)}")
         name = message.outputs[0].name
         self._make(name)
-        offset = parts.get("offset")
-        weight: Weight = BlockwiseWeight(
-            f"{self._package.path}: {where}",
-            parts["data"],
-            torch.from_numpy(parts["scale"].read()).float(),
-            None if offset is None else torch.from_numpy(offset.read()).float(),
-            self._budget,
+
+        def weight() -> Weight:
+            offset = parts.get("offset")
+            made = BlockwiseWeight(
+                f"{self._package.path}: {where}",
+                parts["data"],
+                torch.from_numpy(parts["scale"].read()).float(),
+                None if offset is None else torch.from_numpy(offset.read()).float(),
+                self._budget,
+            )
+            return made.rounded_to_half() if self._round_to_half else made
+
+        # The operator's own bytes say where in the file its parts are.
+        place = message.SerializeToString(deterministic=True)
+        by_name = any(
+            binding.WhichOneof("binding") == "name"
+            for argument in message.inputs.values()
+            for binding in argument.arguments
         )
-        self._constants[name] = weight.rounded_to_half() if self._round_to_half else weight
+        self._constants[name] = weight() if by_name else self._budget.shared(place, weight)
 
     def _operand(self, argument: Message, where: str) -> Operand | tuple[Operand, ...]:
         operands = tuple(self._binding(binding, where) for binding in argument.arguments)

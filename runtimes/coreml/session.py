@@ -17,16 +17,23 @@ from llama_edge.core.session import BlockTrace, ClosesOnExit, FloatArray, check_
 from llama_edge.core.types import Artifact
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.runtimes.coreml.functions import TOKENS, InterpretedFunctions, pieces
 from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
 
-_TOKENS: Final = "inputIds"
 _POSITION: Final = "position"
 LOGITS: Final = "logits"
+#: A token for the places of a call that has no more tokens; what comes of it is thrown away.
+_FILLING: Final = 0
 _CACHES: Final = ("keyCache", "valueCache")
 
 
 class StatefulProgram(Protocol):
     """A loaded package: what runs it, and the states that it goes on from."""
+
+    @property
+    def lengths(self) -> Mapping[int, str]:
+        """Functions by the tokens that they take, 1 first; none where any number is taken."""
+        ...
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], also: Iterable[str] = ()
@@ -69,17 +76,27 @@ class CoreMLSession(ClosesOnExit):
             max_context=self.max_context,
             vocab_size=self._artifact.config.vocab_size,
         )
-        pieces = []
-        for start in range(0, len(tokens), self._artifact.max_prefill):
-            piece = tokens[start : start + self._artifact.max_prefill]
+        results = []
+        start = 0
+        for count, places in self._calls(len(tokens), self._program):
+            piece = [*tokens[start : start + count], *[_FILLING] * (places - count)]
             feeds = {
-                _TOKENS: np.array([piece], np.int32),
+                TOKENS: np.array([piece], np.int32),
                 _POSITION: np.array([self._used], np.int32),
             }
             values = self._program.run(feeds, also)
-            pieces.append([values[name][0] for name in (LOGITS, *also)])
-            self._used += len(piece)
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+            results.append([values[name][0][:count] for name in (LOGITS, *also)])
+            start += count
+            self._used += count
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+    def _calls(self, count: int, program: StatefulProgram) -> Iterable[tuple[int, int]]:
+        """Tokens and places of each call."""
+        if program.lengths:
+            return [*pieces(count, self._used, self.max_context, [*program.lengths])]
+        most = self._artifact.max_prefill
+        sizes = [min(most, count - start) for start in range(0, count, most)]
+        return [(size, size) for size in sizes]
 
     def prefill(self, tokens: Sequence[int]) -> FloatArray:
         """See `Session`."""
@@ -131,11 +148,12 @@ class CoreMLInterpreterRuntime:
         """See `Runtime`."""
         package = package_folder(artifact)
         try:
-            interpreter = Interpreter(MLPackage(package), precision=self._precision)
+            program = InterpretedFunctions(MLPackage(package), self._precision)
         except ArtifactError as error:
             raise SessionError(str(error)) from error
-        _check_interface(interpreter, artifact)
-        return CoreMLSession(artifact, interpreter)
+        for interpreter in program.functions.values():
+            _check_interface(interpreter, artifact)
+        return CoreMLSession(artifact, program)
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; the interpreter hands over the program's own values."""
@@ -177,7 +195,7 @@ def _check_interface(interpreter: Interpreter, artifact: Artifact) -> None:
         {declared.name: declared.shape for declared in interpreter.states},
         set(interpreter.outputs),
     )
-    needed = ({_TOKENS, _POSITION}, dict.fromkeys(_CACHES, cache), {LOGITS})
+    needed = ({TOKENS, _POSITION}, dict.fromkeys(_CACHES, cache), {LOGITS})
     for kind, seen, wanted in zip(("inputs", "states", "outputs"), found, needed, strict=True):
         if seen != wanted:
             raise SessionError(

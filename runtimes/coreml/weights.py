@@ -6,6 +6,7 @@ float32 is kept within a budget of bytes, and everything beyond it is made anew 
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final, Self
 
 import torch
@@ -30,7 +31,7 @@ def default_budget_bytes() -> int:
 
 
 class MemoryBudget:
-    """Bytes that weights may keep in float32.
+    """Bytes that weights may keep in float32, and the weights, for functions that share them.
 
     The first that ask get them: a model reads its weights in turn, and whatever makes place for
     the next would be missed in the next round.
@@ -38,6 +39,13 @@ class MemoryBudget:
 
     def __init__(self, size_bytes: int) -> None:
         self._left = size_bytes
+        self._weights: dict[bytes, Weight] = {}
+
+    def shared(self, place: bytes, make: Callable[[], "Weight"]) -> "Weight":
+        """The weight that is stored at `place`, made at the first call for it."""
+        if place not in self._weights:
+            self._weights[place] = make()
+        return self._weights[place]
 
     def take(self, size_bytes: int) -> bool:
         """Whether that many bytes were left; they are taken."""

@@ -9,7 +9,7 @@ import torch
 
 from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.session import Session
+from llama_edge.core.session import FloatArray, Session
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export import get_exporter
@@ -34,7 +34,7 @@ def ios_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_model(request, SilentProgress())
 
 
-def logits(session: Session, prompt: Prompt, vocab_size: int) -> np.ndarray:  # type: ignore[type-arg]
+def logits(session: Session, prompt: Prompt, vocab_size: int) -> FloatArray:
     with session:
         return artifact_logits(session, prompt, vocab_size)
 
@@ -61,17 +61,12 @@ def test_exact_logits_are_the_references(
 def test_rounding_to_float16_loses_no_quality(ios_bundle: Bundle, tmp_path: Path) -> None:
     text = tmp_path / "answers.txt"
     text.write_text("\n".join(one.answer for one in GATE_TEXTS), encoding="utf-8")
-    request = EvalRequest(
-        subjects=(str(ios_bundle.root),), texts=(text,), window=64, max_windows=4
-    )
+    request = EvalRequest(subjects=(str(ios_bundle.root),), texts=(text,), window=64, max_windows=4)
     reports = [
         evaluate(replace(request, runtime=runtime), SilentProgress())
         for runtime in ("coreml", "coreml-fp16")
     ]
-    exact, half = (
-        report.subjects[0].results[0].metrics["mean_kl"].value  # type: ignore[union-attr]
-        for report in reports
-    )
+    exact, half = (report.subjects[0].results[0].metrics["mean_kl"].value for report in reports)
     assert exact > 0.1, "of rounding to nearest on four bits"
     assert exact != half
     assert abs(half - exact) <= 0.01

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from llama_edge.core.errors import MissingComponentError, SessionError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.core.types import Artifact, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes import OTHER_RUNTIMES, RUNTIMES, choose_runtime, get_runtime
-from llama_edge.runtimes.coreml.interpreter import Interpreter
+from llama_edge.runtimes.coreml.functions import InterpretedFunctions
+from llama_edge.runtimes.coreml.interpreter import Precision
 
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(20)]
 
@@ -25,27 +26,30 @@ TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(2
 class StandIn:
     """What `MLModel` offers, on the interpreter: each state object is a sequence of its own."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, function_name: str | None = None) -> None:
         self._package = MLPackage(Path(path))
+        self._name = function_name or self._package.functions[0]
 
-    def make_state(self) -> Interpreter:
-        return Interpreter(self._package)
+    def make_state(self) -> InterpretedFunctions:
+        return InterpretedFunctions(self._package, Precision.EXACT)
 
     def predict(
-        self, feeds: Mapping[str, NDArray[Any]], state: Interpreter
+        self, feeds: Mapping[str, NDArray[Any]], state: InterpretedFunctions
     ) -> dict[str, NDArray[Any]]:
-        found = state.run(feeds)
+        found = state.functions[self._name].run(feeds)
         if feeds["position"] == 19:
             raise RuntimeError("no more")
         return {name: values.astype(np.float16) for name, values in found.items()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[*PrefillLengths])
 def package(
-    debug_quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory
+    debug_quantized: QuantizedCheckpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Artifact:
     folder = tmp_path_factory.mktemp("coreml")
-    options = LowerOptions(max_context=64)
+    options = LowerOptions(max_context=64, prefill=request.param)
     return CoreMLExporter().lower(debug_quantized, folder, options, SilentProgress())
 
 
@@ -79,7 +83,7 @@ def test_what_core_ml_raises_is_an_error_of_ours(package: Artifact) -> None:
 def test_a_package_that_core_ml_refuses(
     package: Artifact, mac: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: str) -> None:
+    def refuse(path: str, function_name: str | None) -> None:
         raise RuntimeError("Error compiling model")
 
     monkeypatch.setattr("coremltools.models.MLModel", refuse)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llama_edge.core.errors import ConfigError, OutputError, UsageError
-from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from tests.export.coreml.conftest import lower
@@ -30,6 +30,12 @@ def test_options_of_other_targets(
     debug_quantized: QuantizedCheckpoint, options: LowerOptions, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
+        CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+
+
+def test_fixed_prefill_needs_a_context_that_holds_it(debug_quantized: QuantizedCheckpoint) -> None:
+    options = LowerOptions(max_context=63, prefill=PrefillLengths.FIXED)
+    with pytest.raises(ConfigError, match="max_context is 63; --prefill fixed takes 64"):
         CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
 
 
