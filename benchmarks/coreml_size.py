@@ -3,11 +3,11 @@
     python benchmarks/coreml_size.py [WAY...] [--plain] [--json FILE]
 
 The base rounds to nearest with searched scales behind the rotations R1, R2 and R4: what w4-hadamard
-does but for GPTQ, which takes minutes; `--plain` leaves out the rotations and the search. Each way stores some matrices in another form than the recipe does. Its package is really written,
-with coremltools' operators for that form, and its bytes are counted; what the changed weights cost
-is measured with the eager reference, activations in floating point, on the gate's four prompts:
-mean KL to full precision over every position. Ways that keep codes and scales as they are in all
-other targets cost nothing and are not here: there is none left but to leave out tables.
+does but for GPTQ, which takes minutes; `--plain` leaves out the rotations and the search. Each way
+stores some matrices in another form. Its package is really written, with coremltools' operators for
+that form, and its bytes are counted; what the changed weights cost is measured with the eager
+reference, activations in floating point, on the gate's four prompts: mean KL to full precision over
+every position.
 """
 
 import argparse
