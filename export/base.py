@@ -16,6 +16,7 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
 
 #: A float32 cache of this many tokens takes 94 MB in SmolLM2 and 470 MB in Llama 3.2 3B.
@@ -61,6 +62,14 @@ class LowerOptions:
                 f"max_context is {self.max_context}; this model holds 1 to {limit} tokens"
             )
         return self.max_context
+
+
+def files_as_storage(artifact: Artifact) -> tuple[StoredBytes, ...]:
+    """`Exporter.storage` for backends that do not look into their files: one entry per file."""
+    return tuple(
+        StoredBytes(dtype="", what=name, size_bytes=(artifact.root / name).stat().st_size, why="")
+        for name in artifact.files
+    )
 
 
 class Exporter(Protocol):
@@ -117,6 +126,14 @@ class Exporter(Protocol):
 
     def interface(self, artifact: Artifact) -> Interface:
         """Inputs, outputs and cache layout as the written file itself declares them."""
+        ...
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """What the written files' bytes are; the sizes sum to `Artifact.size_bytes`.
+
+        Raises:
+            ArtifactError: The files are damaged.
+        """
         ...
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:

@@ -16,11 +16,13 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.export.coreml.storage import read_storage
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
 #: that a prompt's last call, which is filled up to it, wastes little.
@@ -98,6 +100,10 @@ class CoreMLExporter:
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
         return read_interface(artifact.path.parent)
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """See `Exporter`."""
+        return read_storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

@@ -16,10 +16,11 @@ from llama_edge.core.types import (
     Placement,
     QuantizedCheckpoint,
     Recipe,
+    StoredBytes,
     TensorSpec,
 )
 from llama_edge.export import TARGETS
-from llama_edge.export.base import LowerOptions
+from llama_edge.export.base import LowerOptions, files_as_storage
 from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
 from llama_edge.export.executorch.placement import read_placement
 from llama_edge.export.executorch.reader import PteWeights, read_artifact
@@ -135,6 +136,10 @@ class ExecuTorchExporter:
             outputs=(spec("logits", plan.outputs[0]),),
             cache=_cache_layout(artifact),
         )
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """See `Exporter`."""
+        return files_as_storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

@@ -18,8 +18,9 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
-from llama_edge.export.base import LowerOptions
+from llama_edge.export.base import LowerOptions, files_as_storage
 from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_config
 from llama_edge.export.onnx.graph import INT8_BLOCK
 from llama_edge.export.onnx.lower import write_model
@@ -119,6 +120,10 @@ class OnnxExporter:
     def interface(self, artifact: Artifact) -> Interface:
         """See `Exporter`."""
         return read_interface(artifact.path)
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        """See `Exporter`."""
+        return files_as_storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         """See `Exporter`."""

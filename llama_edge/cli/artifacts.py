@@ -43,7 +43,7 @@ def inspect(
     *,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Read codes and scales back out of a file and print a SHA-256 of each."""
+    """Print a SHA-256 of all codes and scales read back out of a file, and what its bytes are."""
     from llama_edge.pipeline.inspect import inspect as look_into
 
     with progress_on_stderr() as progress:
@@ -55,6 +55,7 @@ def inspect(
                 "tensors": [asdict(tensor) for tensor in found.tensors],
                 "interface": None if found.interface is None else asdict(found.interface),
                 "placement": None if found.placement is None else asdict(found.placement),
+                "storage": None if found.storage is None else [asdict(s) for s in found.storage],
             }
         )
         return
@@ -70,6 +71,12 @@ def inspect(
         for tensor in found.tensors
     ]
     print_table(found.kind, ("tensor", "shape", "bits", "group", "codes", "scales"), rows)
+    if found.storage is None:
+        return
+    rows = [(one.what, one.dtype, str(one.size_bytes), one.why) for one in found.storage]
+    total = sum(one.size_bytes for one in found.storage)
+    rows.append(("together", "", str(total), ""))
+    print_table("", ("bytes of", "stored as", "bytes", "why so"), rows)
 
 
 def compare(

@@ -343,6 +343,18 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBytes:
+    """A share of an artifact's files."""
+
+    #: of its elements; empty where it is no tensor, or several kinds
+    dtype: str
+    what: str
+    size_bytes: int
+    #: why it is stored so; empty where the file's format leaves no choice
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A written model file (or files) of one backend, relative to `root`."""
 

@@ -9,14 +9,14 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.manifest import TensorEntry
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
-from llama_edge.core.types import Artifact, Interface, Placement
+from llama_edge.core.types import Artifact, Interface, Placement, StoredBytes
 from llama_edge.export import EXPORTERS, artifact_backend, get_exporter
 from llama_edge.export.bundle import is_bundle, list_tensors, read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a file holds; the last three are None where nothing has been lowered."""
+    """What a file holds; the last four are None where nothing has been lowered."""
 
     #: "quantized checkpoint", "checkpoint with codes (RECIPE)" or the backend's name
     kind: str
@@ -24,6 +24,7 @@ class Inspection:
     artifact: Artifact | None
     interface: Interface | None
     placement: Placement | None
+    storage: tuple[StoredBytes, ...] | None
 
 
 def inspect(path: Path, progress: Progress) -> Inspection:
@@ -45,6 +46,7 @@ def inspect(path: Path, progress: Progress) -> Inspection:
             artifact=None,
             interface=None,
             placement=None,
+            storage=None,
         )
     exporter = get_exporter(_backend(path))
     artifact = exporter.read_artifact(path)
@@ -54,6 +56,7 @@ def inspect(path: Path, progress: Progress) -> Inspection:
         artifact=artifact,
         interface=exporter.interface(artifact),
         placement=exporter.placement(artifact),
+        storage=exporter.storage(artifact),
     )
 
 
@@ -71,6 +74,7 @@ def _inspect_source(path: Path, progress: Progress) -> Inspection:
         artifact=None,
         interface=None,
         placement=None,
+        storage=None,
     )
 
 

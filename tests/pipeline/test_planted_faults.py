@@ -25,6 +25,7 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
+    StoredBytes,
 )
 from llama_edge.export import get_exporter
 from llama_edge.export.base import Exporter, LowerOptions
@@ -117,6 +118,9 @@ class FaultyExporter:
 
     def interface(self, artifact: Artifact) -> Interface:
         return self._exporter.interface(artifact)
+
+    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
+        return self._exporter.storage(artifact)
 
     def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
         return self._exporter.end_tokens(artifact)
