@@ -73,10 +73,10 @@ def inspect(
     print_table(found.kind, ("tensor", "shape", "bits", "group", "codes", "scales"), rows)
     if found.storage is None:
         return
-    rows = [(one.what, one.dtype, str(one.size_bytes), one.why) for one in found.storage]
+    parts = [(one.what, one.dtype, str(one.size_bytes), one.why) for one in found.storage]
     total = sum(one.size_bytes for one in found.storage)
-    rows.append(("together", "", str(total), ""))
-    print_table("", ("bytes of", "stored as", "bytes", "why so"), rows)
+    parts.append(("together", "", str(total), ""))
+    print_table("", ("bytes of", "stored as", "bytes", "why so"), parts)
 
 
 def compare(
