@@ -50,6 +50,12 @@ W4_HADAMARD: Final = replace(
     summary="weight-only: as w4a8-hadamard, with activations in floating point",
     activation_bits=None,
 )
+W4_HADAMARD_SMALL: Final = replace(
+    W4_HADAMARD,
+    name="w4-hadamard-small",
+    summary="as w4-hadamard, with embedding and lm_head in int4 too, group 32; for Core ML alone",
+    table_bits=4,
+)
 #: The codes of Meta's own releases, kept; chosen by the checkpoint, never by name alone.
 W4A8_META_SPINQUANT: Final = replace(
     W4A8_RTN,
@@ -77,6 +83,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         W4A8_SPINQUANT,
         W4A8_MIXED,
         W4_HADAMARD,
+        W4_HADAMARD_SMALL,
         W4A8_META_SPINQUANT,
         W4A8_META_QAT,
     )

@@ -91,7 +91,7 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
 def _nearest(checkpoint: Checkpoint, layout: Layout, name: str) -> QuantizedTensor:
     weight = checkpoint.weights.read(name)
     bits, group_size = layout.bits(name), layout.group_size(name)
-    if name in TABLES:
+    if name in TABLES and bits == 8:
         return quantize_groupwise(name, weight, bits=bits, group_size=group_size)
     return round_to_nearest(name, weight, recipe_scales(name, weight, layout), bits)
 

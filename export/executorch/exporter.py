@@ -36,16 +36,11 @@ class ExecuTorchExporter:
     def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         if recipe.activation_bits is None:
-            able = [
-                f"{target.name} (--format {form.backend})"
-                for target in TARGETS.values()
-                for form in target.formats
-                if form.float_activations
-            ]
+            able = [one.name for one in TARGETS.values() if one.formats[0].float_activations]
             raise UsageError(
                 f"recipe {recipe.name} leaves activations in floating point; XNNPACK's int4 "
-                f"linears take int8 ones: choose --target {' or '.join(able)}, or a recipe with "
-                "int8 activations"
+                f"linears take int8 ones: choose --target {' or '.join(able)} in its default "
+                "format, or a recipe with int8 activations"
             )
         options.refuse_prefill("XNNPACK's .pte")
         if options.accuracy_level is not None:

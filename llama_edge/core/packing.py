@@ -24,8 +24,8 @@ class QuantizedTensor:
     """A weight matrix as symmetric integer codes with one scale per group of inputs.
 
     `codes` is int8 (O, I) in [-2^(bits-1), 2^(bits-1) - 1]; `scales` is bfloat16 (O, G), positive.
-    The value is `codes * scale`, the scale repeated over `group_size` inputs. A table with one
-    scale per row has `group_size == I`.
+    The value is `codes * scale`, the scale repeated over `group_size` inputs. An int8 table with
+    one scale per row has `group_size == I`.
     """
 
     codes: Tensor

@@ -43,7 +43,7 @@ from llama_edge.core.weight_names import (
 FORMAT_VERSION: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
 CONFIG_FILE: Final = "quantization.json"
-#: Matrices with one scale per row.
+#: Embedding and head: in int8 one scale per row, in int4 one per group.
 TABLES: Final = (EMBEDDING, LM_HEAD)
 
 
@@ -99,8 +99,8 @@ class Layout:
         return 8 if self._is_int8(name) else self.recipe.weight_bits
 
     def group_size(self, name: str) -> int:
-        """Inputs that share a scale: a whole row where a matrix is a table or 8-bit by choice."""
-        if name in TABLES or self._is_int8(name):
+        """Inputs that share a scale: a whole row of an int8 table or of a raised linear."""
+        if self._is_int8(name) or (name in TABLES and self.recipe.table_bits == 8):
             return matrix_shape(self.config, name)[1]
         return self.recipe.group_size
 

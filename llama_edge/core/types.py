@@ -182,7 +182,7 @@ class Recipe:
     summary: str
     weight_bits: int = 4
     group_size: int = 32
-    #: embedding and lm_head: one scale per row
+    #: embedding and lm_head: in int8 one scale per row, in int4 one per group
     table_bits: int = 8
     #: of what a linear multiplies; None keeps it in floating point (weight-only)
     activation_bits: int | None = 8

@@ -79,6 +79,8 @@ def test_other_bits_are_stored_in_their_own_width(
     for name, bits in ((UP, weight_bits), (EMBEDDING, table_bits)):
         tensor = stored.weights.quantized(name)
         assert tensor.bits == bits
+        whole_row = name == EMBEDDING and bits == 8
+        assert tensor.group_size == (tensor.shape[1] if whole_row else recipe.group_size)
         error = (tensor.dequantize() - debug_checkpoint.weights.read(name)).abs().max().item()
         assert error <= 0.51 * tensor.scales.max().item()
 

@@ -12,9 +12,16 @@ from llama_edge.core.errors import SessionError
 from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    Checkpoint,
+    QuantizedCheckpoint,
+)
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.quantize import W4A8_RTN
+from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.coreml.interpreter import Precision
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
@@ -78,6 +85,19 @@ def test_prefill_and_decode_equal_the_reference(
     found = run(package, TOKENS, prefill)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert mean_kl(expected, found) < 1e-9
+
+
+def test_int4_tables_equal_the_reference(debug_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = replace(W4A8_RTN, table_bits=4)
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "package").mkdir()
+    progress = SilentProgress()
+    stored = quantize_checkpoint(debug_checkpoint, recipe, tmp_path / "codes", progress)
+    options = LowerOptions(max_context=CONTEXT)
+    artifact = CoreMLExporter().lower(stored, tmp_path / "package", options, progress)
+    network = Llama(stored.config, CachedSource(DequantizedSource(stored.weights)))
+    expected = network.logits(torch.tensor(TOKENS)).numpy()
+    np.testing.assert_allclose(run(artifact, TOKENS, PREFILL), expected, atol=2e-5)
 
 
 def test_rounding_as_declared_estimates_a_device(package: Artifact, expected: FloatArray) -> None:

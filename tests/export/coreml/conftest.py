@@ -1,4 +1,4 @@
-"""Small packages: tied, with a table of its own for the head, rotated, and with int8 linears."""
+"""Packages: tied, with a table of its own for the head, rotated, with int4 tables, int8 linears."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +17,7 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
     Rotation,
+    Scales,
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
@@ -67,7 +68,7 @@ def quantized(
     debug_checkpoint: Checkpoint,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Quantized:
-    """By name: tied, untied, rotated or mixed."""
+    """By name: tied, untied, rotated, small or mixed."""
 
     def quantize(name: str) -> QuantizedCheckpoint:
         folder = tmp_path_factory.mktemp(f"{name}-quantized")
@@ -77,6 +78,9 @@ def quantized(
             return quantize_checkpoint(checkpoint, W4A8_RTN, folder, SilentProgress())
         if name == "rotated":
             recipe = replace(W4A8_RTN, rotations=(Rotation.R1, Rotation.R2, Rotation.R4))
+            return quantize_checkpoint(debug_checkpoint, recipe, folder, SilentProgress())
+        if name == "small":
+            recipe = replace(W4A8_RTN, table_bits=4, scales=Scales.SEARCHED)
             return quantize_checkpoint(debug_checkpoint, recipe, folder, SilentProgress())
         if name == "mixed":
             four = debug_quantized.weights.quantized(UP)

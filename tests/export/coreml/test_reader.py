@@ -55,7 +55,7 @@ def operation(spec: Message, output: str) -> Message:
     return next(each for each in operations if [o.name for o in each.outputs] == [output])
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "rotated", "mixed"])
+@pytest.mark.parametrize("name", ["tied", "untied", "rotated", "small", "mixed"])
 def test_codes_scales_and_floats_come_back(
     name: str, package: Package, quantized: Quantized
 ) -> None:

@@ -45,6 +45,13 @@ def test_other_recipes_and_models(name: str, dtype: str, what: str, package: Pac
     assert sizes(package(name))[dtype, what] > sizes(package("tied")).get((dtype, what), 0)
 
 
+def test_int4_tables_take_half_the_bytes(package: Package) -> None:
+    small, usual = sizes(package("small")), sizes(package("tied"))
+    what = "codes of embedding and head"
+    assert small["int4", what] * 2 == usual["int8", what]
+    assert ("int8", what) not in small
+
+
 def test_what_two_functions_share_counts_once(
     quantized: Quantized, package: Package, tmp_path: Path
 ) -> None:
