@@ -12,6 +12,7 @@ every position.
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -146,7 +147,7 @@ def int8_scales(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | N
 #: Rows that share a palette: more rows cost KL, fewer cost bytes.
 _ROWS: Final = 16
 _COLOURS: Final = 64
-_ROUNDS: Final = 8
+_ROUNDS: Final = 4
 
 
 def palettes_of_64(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | None:
@@ -273,6 +274,7 @@ def measure(names: list[str], recipe: Recipe) -> list[Row]:
                     top1_agreement=summary.top1_agreement,
                 )
             )
+            print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
     return rows
 
 
