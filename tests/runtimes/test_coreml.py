@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -229,3 +231,16 @@ def test_the_report_says_that_it_is_not_apples() -> None:
     assert "float32" in runtime.version()
     assert "not Apple's runtime" in runtime.version()
     assert "rounded" in CoreMLInterpreterRuntime(Precision.HALF).version()
+
+
+def test_reading_and_running_a_package_does_not_import_coremltools(package: Artifact) -> None:
+    """It takes seconds and 400 MB; each child process would pay for it."""
+    code = (
+        "import sys; from pathlib import Path; from llama_edge.export import get_exporter; "
+        "from llama_edge.runtimes import get_runtime; "
+        f"artifact = get_exporter('coreml').read_artifact(Path({str(package.root)!r})); "
+        "session = get_runtime('coreml').open(artifact); "
+        "print(session.prefill([1, 2]).shape, 'coremltools' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "(256,) False"
