@@ -2,12 +2,13 @@
 
     python benchmarks/coreml_size.py [WAY...] [--plain] [--json FILE]
 
-The base rounds to nearest with searched scales behind the rotations R1, R2 and R4: what w4-hadamard
-does but for GPTQ, which takes minutes; `--plain` leaves out the rotations and the search. Each way
-stores some matrices in another form. Its package is really written, with coremltools' operators for
-that form, and its bytes are counted; what the changed weights cost is measured with the eager
+Each way stores some matrices in another form. Its package is really written, with coremltools'
+operators for that form, and its bytes are counted. What it costs is measured with the eager
 reference, activations in floating point, on the gate's four prompts: mean KL to full precision over
-every position.
+every position. So that the cost is the way's own, block linears that it leaves alone keep their full
+precision there; tables are int8, as in the recipes. Weights are those behind the rotations R1, R2
+and R4, as in w4-hadamard; `--plain` leaves them out. Linears are rounded to nearest with searched
+scales, without GPTQ, which takes minutes and loses less.
 """
 
 import argparse
@@ -95,6 +96,12 @@ def keep(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | None:
     """What the recipe gives."""
     del name, weight, given
     return None
+
+
+def linears_of_32(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | None:
+    """Block linears as the recipe has them."""
+    del weight
+    return None if name in TABLES else as_codes(given)
 
 
 def int4_tables(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | None:
@@ -188,6 +195,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "as-it-is": keep,
     "int4-tables": int4_tables,
     "int4-tables-of-16": int4_tables_of_16,
+    "linears-of-32": linears_of_32,
     "groups-of-64": groups_of_64,
     "int8-scales": int8_scales,
     "palettes-of-64": palettes_of_64,
@@ -196,12 +204,22 @@ WAYS: Final[Mapping[str, Way]] = {
 
 
 class ChangedWeights:
-    """`QuantizedWeights` of which some matrices have another form."""
+    """`QuantizedWeights` of which some matrices have another form.
 
-    def __init__(self, checkpoint: Checkpoint, weights: QuantizedWeights, way: Way) -> None:
+    Args:
+        checkpoint: Full precision, rotated as the codes are.
+        weights: The recipe's codes.
+        way: What to change.
+        precise: Whether block linears that are not changed keep their full precision.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, weights: QuantizedWeights, way: Way, *, precise: bool
+    ) -> None:
         self._checkpoint = checkpoint
         self._weights = weights
         self._way = way
+        self._precise = precise
         self._made: dict[str, Matrix] = {}
 
     def quantized_names(self) -> tuple[str, ...]:
@@ -213,8 +231,10 @@ class ChangedWeights:
         if self._checkpoint.config.tie_word_embeddings and name == LM_HEAD:
             name = EMBEDDING
         if name not in self._made:
-            given = self._weights.quantized(name)
-            changed = self._way(name, self._checkpoint.weights.read(name), given)
+            given, weight = self._weights.quantized(name), self._checkpoint.weights.read(name)
+            changed = self._way(name, weight, given)
+            if changed is None and self._precise and name not in TABLES:
+                changed = Matrix(weight, lambda stored: _store_codes(stored, given))
             self._made[name] = changed or as_codes(given)
         return self._made[name]
 
@@ -258,7 +278,7 @@ def measure(names: list[str], recipe: Recipe) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         quantized = quantize_checkpoint(model, recipe, Path(folder), SilentProgress())
         for name in names:
-            weights: Any = ChangedWeights(given, quantized.weights, WAYS[name])
+            weights: Any = ChangedWeights(given, quantized.weights, WAYS[name], precise=True)
             found = _logits(Llama(quantized.config, DequantizedSource(weights)), prompts)
             parts = zip(expected, found, prompts, strict=True)
             summary = summarize(

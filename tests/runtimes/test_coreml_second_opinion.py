@@ -134,6 +134,6 @@ def test_a_program_that_was_converted(tmp_path: Path) -> None:
 def test_a_wrong_operator_would_be_found(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(OPERATORS, "sub", OPERATORS["add"])  # type: ignore[arg-type]
+    monkeypatch.setitem(OPERATORS, "sub", OPERATORS["add"])
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_our_own_program(debug_quantized, tmp_path)
