@@ -7,7 +7,7 @@ operators for that form, and its bytes are counted. What it costs is measured wi
 reference, activations in floating point, on the gate's four prompts: mean KL to full precision,
 over every position. So that the cost is the way's own, block linears that it leaves alone keep
 their full precision there; tables are int8, as in the recipes. Weights are those behind the
-rotations R1, R2 and R4, as in w4-hadamard; `--plain` leaves them out. Linears are rounded to nearest
+rotations R1, R2 and R4, as in w4-hadamard; `--plain` leaves them out. Linears round to nearest
 with searched scales, without GPTQ, which takes minutes and loses less.
 """
 
