@@ -25,6 +25,8 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
 from llama_edge.export.coreml.graph import Cache, Call, Network
 from llama_edge.pipeline.doctor import diagnose
+from llama_edge.pipeline.eval_report import EvalRequest
+from llama_edge.pipeline.evaluate import evaluate
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.parity import check_bundle
@@ -181,6 +183,23 @@ def test_a_bundle_runs_on_the_runtime_that_is_asked_for(bundles: dict[str, Bundl
         Answer(root, replace(asked, runtime="onnx"))
     with pytest.raises(MissingComponentError, match="a part of macOS"):
         list(Answer(root, replace(asked, runtime="coreml-apple")))
+
+
+def test_a_bundle_is_evaluated_on_the_runtime_that_is_asked_for(
+    bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the man on the bridge began to hear the bell again " * 8)
+    request = EvalRequest(
+        subjects=(str(bundles["w4a8-rtn"].root),),
+        texts=(text,),
+        window=32,
+        max_windows=2,
+        runtime="coreml-fp16",
+    )
+    (subject,) = evaluate(request, SilentProgress()).subjects
+    assert subject.runtime == "coreml-fp16"
+    assert subject.results[0].metrics["perplexity"].value > 1
 
 
 def test_caches_of_another_width_than_the_manifest_says_are_refused(
