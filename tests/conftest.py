@@ -1,6 +1,7 @@
 """A tiny random Llama, and the embedded real model, quantized once per test session."""
 
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,6 +40,9 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
+
+#: When slow tests end to begin.
+LATEST = pytest.StashKey[float | None]()
 
 #: Three query heads a key/value head, llama3 rope scaling that bites within a short context.
 DEBUG_CONFIG = ModelConfig(
@@ -110,6 +114,23 @@ def debug_text() -> TextAssets:
         add_bos=False,
         generation_defaults={"temperature": 0.6, "top_p": 0.9},
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-seconds", type=float, help="begin no slow test after so many seconds; skip it"
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    limit = session.config.getoption("--slow-seconds")
+    session.config.stash[LATEST] = None if limit is None else time.monotonic() + limit
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    latest = item.config.stash[LATEST]
+    if latest is not None and item.get_closest_marker("slow") and time.monotonic() > latest:
+        pytest.skip("a slow test, and the time for these is over")
 
 
 @pytest.fixture(scope="session", autouse=True)
