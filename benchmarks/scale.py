@@ -81,6 +81,14 @@ def _status_mib(pid: int | str, key: str) -> float:
     return int(text.split(f"{key}:")[1].split()[0]) / 1024 if f"{key}:" in text else 0.0
 
 
+def _runs_artifact(pid: int) -> bool:
+    """Other children are short-lived tools, and for a moment copies of this process."""
+    try:
+        return b"child_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _cpu_s(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -116,6 +124,8 @@ class Watch:
         while not self._stop.wait(_SAMPLE_S):
             for tasks in Path("/proc/self/task").glob("*/children"):
                 for pid in map(int, tasks.read_text().split()):
+                    if not _runs_artifact(pid):
+                        continue
                     found = _cpu_s(pid), _status_mib(pid, "VmHWM")
                     before = self._children.get(pid, (0.0, 0.0))
                     self._children[pid] = max(found[0], before[0]), max(found[1], before[1])
