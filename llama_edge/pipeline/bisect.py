@@ -50,6 +50,19 @@ DECODED: Final = 16
 #: Of operators' values in memory at a time: all of SmolLM2's layers, four of Llama 3.2 3B's.
 _TRACE_BYTES: Final = 256 << 20
 
+#: The config's fields that shapes follow from.
+_SIZES: Final = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+    "down_proj_rotation",
+    "head_rotation",
+)
 #: In network order, as they are named; a weight's last part is its operator.
 OPERATORS: Final = (
     "embedding",
@@ -190,6 +203,7 @@ def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
     manifest = read_manifest(folder).manifest
     exporter = get_exporter(manifest.backend)
     artifact = exporter.read_artifact(folder)
+    _require_shape(artifact, manifest)
     other = open_against(against, manifest)
     own = exporter.read_weights(artifact)
     weights = check_weights(own, manifest, other, progress)
@@ -241,6 +255,17 @@ def check_epsilons(
         for place, found in zip(norms, epsilons, strict=True)
         if not math.isclose(float(found), wanted, rel_tol=1e-5)
     )
+
+
+def _require_shape(artifact: Artifact, manifest: Manifest) -> None:
+    """What differs in size is another model's: no operator can be held against the other's."""
+    found, wanted = artifact.config, manifest.model.config
+    for name in _SIZES:
+        if getattr(found, name) != getattr(wanted, name):
+            raise ArtifactError(
+                f"{artifact.path}: {name} is {getattr(found, name)} and the manifest says "
+                f"{getattr(wanted, name)}: the file belongs to another bundle"
+            )
 
 
 def _reference(artifact: Artifact, manifest: Manifest, weights: QuantizedWeights) -> Llama:

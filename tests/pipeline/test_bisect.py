@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
@@ -197,5 +198,14 @@ def test_another_models_bundle_is_no_reference(
     manifest = read_manifest(folder).manifest
     config = replace(manifest.model.config, rope_theta=500000.0)
     write_manifest(folder, replace(manifest, model=replace(manifest.model, config=config)))
-    with pytest.raises(Exception, match="config is not the bundle's"):
+    with pytest.raises(ArtifactError, match="config is not the bundle's"):
         look(debug_bundles["android"].root, folder)
+
+
+def test_an_artifact_of_another_size_is_refused(copy: Copy) -> None:
+    folder = copy("onnx")
+    manifest = read_manifest(folder).manifest
+    config = replace(manifest.model.config, num_hidden_layers=3)
+    write_manifest(folder, replace(manifest, model=replace(manifest.model, config=config)))
+    with pytest.raises(ArtifactError, match="num_hidden_layers is 2 and the manifest says 3"):
+        look(folder, None)
