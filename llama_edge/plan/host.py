@@ -1,9 +1,9 @@
 """What an export itself takes on the machine that runs it: rougher than what a device takes.
 
-Times are of one processor, by `w4a8-rtn`, in proportion to the weights in the table (logits are
-checked over the whole vocabulary) and in linears; SmolLM2's export and that of one layer of Llama
-3.2 1B's shape gave the two rates. A recipe that calibrates adds its measured minutes in proportion
-to the linears.
+A sketch. Times are of one processor, by `w4a8-rtn`, in proportion to the weights in the table
+(logits are checked over the whole vocabulary) and in linears; the time of SmolLM2's export and of
+half an export of one layer of Llama 3.2 1B's shape gave the two rates. A recipe that calibrates
+adds its measured minutes in proportion to the linears; none was timed at a real size.
 """
 
 from dataclasses import dataclass
