@@ -91,7 +91,6 @@ def test_bundle(case: Case, tmp_path: Path) -> None:
 APPS_ALONE = {
     "template-absent": "a bundle for plain completion is a good one",
     "end-token-left-out": "doctor takes the manifest for the truth: eos.foreign in the files",
-    "manifest-absent": "a folder without a manifest is examined as what else it may be",
 }
 
 
