@@ -213,20 +213,26 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "growth"  # the same rows give the same bytes
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     labels = {
         "layers": f"parameters ({LAYERS[0]} to {LAYERS[-1]} layers)",
         "width": f"parameters (width {WIDTHS[0]} to {WIDTHS[-1]})",
         "context": "tokens that the KV cache holds",
     }
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 6), layout="constrained")
+    colors: dict[str, str] = {}
     for panel, (series, label) in zip(panels, labels.items(), strict=True):
         for stage, entries in by_stage(rows, series).items():
             sizes, cpu_s, _ = zip(*entries, strict=True)
-            panel.loglog(sizes, cpu_s, "o-", label=f"{stage}: {exponent(sizes, cpu_s):.2f}")
+            color = colors.setdefault(stage, f"C{len(colors)}")
+            name = f"{stage}: {exponent(sizes, cpu_s):.2f}"
+            panel.loglog(sizes, cpu_s, "o-", color=color, label=name)
         panel.set_xlabel(label)
-        panel.grid(visible=True, which="major", alpha=0.3)
-        panel.legend(fontsize=8, title="exponent", title_fontsize=8)
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(visible=True, which="both", alpha=0.2)
+        panel.legend(fontsize=8, title="exponent", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     panels[0].set_ylabel("CPU seconds")
     figure.suptitle("CPU time by stage; an exponent of 1 is linear")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
