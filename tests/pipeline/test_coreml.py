@@ -18,7 +18,6 @@ from llama_edge.core.errors import CheckFailedError, MissingComponentError, Usag
 from llama_edge.core.manifest import Verdict
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
@@ -32,7 +31,7 @@ from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.parity import check_bundle
 from llama_edge.pipeline.run import Answer, PromptRequest
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.prompts import Prompt, gate_prompts
+from llama_edge.verify.prompts import PromptPlan
 from llama_edge.verify.tolerances import Tolerances
 from tests.conftest import debug_request
 from tests.pipeline.test_planted_faults import (
@@ -42,6 +41,9 @@ from tests.pipeline.test_planted_faults import (
     larger_scale,
     swapped_nibbles,
 )
+
+#: Enough to find a planted fault, in a quarter of the time.
+ONE_PROMPT = PromptPlan(gate=1, fidelity=1)
 
 Export = Callable[..., str]
 
@@ -106,7 +108,6 @@ def test_fixed_sizes_pass_the_same_gate(fixed_bundle: Bundle, bundles: dict[str,
     assert sizes[0] == sizes[1], "no weight is stored twice"
 
 
-@pytest.mark.usefixtures("one_prompt")
 def test_a_fault_of_the_prefill_alone_is_found(
     debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +124,7 @@ def test_a_fault_of_the_prefill_alone_is_found(
     request = debug_request(debug_folder, "ios", tmp_path / "out")
     options = LowerOptions(max_context=512, prefill=PrefillLengths.FIXED)
     with pytest.raises(CheckFailedError, match=r"layers\.0\.attention \(prefill\)"):
-        export_model(replace(request, options=options), SilentProgress())
+        export_model(replace(request, options=options, prompts=ONE_PROMPT), SilentProgress())
 
 
 def test_another_format_of_the_target(
@@ -214,27 +215,15 @@ def test_caches_of_another_width_than_the_manifest_says_are_refused(
 
 
 @pytest.fixture
-def one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to find a planted fault, in a quarter of the time."""
-
-    def first(tokenizer: Tokenizer, max_context: int) -> tuple[Prompt, ...]:
-        return gate_prompts(tokenizer, max_context)[:1]
-
-    monkeypatch.setattr("llama_edge.pipeline.gate.gate_prompts", first)
-    monkeypatch.setattr("llama_edge.pipeline.gate.fidelity_prompts", first)
-
-
-@pytest.fixture
-def export(
-    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_prompt: None
-) -> Export:
+def export(debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Export with a planted fault; the reason why it failed."""
 
     def run(fault: Fault = lambda _, tensor: tensor) -> str:
         exporter = FaultyExporter(get_exporter("coreml"), fault)
         monkeypatch.setattr("llama_edge.pipeline.export.get_exporter", lambda _: exporter)
         with pytest.raises(CheckFailedError) as caught:
-            export_model(debug_request(debug_folder, "ios", tmp_path / "out"), SilentProgress())
+            request = debug_request(debug_folder, "ios", tmp_path / "out")
+            export_model(replace(request, prompts=ONE_PROMPT), SilentProgress())
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
