@@ -9,7 +9,7 @@ android {
 
     defaultConfig {
         applicationId = "org.llamaedge.demo"
-        // ExecuTorch's own library asks for 23; process text and the class library that is used here are on every 26.
+        // executorch-android itself asks for 23 (extension/android/executorch_android/build.gradle, `minSdk`); 26 is this app's choice.
         minSdk = 26
         targetSdk = 35
         versionCode = 1

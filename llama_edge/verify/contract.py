@@ -1,6 +1,6 @@
 """The text half of the contract: tokenizer, template and end tokens are the checkpoint's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from llama_edge.core.finding_codes import ContractFinding
@@ -14,7 +14,7 @@ from llama_edge.core.text_contract import GOLDEN_TEXTS
 
 #: Where a bundle's end tokens are listed first of all.
 END_TOKENS_PLACE: Final = f"{GENERATION_CONFIG_FILE}: eos_token_id"
-_TEMPLATE_PLACE: Final = f"{TOKENIZER_CONFIG_FILE}: chat_template"
+TEMPLATE_PLACE: Final = f"{TOKENIZER_CONFIG_FILE}: chat_template"
 #: Characters of a text that a finding shows.
 _SHOWN: Final = 24
 
@@ -57,6 +57,17 @@ def check_text(
     expected: TextContract, found: TextContract, vocab_size: int
 ) -> Iterator[ContractFinding]:
     """`check_contract` without the end tokens, which stand in more than one file."""
+    yield from check_tokenizer(expected, found)
+    yield from check_ids([*_golden_ids(found), *found.eos_token_ids], vocab_size)
+    yield from _check_languages(expected)
+    yield from check_defaults(expected, found)
+    yield from check_template_source(expected.chat_template, found.chat_template)
+    if found.chat_template is not None:
+        yield from check_golden_chats(expected.golden_chats, found.golden_chats)
+
+
+def check_tokenizer(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
+    """The tokenizer's bytes, its begin token, and what it makes of the golden texts."""
     if expected.tokenizer_sha256 != found.tokenizer_sha256:
         yield ContractFinding(
             code="tokenizer.sha256",
@@ -73,25 +84,20 @@ def check_text(
                 expected=f"{name} {wanted}",
                 found=str(got),
             )
-    yield from _check_template(expected.chat_template, found.chat_template)
-    yield from _check_languages(expected)
     yield from _check_golden_tokens(expected.golden_tokens, found.golden_tokens)
-    if found.chat_template is not None:
-        yield from _check_golden_chats(expected.golden_chats, found.golden_chats)
-    yield from _check_defaults(expected, found)
-    yield from _check_ids(found, vocab_size)
 
 
-def _check_template(expected: str | None, found: str | None) -> Iterator[ContractFinding]:
+def check_template_source(expected: str | None, found: str | None) -> Iterator[ContractFinding]:
+    """The chat template is the same text on both sides, or absent from both."""
     if expected == found:
         return
     if found is None:
         yield ContractFinding(
-            code="template.missing", where=_TEMPLATE_PLACE, expected="a template", found="none"
+            code="template.missing", where=TEMPLATE_PLACE, expected="a template", found="none"
         )
         return
     wanted, got = ("none", "one") if expected is None else first_difference(expected, found)
-    yield ContractFinding(code="template.source", where=_TEMPLATE_PLACE, expected=wanted, found=got)
+    yield ContractFinding(code="template.source", where=TEMPLATE_PLACE, expected=wanted, found=got)
 
 
 def _check_languages(expected: TextContract) -> Iterator[ContractFinding]:
@@ -123,9 +129,10 @@ def _check_golden_tokens(
             )
 
 
-def _check_golden_chats(
+def check_golden_chats(
     expected: Sequence[GoldenChat], found: Sequence[GoldenChat]
 ) -> Iterator[ContractFinding]:
+    """What the template and then the tokenizer make of the golden dialogs."""
     if len(expected) != len(found):
         yield ContractFinding(
             code="template.text",
@@ -134,7 +141,7 @@ def _check_golden_chats(
             found=str(len(expected)),
         )
     for index, (golden, got) in enumerate(zip(expected, found, strict=False)):
-        place = f"{_TEMPLATE_PLACE}, golden_chats[{index}]"
+        place = f"{TEMPLATE_PLACE}, golden_chats[{index}]"
         if golden.text != got.text:
             wanted, seen = first_difference(golden.text, got.text)
             yield ContractFinding(code="template.text", where=place, expected=wanted, found=seen)
@@ -143,7 +150,8 @@ def _check_golden_chats(
             yield ContractFinding(code="template.tokens", where=place, expected=wanted, found=seen)
 
 
-def _check_defaults(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
+def check_defaults(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
+    """The sampling that the model's authors advise."""
     wanted, got = expected.generation_defaults, found.generation_defaults
     for key in sorted({*wanted, *got}):
         if wanted.get(key) != got.get(key):
@@ -155,9 +163,9 @@ def _check_defaults(expected: TextContract, found: TextContract) -> Iterator[Con
             )
 
 
-def _check_ids(found: TextContract, vocab_size: int) -> Iterator[ContractFinding]:
-    ids = [token for golden in found.golden_tokens for token in golden.tokens]
-    largest = max([*ids, *found.eos_token_ids])
+def check_ids(ids: Iterable[int], vocab_size: int) -> Iterator[ContractFinding]:
+    """No token id may be without a row in the embedding."""
+    largest = max(ids)
     if largest >= vocab_size:
         yield ContractFinding(
             code="tokenizer.vocabulary",
@@ -165,6 +173,10 @@ def _check_ids(found: TextContract, vocab_size: int) -> Iterator[ContractFinding
             expected=f"token ids below the model's {vocab_size} rows",
             found=f"id {largest}",
         )
+
+
+def _golden_ids(contract: TextContract) -> Iterator[int]:
+    return (token for golden in contract.golden_tokens for token in golden.tokens)
 
 
 def first_difference(expected: str | Sequence[int], found: str | Sequence[int]) -> tuple[str, str]:

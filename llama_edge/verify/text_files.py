@@ -15,11 +15,13 @@ from tokenizers import Tokenizer as RawTokenizer
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.finding_codes import ContractFinding
+from llama_edge.core.manifest import MANIFEST_FILE
 from llama_edge.core.text_assets import (
     GENERATION_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     check_vocabulary,
+    end_token_ids,
     main_end_token,
     parse_tokenizer,
 )
@@ -44,25 +46,34 @@ def optional_json(path: Path) -> dict[str, Any]:
 def check_end_token_files(
     folder: Path, text: TextAssets, expected: Sequence[int]
 ) -> Iterator[ContractFinding]:
-    """`generation_config.json` and `tokenizer_config.json`, each against the model's end tokens.
+    """The manifest's end tokens against the vocabulary, and each config file against them.
 
     Args:
         folder: Where the files lie.
         text: Read from it.
-        expected: Every end token of the model.
+        expected: Every end token of the model, as the manifest lists them.
 
     Raises:
         TokenizerError: A file is damaged.
     """
     tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    implied = end_token_ids(tokenizer, text.chat_template, expected)
+    left_out = set(implied) - set(expected)
+    if left_out:  # by the manifest, and by none of the files
+        yield ContractFinding(
+            code="eos.missing",
+            where=f"{MANIFEST_FILE}: text.eos_token_ids",
+            expected=f"the ids {list(implied)}",
+            found=f"{sorted(expected)}, without {sorted(left_out)}",
+        )
     main = token_id(tokenizer, optional_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
-    listed = listed_ids(optional_json(folder / GENERATION_CONFIG_FILE))
-    missing = set(expected) - set(listed)
+    listed = set(listed_ids(optional_json(folder / GENERATION_CONFIG_FILE))) - left_out
+    missing = set(expected) - listed
     if missing == {main}:
         yield _precedence(END_TOKENS_PLACE, f"the ids {sorted(expected)}", f"{sorted(listed)}")
-        listed = (*listed, *missing)
-    yield from check_end_tokens(expected, listed, END_TOKENS_PLACE)
-    if main is not None and main not in expected:
+        listed |= missing
+    yield from check_end_tokens(expected, sorted(listed), END_TOKENS_PLACE)
+    if main is not None and main not in implied:
         yield ContractFinding(
             code="eos.foreign",
             where=_MAIN_END_PLACE,

@@ -211,6 +211,13 @@ TEXT: Final = (
         "files",
     ),
     Fault(
+        "end token that the manifest leaves out",
+        "android",
+        manifest("text.eos_token_ids", [0]),
+        "eos.missing",
+        "manifest.json: text.eos_token_ids",
+    ),
+    Fault(
         "end token of another model",
         "onnx",
         field("generation_config.json", "eos_token_id", [0, 2, 9]),

@@ -42,6 +42,14 @@ class BundlesActivity : Activity() {
             store.assets().map { name -> Entry("$name *") { store.unpackAsset(name) } }
         list.adapter = ArrayAdapter(this, android.R.layout.simple_list_item_1, entries.map { it.label })
         if (entries.isEmpty()) status.setText(R.string.no_bundles)
+        goOn()
+    }
+
+    /** The bundle of a chat that outlived its process is checked again without being asked for. */
+    private fun goOn() {
+        val kept = demo.conversation.kept?.takeIf { demo.conversation.goesOnAlone } ?: return
+        val folder = store.list().firstOrNull { it.path == kept.bundle }
+        if (folder == null) demo.conversation.forgetKept() else open(Entry(folder.name) { folder })
     }
 
     override fun onActivityResult(request: Int, result: Int, data: Intent?) {
@@ -77,11 +85,12 @@ class BundlesActivity : Activity() {
             } else {
                 models.unload()
                 models.chat = model
-                demo.conversation.reset()
+                demo.conversation.begin(model.bundle.root.path)
                 status.setText(R.string.bundles_intro)
                 startActivity(Intent(this, ChatActivity::class.java))
             }
         }.onFailure { error ->
+            demo.conversation.forgetKept()
             if (error is Refused) {
                 startActivity(ErrorActivity.intent(this, error.findings))
                 status.setText(R.string.error_title)

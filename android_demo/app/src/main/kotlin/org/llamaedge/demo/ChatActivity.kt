@@ -25,7 +25,8 @@ class ChatActivity : Activity(), ConversationView {
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
         if (demo.models.chat == null) { // the process was ended meanwhile: the bundle has to be checked again
-            startActivity(Intent(this, BundlesActivity::class.java))
+            state?.getString(SAVED)?.let { conversation.keep(it, state.getBoolean(GUARDED)) }
+            startActivity(Intent(this, BundlesActivity::class.java).addFlags(Intent.FLAG_ACTIVITY_CLEAR_TOP))
             finish()
             return
         }
@@ -47,6 +48,12 @@ class ChatActivity : Activity(), ConversationView {
         conversation.view = this
         onChanged()
         showStats()
+    }
+
+    override fun onSaveInstanceState(state: Bundle) {
+        super.onSaveInstanceState(state)
+        conversation.save()?.let { state.putString(SAVED, it) }
+        state.putBoolean(GUARDED, demo.models.guard != null)
     }
 
     override fun onStop() {
@@ -100,6 +107,8 @@ class ChatActivity : Activity(), ConversationView {
     }
 
     private companion object {
+        const val SAVED = "conversation"
+        const val GUARDED = "guarded"
         const val KIB_PER_MIB = 1024
     }
 }

@@ -10,6 +10,7 @@ import org.llamaedge.core.GuardVerdict
 import org.llamaedge.core.Json
 import org.llamaedge.core.Message
 import org.llamaedge.core.Sampling
+import org.llamaedge.core.SavedChat
 import org.llamaedge.core.TooLong
 import org.llamaedge.core.ToolCall
 import org.llamaedge.core.message
@@ -38,17 +39,52 @@ class Conversation(private val context: Context) {
     private val models get() = (context.applicationContext as DemoApp).models
     private var history: List<Message> = emptyList()
 
+    private var asked: Asked? = null
+
     @Volatile
     private var running: Chat? = null
 
-    /** For a screen that was saved while the process was away. */
-    fun save(): String = Json.write(history)
+    private class Asked(val question: String, val line: Line)
 
-    fun restore(saved: String, makeLine: (Message) -> Line) {
-        if (lines.isNotEmpty()) return
-        @Suppress("UNCHECKED_CAST")
-        history = Json.parse(saved) as List<Message>
-        lines += history.map(makeLine)
+    /** What a process before this one was talking about, until its bundle is open again or another one is chosen. */
+    var kept: SavedChat? = null
+        private set
+
+    /** Whether [kept]'s bundle may be opened unasked: not without the guard that was in front of it. */
+    var goesOnAlone = false
+        private set
+
+    /** For [keep] in the next process; null: there is nothing to keep. An answer that is still coming is kept as far as it came. */
+    fun save(): String? {
+        val bundle = models.chat?.bundle?.root?.path ?: return null
+        val half = asked?.takeIf { it.line.text.isNotEmpty() }
+        val unfinished = half?.let { listOf(message("user", it.question), message("assistant", it.line.text)) }
+        return SavedChat(bundle, history + unfinished.orEmpty()).write()
+    }
+
+    fun keep(saved: String, guarded: Boolean) {
+        kept = SavedChat.read(saved)
+        goesOnAlone = !guarded
+    }
+
+    fun forgetKept() {
+        kept = null
+    }
+
+    /** A bundle was opened: a new conversation, or the one that was kept with it. */
+    fun begin(bundle: String) {
+        val same = kept?.takeIf { it.bundle == bundle }
+        forgetKept()
+        reset()
+        if (same == null) return
+        history = same.messages
+        lines += same.lines().map { (part, text) -> Line(kind(part), text) }
+    }
+
+    private fun kind(part: SavedChat.Part) = when (part) {
+        SavedChat.Part.QUESTION -> Line.Kind.USER
+        SavedChat.Part.ANSWER -> Line.Kind.ASSISTANT
+        SavedChat.Part.TOOL -> Line.Kind.TOOL
     }
 
     fun cancel() {
@@ -58,6 +94,7 @@ class Conversation(private val context: Context) {
     fun reset() {
         cancel()
         history = emptyList()
+        asked = null
         lines.clear()
         view?.onChanged()
     }
@@ -69,6 +106,7 @@ class Conversation(private val context: Context) {
         lines += Line(Line.Kind.USER, question)
         val line = Line(Line.Kind.ASSISTANT, "")
         lines += line
+        asked = Asked(question, line)
         view?.onChanged()
         val before = history
         models.run({
@@ -117,6 +155,7 @@ class Conversation(private val context: Context) {
 
     private fun finish(result: Result<Outcome>, line: Line) {
         running = null
+        asked = null
         answering = false
         val outcome = result.getOrNull()
         val note = when {

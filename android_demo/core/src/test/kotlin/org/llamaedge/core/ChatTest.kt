@@ -74,6 +74,18 @@ class ChatTest {
     }
 
     @Test
+    fun goesOnWithWhatWasKeptWhileTheProcessWasAway() {
+        val first = Chat(text, Scripted("one"))
+        first.ask("first?", Heard())
+        val kept = SavedChat.read(SavedChat("bundle", first.messages).write()!!)!!
+        val engine = Scripted("two")
+        val second = Chat(text, engine).apply { restore(kept.messages) }
+        second.ask("second?", Heard())
+        assertTrue(engine.prompts.single().let { "first?" in it && "one" in it && "second?" in it })
+        assertEquals(4, second.messages.size)
+    }
+
+    @Test
     fun runsTheToolAndAsksAgain() {
         val engine = Scripted("{\"name\": \"clock\", \"parameters\": {\"zone\": \"UTC\"}}", "Half past twelve.")
         val heard = Heard()
