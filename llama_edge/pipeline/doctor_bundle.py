@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,10 @@ from llama_edge.verify.text_files import (
 )
 
 _READABLE: Final = "a model file that can be read"
+_NO_TEMPLATE: Final = (
+    "there is no chat template: the model completes text only, and the demo apps, which chat, "
+    "refuse the bundle (template.missing)"
+)
 
 
 def examine_bundle(folder: Path, key: Ed25519PublicKey | None, progress: Progress) -> Diagnosis:
@@ -133,9 +137,12 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
         examination.check("special tokens", check_special_tokens(folder, text))
         vocab_size = bundle.manifest.model.config.vocab_size
         examination.check("vocabulary", check_vocabulary_size(text, vocab_size))
+        source = text.chat_template
+        if source is None:
+            examination.note(_NO_TEMPLATE)
         text = renderable(examination, text)
         examination.check("begin tokens", check_begin_tokens(text))
-        found = rebuild_text_contract(text, expected)
+        found = replace(rebuild_text_contract(text, expected), chat_template=source)
         examination.check(
             "tokenizer and chat template, over the golden texts",
             check_text(expected, found, vocab_size),
