@@ -9,7 +9,7 @@ android {
 
     defaultConfig {
         applicationId = "org.llamaedge.demo"
-        // executorch-android itself asks for 23 (extension/android/executorch_android/build.gradle, `minSdk`); 26 is this app's choice.
+        // executorch-android itself asks for 23 (`minSdk` in extension/android/executorch_android/build.gradle, read at 1.2); 26 is this app's own choice.
         minSdk = 26
         targetSdk = 35
         versionCode = 1
