@@ -180,6 +180,26 @@ def _no_template(manifest: dict[str, Any], files: Files) -> None:
     manifest["text"] |= {"chat_template": None, "golden_chats": []}
 
 
+def _template_file(change: Callable[[str], str], *, alone: bool) -> Edit:
+    """`chat_template.jinja`, listed; `alone`: the config's own template is taken away."""
+
+    def edit(manifest: dict[str, Any], files: Files) -> None:
+        config = json.loads(files["tokenizer_config.json"])
+        content = change(config["chat_template"]).encode()
+        manifest["files"].append({"path": "chat_template.jinja"})
+        _relist(manifest, files, "chat_template.jinja", content)
+        if alone:
+            del config["chat_template"]
+            _relist(manifest, files, "tokenizer_config.json", compact_json(config))
+
+    return edit
+
+
+def _name_template(config: dict[str, Any]) -> None:
+    default = {"name": "default", "template": config["chat_template"]}
+    config["chat_template"] = [{"name": "tool_use", "template": "{{ tools }}"}, default]
+
+
 def _stale_tokenizer(manifest: dict[str, Any], files: Files) -> None:
     """Another tokenizer, listed with its own hash, under the old contract."""
     before = manifest["text"]["tokenizer_sha256"]
@@ -207,8 +227,8 @@ def _gone(name: str) -> Edit:
     return edit
 
 
-#: name, what is done to the good Android bundle, codes in the order of the checks
-_BAD: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
+#: name, what is done to the good Android bundle, codes in the order of the checks; none: still good
+_CHANGED: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
     ("newer-version", _with("format_version", value=2), ("manifest.version",)),
     ("older-version", _with("format_version", value=0), ("manifest.schema",)),
     ("field-missing", _without("text", "add_bos"), ("manifest.schema",)),
@@ -267,6 +287,11 @@ _BAD: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
      _relisted("generation_config.json", lambda value: value.update(temperature=1.5)),
      ("text.generation_defaults",)),
     ("template-absent", _no_template, ("template.missing",)),
+    ("template-in-its-own-file", _template_file(lambda text: text, alone=True), ()),
+    ("template-by-name", _relisted("tokenizer_config.json", _name_template), ()),
+    ("template-differs-in-its-own-file",
+     _template_file(lambda text: text.replace("'<|im_start|>'", "'<|im_start|> '"), alone=False),
+     ("template.source", "template.text")),
     ("template-space-changed",
      _template(lambda text: text.replace("'<|im_start|>'", "'<|im_start|> '"), in_manifest=False),
      ("template.source", "template.text")),
@@ -303,7 +328,7 @@ def bundle_cases() -> Iterator[tuple[Case, Files]]:
     yield _case("good-llama3-android", _good(llama_text(), ANDROID, model), ANDROID)
     yield _case("good-llama3-ios", _good(llama_text(), IOS, package), IOS)
     base = {name: f"bundles/good-android/{name}" for name in android}
-    for name, edit, codes in _BAD:
+    for name, edit, codes in _CHANGED:
         files = dict(android)
         manifest = copy.deepcopy(json.loads(android["manifest.json"]))
         edit(manifest, files)

@@ -7,11 +7,11 @@ internal class TextContract(private val root: File, private val manifest: Manife
     private val findings = ArrayList<Finding>()
 
     fun check(): Bundle {
-        val (tokenizer, config, generation) = read()
-        checkTokenizer(tokenizer, config)
-        checkEndTokens(tokenizer, config, generation)
-        checkDefaults(generation)
-        val text = checkTemplate(tokenizer, config)
+        val files = read()
+        checkTokenizer(files.tokenizer, files.config)
+        checkEndTokens(files)
+        checkDefaults(files.generation)
+        val text = checkTemplate(files.tokenizer, files.template)
         if (findings.isNotEmpty() || text == null) throw Refused(findings)
         return Bundle(root, manifest, text)
     }
@@ -20,11 +20,25 @@ internal class TextContract(private val root: File, private val manifest: Manife
         findings += Finding(code, where, "$expected", "$found")
     }
 
-    private fun read(): Triple<Tokenizer, Map<String, Any?>, Map<String, Any?>> = try {
+    private class Files(
+        val tokenizer: Tokenizer, val config: Map<String, Any?>, val generation: Map<String, Any?>, val template: String?,
+    )
+
+    private fun read(): Files = try {
         val tokenizer = Tokenizer(bytes(TOKENIZER) ?: throw TokenizerException("the file is missing"))
-        Triple(tokenizer, json(CONFIG), json(GENERATION))
+        val config = json(CONFIG)
+        Files(tokenizer, config, json(GENERATION), template(config))
     } catch (error: TokenizerException) {
         throw Refused(Finding("tokenizer.unreadable", TOKENIZER, "files that can be read", error.message.orEmpty()))
+    }
+
+    /** `chat_template.jinja` goes before the config, as in transformers; of several named ones in the config, the default. */
+    private fun template(config: Map<String, Any?>): String? {
+        bytes(TEMPLATE)?.let { return Utf8Stream.decodeStrict(it) ?: throw TokenizerException("$TEMPLATE is not UTF-8") }
+        val value = config["chat_template"]
+        val named = if (value is List<*>) value.filterIsInstance<Map<*, *>>().lastOrNull { it["name"] == "default" }?.get("template") else value
+        if (named != null && named !is String) throw TokenizerException("$CONFIG: chat_template is no text")
+        return named
     }
 
     private fun bytes(name: String): ByteArray? {
@@ -65,14 +79,14 @@ internal class TextContract(private val root: File, private val manifest: Manife
     private fun content(token: Any?): String? = if (token is Map<*, *>) token["content"] as? String else token as? String
 
     /** The manifest's list, which the app waits for, against what each file and the template say. */
-    private fun checkEndTokens(tokenizer: Tokenizer, config: Map<String, Any?>, generation: Map<String, Any?>) {
+    private fun checkEndTokens(files: Files) {
+        val (tokenizer, template) = files.tokenizer to files.template
         val expected = manifest.eosTokenIds.toSortedSet()
-        val template = config["chat_template"] as? String
         val implied = TextModel.impliedEnds(tokenizer, template, expected)
         if ((implied - expected).isNotEmpty()) add("eos.missing", "${Manifest.FILE}: text.eos_token_ids", implied, expected)
-        val value = generation["eos_token_id"]
+        val value = files.generation["eos_token_id"]
         val listed = (if (value is List<*>) value else listOfNotNull(value)).mapNotNull { (it as? Long)?.toInt() }.toSet()
-        val token = content(config["eos_token"])
+        val token = content(files.config["eos_token"])
         val main = token?.let { tokenizer.idOf(it) }
         val missing = expected - listed
         if (missing.isNotEmpty()) {
@@ -95,9 +109,8 @@ internal class TextContract(private val root: File, private val manifest: Manife
         if (found != expected) add("text.generation_defaults", GENERATION, expected, found)
     }
 
-    private fun checkTemplate(tokenizer: Tokenizer, config: Map<String, Any?>): TextModel? {
+    private fun checkTemplate(tokenizer: Tokenizer, source: String?): TextModel? {
         val place = "$CONFIG: chat_template"
-        val source = config["chat_template"] as? String
         if (source == null || manifest.goldenChats.isEmpty()) {
             add("template.missing", place, "a template", if (source == null) "none" else "one without a sample dialog")
             return null
@@ -144,6 +157,7 @@ internal class TextContract(private val root: File, private val manifest: Manife
         const val TOKENIZER = "tokenizer.json"
         const val CONFIG = "tokenizer_config.json"
         const val GENERATION = "generation_config.json"
+        const val TEMPLATE = "chat_template.jinja"
         const val MAX_BYTES = 128L shl 20
         val GENERATION_KEYS = setOf("do_sample", "min_p", "repetition_penalty", "temperature", "top_k", "top_p")
     }
