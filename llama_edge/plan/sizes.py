@@ -83,7 +83,7 @@ def _streamed(config: ModelConfig, recipe: Recipe, head_width: int = 1) -> int:
 def _executorch(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     """One `.pte`: table and RoPE, the delegates' graphs, then each weight in a segment."""
     layers, width, vocab = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    rope = 4 * max_context * config.head_dim
+    rope = 2 * max_context * config.head_dim
     constants = _aligned([vocab * width, 4 * vocab, rope, rope], lambda _: 64)
     # XNNPACK graphs and ExecuTorch's program: as measured, to a few bytes for longer numbers.
     graphs = [3456, *[6528] * (layers - 1), 3536, 1648]
