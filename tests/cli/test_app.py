@@ -89,7 +89,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
     )
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("bundles/.it*/weights.safetensors")):
+        while not list(tmp_path.glob("bundles/.it*/**/weights.safetensors")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)

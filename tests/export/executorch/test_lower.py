@@ -142,7 +142,7 @@ def test_a_weight_only_recipe_is_refused(
     recipe = dataclasses.replace(debug_quantized.recipe, activation_bits=None)
     checkpoint = dataclasses.replace(debug_quantized, recipe=recipe)
     with pytest.raises(
-        UsageError, match=r"w4a8-rtn leaves .* floating point.* --target ios or onnx,"
+        UsageError, match=r"w4a8-rtn leaves .* floating point.* --target ios or onnx "
     ):
         ExecuTorchExporter().lower(checkpoint, tmp_path, LowerOptions(), SilentProgress())
     assert list(tmp_path.iterdir()) == []
