@@ -8,6 +8,7 @@ import torch
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, Rotation
 from llama_edge.core.weight_names import LM_HEAD
@@ -69,6 +70,19 @@ def test_the_rotated_network_is_the_same(
     found, reference = logits(rotated), logits(checkpoint)
     assert kl(reference, found) < 1e-9
     torch.testing.assert_close(found, reference, atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", ["llama-3.2-1b", "llama-3.2-3b"])
+def test_one_layer_of_the_real_width_is_the_same(
+    shape: str, tied: bool, debug_checkpoint: Checkpoint
+) -> None:
+    config = dataclasses.replace(
+        get_shape(shape).config, num_hidden_layers=1, vocab_size=256, tie_word_embeddings=tied
+    )
+    checkpoint = checkpoint_of(config, debug_checkpoint)
+    assert kl(logits(checkpoint), logits(rotate(checkpoint, ALL, seed=0))) < 1e-6
 
 
 def test_a_forgotten_part_is_seen(debug_checkpoint: Checkpoint) -> None:
