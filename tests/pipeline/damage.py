@@ -155,11 +155,11 @@ def _rope_table(folder: Path, constant: int) -> int:
 
 
 def transpose_rope_pte(folder: Path, layer: int) -> None:
-    """Sines with the signs of the two halves changed: the transposed rotation."""
+    """Sines with the other sign: the transposed rotation."""
     assert layer == 0
     exporter = get_exporter("executorch")
     artifact = exporter.read_artifact(folder)
-    count = artifact.max_context * artifact.config.head_dim
+    count = artifact.max_context * artifact.config.head_dim // 2
     place = _rope_table(folder, 4)
 
     def negated(data: bytes) -> bytes:
