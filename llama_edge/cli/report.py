@@ -61,7 +61,10 @@ def fidelity_line(fidelity: Mapping[str, Any] | None) -> str:
 def _size(bundle: Bundle) -> str:
     files = bundle.manifest.files
     total = sum(file.size_bytes for file in files)
-    return f"{total / 2**20:.1f} MiB ({files[0].path}: {files[0].size_bytes / 2**20:.1f})"
+    # A package is a folder, whose first file only names the others.
+    main = files[0].path.split("/")[0]
+    size = sum(file.size_bytes for file in files if file.path.split("/")[0] == main)
+    return f"{total / 2**20:.1f} MiB ({main}: {size / 2**20:.1f})"
 
 
 def _placement(bundle: Bundle) -> str:
