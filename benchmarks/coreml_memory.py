@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import TABLES, float_shapes, matrix_shape, quantized_names
@@ -34,27 +35,7 @@ from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
 
 GROUP: Final = 32
 CONTEXT: Final = 2048
-#: config.json of meta-llama/Llama-3.2-1B and -3B
-_COMMON: Final = ModelConfig(
-    vocab_size=128256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    max_position_embeddings=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=5e5,
-    rope_scaling=None,
-    tie_word_embeddings=True,
-)
-SHAPES: Final = {
-    "1b": _COMMON,
-    "3b": replace(
-        _COMMON, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
-    ),
-}
+SHAPES: Final = {name: get_shape(f"llama-3.2-{name}").config for name in ("1b", "3b")}
 
 
 class RandomCodes:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +26,10 @@ from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, Rounding
-from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, block_weight
+from llama_edge.core.weight_names import weight_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint
@@ -37,22 +38,7 @@ from llama_edge.quantize.work_place import WorkPlace
 VOCABULARY: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A published model's widths (its config.json)."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    head_dim: int
-
-
-SHAPES: Final = {
-    "1b": Shape(16, 2048, 8192, 32, 8, 64),
-    "3b": Shape(28, 3072, 8192, 24, 8, 128),
-}
+SHAPES: Final = {name: get_shape(f"llama-3.2-{name}").config for name in ("1b", "3b")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,24 +59,7 @@ class RandomWeights:
     """`Weights` of a shape: normal, made when they are read, the same each time."""
 
     def __init__(self, config: ModelConfig) -> None:
-        hidden, wide = config.hidden_size, config.intermediate_size
-        queries = config.query_size
-        keys = config.num_key_value_heads * config.head_dim
-        parts: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "post_attention_layernorm": (hidden,),
-            "mlp.gate_proj": (wide, hidden),
-            "mlp.up_proj": (wide, hidden),
-            "mlp.down_proj": (hidden, wide),
-        }
-        self._shapes = {EMBEDDING: (VOCABULARY, hidden), FINAL_NORM: (hidden,)}
-        for layer in range(config.num_hidden_layers):
-            for part, shape in parts.items():
-                self._shapes[block_weight(layer, part)] = shape
+        self._shapes = weight_shapes(config)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -108,21 +77,10 @@ class RandomWeights:
         return torch.randn(shape, generator=generator) * 0.02
 
 
-def random_checkpoint(shape: Shape, layers: int) -> Checkpoint:
+def random_checkpoint(shape: ModelConfig, layers: int) -> Checkpoint:
     """A model of this shape with few layers; text assets of the embedded model, never used."""
-    config = ModelConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        rope_theta=5e5,
-        rope_scaling=None,
-        tie_word_embeddings=True,
+    config = replace(
+        shape, num_hidden_layers=layers, vocab_size=VOCABULARY, max_position_embeddings=2048
     )
     text = load_checkpoint("smollm2-135m").text
     return Checkpoint(source="random", config=config, weights=RandomWeights(config), text=text)
@@ -174,7 +132,7 @@ def benchmark(shape: str, recipe: str, tokens: int) -> Row:
         calibration_tokens=tokens,
         layer_cpu_s=two_s - one_s,
         peak_mib=peak_mib,
-        model_cpu_minutes=SHAPES[shape].layers * (two_s - one_s) / 60,
+        model_cpu_minutes=SHAPES[shape].num_hidden_layers * (two_s - one_s) / 60,
     )
 
 
