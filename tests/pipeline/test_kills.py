@@ -91,10 +91,14 @@ def test_a_chain_of_kills_changes_no_byte(exports: Exports) -> None:
 def test_twenty_kills_and_twenty_whole_bundles(exports: Exports) -> None:
     seconds = exports.run()["seconds"]
     wanted = exports.complete()
-    moments, killed = random.Random(0), 0
-    for _ in range(20):
+    moments, killed, runs = random.Random(0), 0, 0
+    while killed < 20:
         exports.forget()
         found = exports.run(kill_after_s=moments.uniform(0, seconds))
-        killed += found["exit_code"] == -signal.SIGKILL
+        runs += 1
+        if found["exit_code"] == -signal.SIGKILL:
+            killed += 1
+        else:  # done before its moment: the run that was timed was a slower one
+            seconds = min(seconds, found["seconds"])
         assert exports.complete() == wanted
-    assert killed >= 15
+        assert runs < 60, f"{killed} of {runs} runs were killed"
