@@ -144,16 +144,16 @@ class ExecuTorchRuntime:
             outputs = [method.append(call) for call in calls]
         pieces = [piece for call in outputs for piece in call]
 
-        def column(index: int, width: int) -> FloatArray:
-            return np.concatenate([piece[index].reshape(-1, width) for piece in pieces])
+        def column(index: int) -> FloatArray:
+            return np.concatenate([_by_token(piece[index]) for piece in pieces])
 
         hidden = range(1, layers + 2)
         attention = range(layers + 2, 2 * layers + 2)
         return BlockTrace(
             tokens=tuple(token for call in calls for token in call),
             calls=tuple(len(call) for call in calls),
-            hidden=tuple(column(index, artifact.config.hidden_size) for index in hidden),
-            attention=tuple(column(index, artifact.config.query_size) for index in attention),
+            hidden=tuple(column(index) for index in hidden),
+            attention=tuple(column(index) for index in attention),
             logits=np.stack([call[-1][0].reshape(-1) for call in outputs]),
             cache_rows=_cache_rows(pieces, 2 * layers + 2),
         )
@@ -174,8 +174,7 @@ class ExecuTorchRuntime:
             if layer is None:
                 head[name] = _last_rows(outputs, place)
             elif name in _CACHES:
-                rows = outputs[-1][-1][place]
-                blocks[layer][name] = rows[0, : method.used].reshape(method.used, -1)
+                blocks[layer][name] = _by_token(outputs[-1][-1][place])[: method.used]
             else:
                 blocks[layer][name] = _all_rows(outputs, place)
         return OperatorTrace(
@@ -186,26 +185,34 @@ class ExecuTorchRuntime:
         )
 
 
+def _by_token(value: AnyArray) -> FloatArray:
+    """(T, all the rest) of a value (1, T, ...), or (K, T, ...) for each key/value head."""
+    by_token = value.swapaxes(0, 1)
+    return by_token.reshape(len(by_token), -1)
+
+
 def _last_rows(outputs: Sequence[Sequence[Sequence[AnyArray]]], place: int) -> FloatArray:
     """The last token's row of each call."""
-    return np.stack([call[-1][place].reshape(call[-1][place].shape[1], -1)[-1] for call in outputs])
+    return np.stack([_by_token(call[-1][place])[-1] for call in outputs])
 
 
 def _all_rows(outputs: Sequence[Sequence[Sequence[AnyArray]]], place: int) -> FloatArray:
-    parts = [piece[place] for call in outputs for piece in call]
-    return np.concatenate([part.reshape(part.shape[1], -1) for part in parts])
+    return np.concatenate([_by_token(piece[place]) for call in outputs for piece in call])
 
 
 def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
-    """Queries, keys and values are one product in the graph."""
+    """Queries, keys and values are one product in the graph, by key/value head."""
     config = artifact.config
     stacked = values.pop("qkv_proj", None)
     values.pop("v_heads", None)
     if stacked is None:
         return values
-    borders = [config.query_size, config.query_size + config.key_value_size]
-    parts = np.split(stacked, borders, axis=1)
-    return {**values, **dict(zip(("q_proj", "k_proj", "v_proj"), parts, strict=True))}
+    by_group = stacked.reshape(len(stacked), config.num_key_value_heads, -1, config.head_dim)
+    group = config.queries_per_group
+    parts = by_group[:, :, :group], by_group[:, :, group : group + 1], by_group[:, :, group + 1 :]
+    names = ("q_proj", "k_proj", "v_proj")
+    split = {name: part.reshape(len(stacked), -1) for name, part in zip(names, parts, strict=True)}
+    return {**values, **split}
 
 
 def _head_values(artifact: Artifact, head: dict[str, FloatArray]) -> dict[str, FloatArray]:
@@ -216,11 +223,19 @@ def _head_values(artifact: Artifact, head: dict[str, FloatArray]) -> dict[str, F
     return {**head, "head_rotation" if artifact.config.head_rotation else "norm": entering}
 
 
+def _by_head(rows: AnyArray) -> AnyArray:
+    """(K, T, heads of each, H or 1) -> (T, all heads, H or 1)."""
+    by_token = rows.swapaxes(0, 1)
+    return by_token.reshape(len(by_token), -1, rows.shape[-1])
+
+
 def _cache_rows(pieces: Sequence[Sequence[AnyArray]], first: int) -> tuple[FloatArray, ...]:
     """`BlockTrace.cache_rows`, out of the outputs from index `first` on."""
     layers = []
     for start in range(first, len(pieces[0]), ROWS_PER_LAYER):
-        calls = [[part[0] for part in piece[start : start + ROWS_PER_LAYER]] for piece in pieces]
+        calls = [
+            [_by_head(part) for part in piece[start : start + ROWS_PER_LAYER]] for piece in pieces
+        ]
         # Codes, steps and zero points of queries, of keys, of values: (T, heads, H or 1) each.
         values = [np.concatenate(parts).astype(np.float32) for parts in zip(*calls, strict=True)]
         kinds = [np.concatenate(values[kind::3], axis=1) for kind in range(3)]

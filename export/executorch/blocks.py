@@ -4,8 +4,8 @@ The residual stream leaves a delegate only where attention needs the KV cache, s
 from one attention to the next: o_proj, residual, norm, SwiGLU, residual, and the next block's
 norm, QKV and RoPE. That makes L + 1 delegates for L blocks, plus the head.
 
-Shape legend: T tokens (an upper bound), D hidden, Q query_size, N query heads, K key/value heads,
-H head_dim.
+Shape legend: T tokens (an upper bound), D hidden, Q query_size, K key/value heads, G query heads
+that share one of them, H head_dim.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,10 @@ class BlockBuilder:
 
     def _rope_shape(self) -> tuple[int, ...]:
         return (1, self.max_tokens, 1, self.config.head_dim // 2)
+
+    def _attended_shape(self) -> tuple[int, ...]:
+        groups = self.config.num_key_value_heads
+        return (groups, self.max_tokens, self.config.query_size // groups)
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
         """XNNPACK's schema has no mean over the last axis: a linear of 1 / D with bias eps is."""
@@ -64,7 +68,7 @@ class BlockBuilder:
             for order in self.config.down_proj_rotation
         )
         matrix = graph.reshape(product, (1, 0, *self.config.down_proj_rotation))
-        turned = graph.linear(graph.transpose_last(graph.linear(matrix, second)), first)
+        turned = graph.linear(graph.transpose(graph.linear(matrix, second), (0, 1, 3, 2)), first)
         return graph.reshape(turned, (1, 0, self.config.intermediate_size))
 
     def _rope(self, graph: XnnpackGraph, heads: Value, turned: int, cos_sin: CosSin) -> Value:
@@ -89,27 +93,28 @@ class BlockBuilder:
         return graph.linear(heads, graph.constant(self.store.hadamard(order), (order, order)))
 
     def _queries_keys_values(self, graph: XnnpackGraph, layer: int, x: Value, rope: CosSin) -> None:
-        """Norm, QKV and RoPE; defines the graph's outputs q (1,T,N,H), k and v (1,T,K,H)."""
+        """Norm, QKV and RoPE; defines the graph's outputs q (K,T,G,H), k and v (K,T,1,H)."""
         config = self.config
-        queries, groups = config.num_attention_heads, config.num_key_value_heads
+        groups, queries = config.num_key_value_heads, config.queries_per_group
         normed = self._rms_norm(graph, x, block_weight(layer, "input_layernorm"))
         parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         stacked = self._linear(
             graph, graph.quantize_per_token(normed), [block_weight(layer, part) for part in parts]
         )
-        heads = graph.reshape(stacked, (1, 0, queries + 2 * groups, config.head_dim))
-        turned = self._rope(graph, heads, queries + groups, rope)
-        turned = self._rotate_heads(graph, turned)
+        by_token = graph.reshape(stacked, (0, groups, queries + 2, config.head_dim))
+        heads = graph.transpose(by_token, (1, 0, 2, 3))
+        turned = self._rotate_heads(graph, self._rope(graph, heads, queries + 1, rope))
         tokens, head_dim = self.max_tokens, config.head_dim
-        query = graph.output((1, tokens, queries, head_dim))
-        key = graph.output((1, tokens, groups, head_dim))
-        value = graph.output((1, tokens, groups, head_dim))
+        query = graph.output((groups, tokens, queries, head_dim))
+        key, value = (graph.output((groups, tokens, 1, head_dim)) for _ in range(2))
         graph.slice(turned, {2: (0, queries)}, out=query)
-        graph.slice(turned, {2: (queries, groups)}, out=key)
-        graph.slice(heads, {2: (queries + groups, groups)}, out=value)
+        graph.slice(turned, {2: (queries, 1)}, out=key)
+        graph.slice(heads, {2: (queries + 1, 1)}, out=value)
 
     def _mlp(self, graph: XnnpackGraph, layer: int, x: Value, attention: Value, out: Value) -> None:
         o_proj = [block_weight(layer, "self_attn.o_proj")]
+        by_token = graph.transpose(attention, (1, 0, 2))
+        attention = graph.reshape(by_token, (1, 0, self.config.query_size))
         x = graph.add(x, self._linear(graph, graph.quantize_per_token(attention), o_proj))
         normed = self._rms_norm(graph, x, block_weight(layer, "post_attention_layernorm"))
         normed = graph.quantize_per_token(normed)
@@ -132,7 +137,7 @@ class BlockBuilder:
         """(x, attention, cos, sin) -> (x', q, k, v): the end of `layer`, the start of the next."""
         graph = XnnpackGraph()
         x = graph.input(self._hidden_shape())
-        attention = graph.input((1, self.max_tokens, self.config.query_size))
+        attention = graph.input(self._attended_shape())
         rope = graph.input(self._rope_shape()), graph.input(self._rope_shape())
         out = graph.output(self._hidden_shape())
         self._mlp(graph, layer, x, attention, out)
@@ -143,7 +148,7 @@ class BlockBuilder:
         """(x, attention) -> x' of the last block."""
         graph = XnnpackGraph()
         x = graph.input(self._hidden_shape())
-        attention = graph.input((1, self.max_tokens, self.config.query_size))
+        attention = graph.input(self._attended_shape())
         out = graph.output(self._hidden_shape())
         self._mlp(graph, self.config.num_hidden_layers - 1, x, attention, out)
         return graph

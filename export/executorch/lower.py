@@ -17,7 +17,7 @@ from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch.attention import AttentionValues, make_attention
+from llama_edge.export.executorch.attention import Positions, make_attention
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.program import PlanBuilder, constant_method
 from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
@@ -77,9 +77,7 @@ def _forward_plan(
     Delegate i's payload is segment i + 1.
     """
     plan = PlanBuilder("forward")
-    head_dim, hidden = config.head_dim, config.hidden_size
-    queries, groups = config.num_attention_heads, config.num_key_value_heads
-    steps, half = max_prefill, config.head_dim // 2
+    hidden, steps, half = config.hidden_size, max_prefill, config.head_dim // 2
 
     def activation(shape: tuple[int, ...]) -> int:
         size = 4
@@ -121,27 +119,19 @@ def _forward_plan(
         "out",
         [table, table_scales, none, low, high, tokens, stream[0], stream[0]],
     )
-    query = activation((1, steps, queries, head_dim))
-    key = activation((1, steps, groups, head_dim))
-    value = activation((1, steps, groups, head_dim))
-    attended_place = plan.arena.allocate(4 * steps * config.query_size)
-    attended = plan.tensor((1, steps, queries, head_dim), place=attended_place, dynamic=True)
-    flat = plan.tensor((1, steps, config.query_size), place=attended_place, dynamic=True)
-    flat_view = plan.integer_list([one, count, plan.integer(config.query_size)])
-    attention = make_attention(plan, config, kv_cache, max_context, max_prefill)
-    values = AttentionValues(
-        query=query, key=key, value=value, position=position, attended=attended
-    )
+    positions = Positions(count=count, known=position)
+    attention = make_attention(plan, config, kv_cache, positions, max_context, max_prefill)
+    values = attention.values
+    heads = values.query, values.key, values.value
 
-    plan.delegate(BACKEND, 1, [stream[0], *rope, query, key, value])
+    plan.delegate(BACKEND, 1, [stream[0], *rope, *heads])
     for layer in range(config.num_hidden_layers):
-        attention.attend(values)
-        plan.call("executorch_prim::et_view", "default", [attended, flat_view, flat])
+        attention.attend()
         x, out = stream[layer % 2], stream[(layer + 1) % 2]
         if layer + 1 < config.num_hidden_layers:
-            plan.delegate(BACKEND, layer + 2, [x, flat, *rope, out, query, key, value])
+            plan.delegate(BACKEND, layer + 2, [x, values.attended, *rope, out, *heads])
         else:
-            plan.delegate(BACKEND, layer + 2, [x, flat, out])
+            plan.delegate(BACKEND, layer + 2, [x, values.attended, out])
 
     last = plan.tensor((1, 1, hidden), place=plan.arena.allocate(4 * hidden))
     final = stream[config.num_hidden_layers % 2]

@@ -7,7 +7,7 @@ bounds; kernels resize their outputs to the tokens given.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
@@ -67,6 +67,10 @@ class PlanBuilder:
         """An integer that an instruction writes."""
         return self._value(schema.Int(0))
 
+    def flag_slot(self) -> int:
+        """A truth value that an instruction writes."""
+        return self._value(schema.Bool(False))
+
     def integer_list(self, items: Sequence[int]) -> int:
         """A list of integer values, by index."""
         return self._value(schema.IntList(list(items)))
@@ -121,6 +125,13 @@ class PlanBuilder:
                 shape_dynamism=bound if dynamic else schema.TensorShapeDynamism.STATIC,
             )
         )
+
+    def alias(self, tensor: int, shape: Sequence[int]) -> int:
+        """Another shape, also an upper bound, of what lies in the arena."""
+        known = self._values[tensor].val
+        assert isinstance(known, schema.Tensor)
+        view = replace(known, sizes=list(shape), dim_order=list(range(len(shape))))
+        return self._value(view)
 
     def call(self, operator: str, overload: str, arguments: Sequence[int]) -> None:
         """Run a kernel; the output comes last."""

@@ -17,7 +17,7 @@ from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.attention import INT8_OPERATOR
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
-from llama_edge.export.executorch.weights import CODES, SCALES
+from llama_edge.export.executorch.weights import CODES, SCALES, stacked_rows
 from llama_edge.formats.pte import PteFile
 
 _EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"
@@ -67,10 +67,10 @@ def _cache_dtype(pte: PteFile) -> KVCacheDtype:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Where a matrix lies: the key of the stack that holds it, and its first row there."""
+    """Where a matrix lies: the key of the stack that holds it, and whose rows that has."""
 
     key: str
-    start: int
+    names: tuple[str, ...]
     total: int
 
 
@@ -84,7 +84,7 @@ class PteWeights:
         self._rows = self._find_rows()
 
     def _find_rows(self) -> dict[str, _Rows]:
-        """Stacks are keyed by their parts' names joined with `+`, first rows first."""
+        """Stacks are keyed by their parts' names joined with `+`."""
         rows: dict[str, _Rows] = {}
         known = set(quantized_names(self.config))
         for key in self._named:
@@ -92,9 +92,8 @@ class PteWeights:
             parts = stack.split("+")
             if stack == key or not known.issuperset(parts):
                 continue
-            heights = [matrix_shape(self.config, part)[0] for part in parts]
-            for place, part in enumerate(parts):
-                rows[part] = _Rows(stack, sum(heights[:place]), sum(heights))
+            total = sum(matrix_shape(self.config, part)[0] for part in parts)
+            rows |= {part: _Rows(stack, tuple(parts), total) for part in parts}
         return rows
 
     def quantized_names(self) -> tuple[str, ...]:
@@ -165,10 +164,10 @@ class PteWeights:
             return self._embedding()
         if name not in self._rows:
             raise ArtifactError(f"{self._pte.path}: {name} is in no named data")
-        rows, columns = matrix_shape(self.config, name)
+        columns = matrix_shape(self.config, name)[1]
         place = self._rows[name]
         read = self._int8 if self._is_int8(place, columns) else self._int4
-        return read(place, columns).rows(torch.arange(place.start, place.start + rows))
+        return read(place, columns).rows(stacked_rows(self.config, place.names)[name])
 
     def _is_int8(self, place: _Rows, columns: int) -> bool:
         """The file itself says how wide the codes are: a byte for each, or half of one."""

@@ -1,6 +1,6 @@
 """The `.pte`'s named data: every weight under its canonical name, read only when it is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.hadamard import hadamard
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
 from llama_edge.core.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.core.types import QuantizedWeights
@@ -36,6 +37,23 @@ class StoredData:
 def stacked_key(names: list[str]) -> str:
     """One key for weights stacked along the output: their names joined by `+`."""
     return "+".join(names)
+
+
+def stacked_rows(config: ModelConfig, names: Sequence[str]) -> Mapping[str, Tensor]:
+    """Which rows of a stack are whose: row numbers (int64) by name, in each matrix's own order.
+
+    Queries, keys and values are stacked by key/value head: the queries that ask a key head, that
+    key head, its value head, then the next. So one transposition of their product puts each
+    group's tokens side by side, as attention reads them.
+    """
+    heights = [matrix_shape(config, name)[0] for name in names]
+    groups = config.num_key_value_heads if len(names) > 1 else 1
+    parts = [height // groups for height in heights]
+    starts = torch.arange(groups)[:, None] * sum(parts)
+    return {
+        name: (starts + sum(parts[:place]) + torch.arange(parts[place])).flatten()
+        for place, name in enumerate(names)
+    }
 
 
 class WeightStore:
@@ -103,7 +121,8 @@ class WeightStore:
         """Kept until the next one is asked for: codes and scales follow each other in the file."""
         if self._last is None or self._last[0] != names:
             tensors = [self._weights.quantized(name) for name in names]
-            self._last = names, concatenate_rows(tensors)
+            places = torch.cat(list(stacked_rows(self._config, names).values()))
+            self._last = names, concatenate_rows(tensors).rows(places.argsort())
         return self._last[1]
 
     def _packed(self, names: list[str]) -> Tensor:

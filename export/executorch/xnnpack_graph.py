@@ -211,12 +211,11 @@ class XnnpackGraph:
         )
         return result
 
-    def transpose_last(self, value: Value) -> Value:
-        """The last two axes swapped."""
-        rank = len(value.shape)
-        order = [*range(rank - 2), rank - 1, rank - 2]
+    def transpose(self, value: Value, order: Sequence[int]) -> Value:
+        """The axes in another order."""
         result = self._float(tuple(value.shape[axis] for axis in order))
-        self._add_node(schema.XNNStaticTranspose(rank, order, value.index, result.index, 0))
+        rank = len(order)
+        self._add_node(schema.XNNStaticTranspose(rank, [*order], value.index, result.index, 0))
         return result
 
     def slice(

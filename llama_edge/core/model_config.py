@@ -111,6 +111,11 @@ class ModelConfig:
             )
 
     @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
     def query_size(self) -> int:
         """Width of all query heads together: `num_attention_heads * head_dim`."""
         return self.num_attention_heads * self.head_dim
