@@ -37,11 +37,11 @@ def build_genai(work: Path) -> None:
 
 
 @contextmanager
-def open_genai(work: Path) -> Iterator[Callable[[], Call]]:
+def open_genai(folder: Path) -> Iterator[Callable[[], Call]]:
     """A generator for each sequence."""
     import onnxruntime_genai as og
 
-    model = og.Model(str(work / "genai"))
+    model = og.Model(str(folder))
 
     def start() -> Call:
         parameters = og.GeneratorParams(model)
@@ -152,8 +152,8 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 
 def opened(peer: str, work: Path) -> Any:  # noqa: ANN401
     """The peer's context manager."""
-    if peer == "genai":
-        return open_genai(work)
+    if peer in ("genai", "onnx"):
+        return open_genai(work / peer)
     if peer == "llama.cpp":
         return open_llama_cpp(work)
     return open_pte(work / peer / "model.pte")

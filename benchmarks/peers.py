@@ -32,6 +32,7 @@ from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
+from llama_edge.quantize import DEFAULT_RECIPE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.checkpoint_writers import write_gguf, write_huggingface
@@ -49,8 +50,8 @@ class Peer:
     name: str
     title: str
     packages: tuple[str, ...] = ()
-    #: of `llama-edge export`
-    recipe: str | None = None
+    #: what `llama-edge export` is asked for; None for others' tools
+    ours: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +69,32 @@ class Row:
     prefill_tokens_per_s: float = 0.0
 
 
+#: The runtime and its builder; both our ONNX folder and its own model run in it.
+GENAI: Final = (
+    "onnxruntime-genai==0.18.0",
+    "onnx==1.23.2",
+    "onnx-ir==1.1.0",
+    "transformers==5.23.0",
+)
 PEERS: Final = (
-    Peer(name="ours", title="llama-edge, w4a8-hadamard", recipe="w4a8-hadamard"),
-    Peer(name="default", title="llama-edge, w4a8-mixed (default)", recipe="w4a8-mixed"),
-    Peer(name="stock", title="ExecuTorch export_llm, 8da4w"),
+    Peer(name="rtn", title="llama-edge .pte, w4a8-rtn", ours=("android", "w4a8-rtn")),
     Peer(
-        name="genai",
-        title="onnxruntime-genai builder, int4",
-        packages=("onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir", "transformers==5.23.0"),
+        name="hadamard", title="llama-edge .pte, w4a8-hadamard", ours=("android", "w4a8-hadamard")
     ),
+    Peer(name="default", title="llama-edge .pte, default recipe", ours=("android", DEFAULT_RECIPE)),
+    Peer(name="stock", title="ExecuTorch export_llm .pte, 8da4w"),
     Peer(
         name="optimum",
-        title="optimum-executorch, 8da4w",
+        title="optimum-executorch .pte, 8da4w",
         packages=("optimum-executorch==1.1.0",),
     ),
+    Peer(
+        name="onnx",
+        title="llama-edge ONNX, w4a8-rtn, run by onnxruntime-genai",
+        packages=GENAI,
+        ours=("onnx", "w4a8-rtn"),
+    ),
+    Peer(name="genai", title="onnxruntime-genai builder, int4", packages=GENAI),
     Peer(name="llama.cpp", title="llama.cpp, Q4_0", packages=("llama-cpp-python==0.3.36",)),
 )
 
@@ -125,9 +138,12 @@ def environment(peer: Peer, work: Path) -> Path:
 def build(peer: Peer, checkpoint: Checkpoint, python: Path, work: Path) -> tuple[float, float]:
     """Write the peer's artifact; CPU seconds and peak MiB."""
     log, folder = work / f"{peer.name}.log", work / peer.name
-    if peer.recipe:
+    if peer.ours:
+        target, recipe = peer.ours
+        # A cache of its own: what a recipe calibrates is part of what it costs.
+        own = f"LLAMA_EDGE_CACHE={work / 'cache' / peer.name}"
         program = Path(sys.executable).with_name("llama-edge")
-        command = [program, "export", MODEL, "--target", "android", "--recipe", peer.recipe]
+        command = ["env", own, program, "export", MODEL, "--target", target, "--recipe", recipe]
         return run(
             [*command, "--max-context", str(CONTEXT), "--out", folder, "--force"], log, "export"
         )

@@ -11,7 +11,6 @@ in turns, a fresh process each, medians; compare within this run only, never acr
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -59,6 +59,15 @@ TEXT = (
     "to the book that hung by the door: bearing replaced, grease in spring, check the seal before "
     "the dry months, and do not lend the big spanner to the neighbours."
 )
+#: log, command... -> [exit status, CPU seconds, peak MiB]
+_STARTER: Final = """
+import json, os, resource, subprocess, sys
+with open(sys.argv[1], "wb") as log:
+    process = subprocess.Popen(sys.argv[2:], stdout=log, stderr=subprocess.STDOUT)
+    _, status, usage = os.wait4(process.pid, 0)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([status, used.ru_utime + used.ru_stime, usage.ru_maxrss / 1024]))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +128,16 @@ def write_meta_checkpoint(checkpoint: Checkpoint, folder: Path) -> tuple[Path, P
 
 
 def measure(command: Sequence[str], log: Path) -> tuple[float, float]:
-    """CPU seconds and peak MiB of a command with all its children; fails loudly."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=log.parent)
-        _, status, usage = os.wait4(process.pid, 0)
+    """CPU seconds and peak MiB of a command with all its children; fails loudly.
+
+    Linux counts the memory of whoever starts a process as that process's: a small one does.
+    """
+    starter = [sys.executable, "-c", _STARTER, str(log), *command]
+    done = subprocess.run(starter, capture_output=True, text=True, check=True, cwd=log.parent)
+    status, cpu_s, peak_mib = json.loads(done.stdout)
     if status:
         raise SystemExit(f"{command[0]} failed; see {log}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu_s, usage.ru_maxrss / 1024
+    return cpu_s, peak_mib
 
 
 def export_stock(checkpoint: Checkpoint, work: Path) -> Exported:
