@@ -113,8 +113,8 @@ class _Graph:
     def named(self) -> Iterator[tuple[int | None, str, int]]:
         """Layer (None: the head), name and number of each value that can be told by its weights."""
         for weight, node in self._linears():
-            # Our stacks join their parts' names: `...q_proj.weight+...k_proj.weight+...`.
-            first = weight.split("+", 1)[0].removesuffix(".weight")
+            # Our stacks join their parts' names: `...q_proj.weight|...k_proj.weight|...`.
+            first = weight.split("|", 1)[0].removesuffix(".weight")
             source, out = self._before_rounding(node.get("input1_id", 0)), node["output_id"]
             if first == _HEAD:
                 yield None, "head_input", source

@@ -155,7 +155,7 @@ class ExecuTorchExporter:
 
 def _cache_layout(artifact: Artifact) -> str:
     config, dtype = artifact.config, artifact.kv_cache
-    rows = f"(1, {artifact.max_context}, {config.num_key_value_heads}, {config.head_dim})"
+    rows = f"({config.num_key_value_heads}, {artifact.max_context}, 1, {config.head_dim})"
     scales = " with a float32 scale and an int8 zero point per token and head; keys turned by R3"
     return (
         f"inside the method: {config.num_hidden_layers} layers of keys and values, {dtype.value} "

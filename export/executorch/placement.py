@@ -19,7 +19,7 @@ from llama_edge.core.quantized_checkpoint import quantized_names
 from llama_edge.core.types import Placement
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.reader import read_description
-from llama_edge.export.executorch.weights import CODES
+from llama_edge.export.executorch.weights import CODES, STACK_JOINT
 from llama_edge.formats.pte import PteFile
 
 
@@ -91,7 +91,9 @@ def read_placement(path: Path) -> Placement:
         if isinstance(instruction.instr_args, schema.KernelCall):
             portable[plan.operators[instruction.instr_args.op_index].name] += 1
     linears = [name for name in quantized_names(config) if name != EMBEDDING]
-    in_delegates = {name for key in delegated for name in key.removesuffix(CODES).split("+")}
+    in_delegates = {
+        name for key in delegated for name in key.removesuffix(CODES).split(STACK_JOINT)
+    }
     sizes = {key: pte.program.segments[index].size for key, index in pte.named().items()}
     codes = {key: size for key, size in sizes.items() if key.endswith(CODES)}
     return Placement(

@@ -17,7 +17,7 @@ from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.attention import INT8_OPERATOR
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
-from llama_edge.export.executorch.weights import CODES, SCALES, stacked_rows
+from llama_edge.export.executorch.weights import CODES, SCALES, STACK_JOINT, stacked_rows
 from llama_edge.formats.pte import PteFile
 
 _EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"
@@ -84,12 +84,12 @@ class PteWeights:
         self._rows = self._find_rows()
 
     def _find_rows(self) -> dict[str, _Rows]:
-        """Stacks are keyed by their parts' names joined with `+`."""
+        """Stacks are keyed by their parts' names joined."""
         rows: dict[str, _Rows] = {}
         known = set(quantized_names(self.config))
         for key in self._named:
             stack = key.removesuffix(CODES)
-            parts = stack.split("+")
+            parts = stack.split(STACK_JOINT)
             if stack == key or not known.issuperset(parts):
                 continue
             total = sum(matrix_shape(self.config, part)[0] for part in parts)
@@ -163,7 +163,10 @@ class PteWeights:
         if name == EMBEDDING:
             return self._embedding()
         if name not in self._rows:
-            raise ArtifactError(f"{self._pte.path}: {name} is in no named data")
+            raise ArtifactError(
+                f"{self._pte.path}: {name} is in no named data: the file is damaged, or an earlier "
+                "llama-edge wrote it; export it again"
+            )
         columns = matrix_shape(self.config, name)[1]
         place = self._rows[name]
         read = self._int8 if self._is_int8(place, columns) else self._int4

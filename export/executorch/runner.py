@@ -24,7 +24,7 @@ _NUMBERS: Final = {
     "use_kv_cache": RunnerField.USES_KV_CACHE,
 }
 _END_TOKENS: Final = "get_eos_ids"
-#: Operator that writes a cache -> which of its arguments that is; a cache is (1, S, K, H).
+#: Operator that writes a cache -> which of its arguments that is; a cache is (K, S, 1, H).
 _CACHE_WRITERS: Final = {"llama::update_cache": 1}
 _CACHE_DIMENSIONS: Final = 4
 

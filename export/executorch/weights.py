@@ -23,6 +23,9 @@ MEAN_KEY: Final = "rms_norm.mean"
 EPS_KEY: Final = "rms_norm.eps"
 CODES: Final = ".codes"
 SCALES: Final = ".scales"
+#: Between the names of a stack whose rows lie as `stacked_rows` says. Earlier files had `+` and
+#: whole matrices one after the other; their stacks must not be found.
+STACK_JOINT: Final = "|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class StoredData:
 
 
 def stacked_key(names: list[str]) -> str:
-    """One key for weights stacked along the output: their names joined by `+`."""
-    return "+".join(names)
+    """One key for weights stacked along the output: their names joined."""
+    return STACK_JOINT.join(names)
 
 
 def stacked_rows(config: ModelConfig, names: Sequence[str]) -> Mapping[str, Tensor]:

@@ -1,11 +1,16 @@
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from executorch.exir import schema
 
 from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.core.model import DequantizedSource, KVCache, Llama
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.quantized_checkpoint import matrix_shape
 from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
@@ -38,6 +43,46 @@ def test_all_logits_of_a_prompt(debug_pte: Artifact, reference: Llama) -> None:
     expected = reference.logits(torch.tensor(PROMPT)).numpy()
     with ExecuTorchRuntime().open(debug_pte) as session:
         np.testing.assert_allclose(session.prefill_logits(PROMPT), expected, atol=1e-5)
+
+
+def test_rows_of_another_order_are_another_network(
+    debug_quantized: QuantizedCheckpoint,
+    reference: Llama,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def whole_matrices(config: ModelConfig, names: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        heights = [matrix_shape(config, name)[0] for name in names]
+        rows = torch.split(torch.arange(sum(heights)), heights)
+        return dict(zip(names, rows, strict=True))
+
+    monkeypatch.setattr("llama_edge.export.executorch.weights.stacked_rows", whole_matrices)
+    expected = reference.logits(torch.tensor(PROMPT))[-1].numpy()
+    with ExecuTorchRuntime().open(lower(debug_quantized, tmp_path)) as session:
+        assert np.abs(session.prefill(PROMPT) - expected).max() > 0.001
+
+
+def test_a_single_token_asks_every_key(
+    debug_pte: Artifact, reference: Llama, tmp_path: Path
+) -> None:
+    """Were a group's queries taken for tokens that follow each other, the first would miss keys."""
+    pte = PteFile(debug_pte.path)
+    plan = pte.method("forward")
+    plan.values.append(schema.EValue(schema.Bool(True)))
+    for instruction in plan.chains[0].instructions:
+        call = instruction.instr_args
+        if isinstance(call, schema.KernelCall):
+            operator = plan.operators[call.op_index].name
+            if operator == "llama::custom_sdpa":
+                call.args[6] = len(plan.values) - 1
+    front, _ = encode_program(pte.program)
+    (tmp_path / "model.pte").write_bytes(front + bytes(pte.segment_data()))
+    cache = KVCache()
+    expected = reference.logits(torch.tensor(PROMPT), cache)[-1].numpy()
+    with ExecuTorchRuntime().open(dataclasses.replace(debug_pte, root=tmp_path)) as session:
+        np.testing.assert_allclose(session.prefill(PROMPT), expected, atol=1e-5)
+        expected = reference.logits(torch.tensor([1]), cache)[-1].numpy()
+        assert np.abs(session.decode(1) - expected).max() > 0.001
 
 
 def test_reset_forgets(debug_pte: Artifact) -> None:

@@ -149,7 +149,7 @@ def test_the_file_says_what_it_does(int8_pte: Artifact, debug_pte: Artifact) -> 
     ):
         assert exporter.read_artifact(artifact.path) == artifact
         assert artifact.kv_cache is dtype
-        assert f"{dtype.value} (1, 256, 2, 16)" in exporter.interface(artifact).cache
+        assert f"{dtype.value} (2, 256, 1, 16)" in exporter.interface(artifact).cache
         assert cached_bytes(artifact) == 256 * bytes_per_token(artifact.config, dtype)
         placement = exporter.placement(artifact)
         assert placement.linears_delegated == placement.linears

@@ -9,8 +9,8 @@ from llama_edge.export.executorch.reader import PteWeights, read_artifact
 from llama_edge.formats.pte import PteFile, encode_program
 
 QKV = (
-    "model.layers.0.self_attn.q_proj.weight+model.layers.0.self_attn.k_proj.weight"
-    "+model.layers.0.self_attn.v_proj.weight.codes"
+    "model.layers.0.self_attn.q_proj.weight|model.layers.0.self_attn.k_proj.weight"
+    "|model.layers.0.self_attn.v_proj.weight.codes"
 )
 
 
@@ -24,6 +24,16 @@ def rewrite(pte: PteFile, target: Path) -> Path:
 def test_an_unchanged_rewrite_reads_back(debug_pte: Artifact, tmp_path: Path) -> None:
     copy = rewrite(PteFile(debug_pte.path), tmp_path / "model.pte")
     assert copy.read_bytes() == debug_pte.path.read_bytes()
+
+
+def test_rows_that_lie_otherwise_are_not_read(debug_pte: Artifact, tmp_path: Path) -> None:
+    """Earlier files stacked whole matrices, with another joint between their names."""
+    pte = PteFile(debug_pte.path)
+    for data in pte.program.named_data:
+        data.key = data.key.replace("|", "+")
+    copy = PteWeights(rewrite(pte, tmp_path / "model.pte"))
+    with pytest.raises(ArtifactError, match=r"k_proj.weight is in no named data.*export it again"):
+        copy.quantized("model.layers.0.self_attn.k_proj.weight")
 
 
 def test_swapped_nibbles_change_one_tensor_only(debug_pte: Artifact, tmp_path: Path) -> None:
