@@ -3,8 +3,9 @@
     python benchmarks/peer_drivers.py PEER build|time|logits WORK
 
 `WORK` holds `hf` (the checkpoint as a Hugging Face folder), `gguf` (as float32 GGUF) and
-`tokens.json` (held-out text). `build` writes WORK/PEER; `time` prints [decode, prefill] tokens
-per second; `logits` writes WORK/PEER/logits.npy. Nothing of llama-edge is imported here.
+`tokens.json` (held-out text). `build` writes WORK/PEER; `time` prints [decode, decode behind a
+long prompt, prefill] tokens per second; `logits` writes WORK/PEER/logits.npy. Nothing of llama-edge
+is imported here.
 """
 
 import json
@@ -23,6 +24,8 @@ import numpy as np
 Call = Callable[[Sequence[int]], np.ndarray]
 
 PROMPT_TOKENS = 128
+#: prompts of that length one after the other
+LONG_PROMPTS = 8
 DECODE_TOKENS = 64
 CONTEXT = 2048
 THREADS = os.cpu_count() or 1
@@ -130,17 +133,24 @@ def open_llama_cpp(work: Path) -> Iterator[Callable[[], Call]]:
     yield start
 
 
-def time_calls(start: Callable[[], Call]) -> tuple[float, float]:
-    """(decode, prefill) tokens per second, after one warm-up prefill."""
+def tokens_per_s(call: Call, tokens: Sequence[int], times: int) -> float:
+    """Of `times` calls with the same tokens, one behind the other."""
+    began = time.perf_counter()
+    for _ in range(times):
+        call(tokens)
+    return times * len(tokens) / (time.perf_counter() - began)
+
+
+def time_calls(start: Callable[[], Call]) -> tuple[float, float, float]:
+    """(decode, decode behind a long prompt, prefill) tokens per second, after a warm-up prefill."""
     prompt = list(range(100, 100 + PROMPT_TOKENS))
     start()(prompt)
     call = start()
-    began = time.perf_counter()
-    call(prompt)
-    prefilled = time.perf_counter()
-    for _ in range(DECODE_TOKENS):
-        call([7])
-    return DECODE_TOKENS / (time.perf_counter() - prefilled), PROMPT_TOKENS / (prefilled - began)
+    prefill = tokens_per_s(call, prompt, 1)
+    decode = tokens_per_s(call, [7], DECODE_TOKENS)
+    call = start()
+    tokens_per_s(call, prompt, LONG_PROMPTS)
+    return decode, tokens_per_s(call, [7], DECODE_TOKENS), prefill
 
 
 BUILDERS: dict[str, Callable[[Path], None]] = {
