@@ -1,14 +1,13 @@
-"""Symmetric integer codes per group of inputs, through torchao's quantization primitives."""
+"""Symmetric integer codes per group of inputs, through torchao's quantization primitives.
+
+torchao, which takes seconds to import, comes with the first codes that are chosen: an export of
+codes that a checkpoint brings, and whoever only reads codes, do without it.
+"""
 
 from typing import Final
 
 import torch
 from torch import Tensor
-from torchao.quantization.quant_primitives import (
-    MappingType,
-    choose_qparams_affine,
-    quantize_affine,
-)
 
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import MAX_SCALE, MIN_SCALE, QuantizedTensor
@@ -27,6 +26,8 @@ def choose_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     codes; it is rounded up, because a smaller scale would clip the largest weight (by half a step
     more at 8 bits).
     """
+    from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
+
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scale, _ = choose_qparams_affine(
         weight_OI,
@@ -63,6 +64,8 @@ def round_to_nearest(name: str, weight_OI: Tensor, scales_OG: Tensor, bits: int)
     Raises:
         QuantizeError: A scale leaves the range that every backend holds exactly.
     """
+    from torchao.quantization.quant_primitives import quantize_affine
+
     check_scales(name, weight_OI, scales_OG)
     rows, columns = weight_OI.shape
     group_size = columns // scales_OG.shape[1]

@@ -8,12 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-# Loading these libraries registers the operators that a program names.
-from executorch.extension.llm.custom_ops import custom_ops as _llama_operators  # noqa: F401
-from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-from executorch.kernels import quantized as _quantized_operators  # noqa: F401
-from executorch.runtime import Runtime as _Native
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import SessionError
@@ -25,8 +19,7 @@ from llama_edge.core.session import (
     check_tokens,
 )
 from llama_edge.core.types import Artifact
-from llama_edge.runtimes.executorch_operators import write_operator_copy
-from llama_edge.runtimes.executorch_trace import ROWS_PER_LAYER, write_traced_copy
+from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 _CACHES = ("key_cache", "value_cache")
 #: what a method returns: float32, or int8 where a trace looks at codes
@@ -40,7 +33,7 @@ class _Method:
         self._artifact = artifact
         try:
             # The program owns the mapped file that the method reads: keep both.
-            self._program = _Native.get().load_program(path)
+            self._program = load_program(path)
             self._method: Any = self._program.load_method("forward")
         except RuntimeError as error:
             raise SessionError(
@@ -63,7 +56,7 @@ class _Method:
             piece = tokens[start : start + artifact.max_prefill]
             inputs = torch.tensor([piece]), torch.tensor([self.used])
             try:
-                results = self._method.execute(inputs)
+                results = self._method(inputs)
             except RuntimeError as error:
                 raise SessionError(
                     f"{artifact.path}: ExecuTorch failed at position {self.used}: {error}"
@@ -124,7 +117,7 @@ class ExecuTorchRuntime:
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None:
             # Safe here: no method is loaded, so that nothing runs in the pool that is replaced.
-            _unsafe_reset_threadpool(threads)
+            reset_thread_pool(threads)
 
     def version(self) -> str:
         """See `Runtime`."""
@@ -136,6 +129,10 @@ class ExecuTorchRuntime:
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> BlockTrace:
         """See `Runtime`; runs a copy of the file whose method returns more of its values."""
+        # ExecuTorch's exporter, which knows the file's schema, takes seconds to import; whoever
+        # only runs a file does without it.
+        from llama_edge.runtimes.executorch_trace import ROWS_PER_LAYER, write_traced_copy
+
         layers = artifact.config.num_hidden_layers
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "traced.pte")
@@ -155,13 +152,15 @@ class ExecuTorchRuntime:
             hidden=tuple(column(index) for index in hidden),
             attention=tuple(column(index) for index in attention),
             logits=np.stack([call[-1][0].reshape(-1) for call in outputs]),
-            cache_rows=_cache_rows(pieces, 2 * layers + 2),
+            cache_rows=_cache_rows(pieces, 2 * layers + 2, ROWS_PER_LAYER),
         )
 
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> OperatorTrace:
         """See `Runtime`; runs a copy of the file whose delegates return more of their values."""
+        from llama_edge.runtimes.executorch_operators import write_operator_copy
+
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "operators.pte")
             most = min(max(map(len, calls)), artifact.max_prefill)
@@ -229,13 +228,13 @@ def _by_head(rows: AnyArray) -> AnyArray:
     return by_token.reshape(len(by_token), -1, rows.shape[-1])
 
 
-def _cache_rows(pieces: Sequence[Sequence[AnyArray]], first: int) -> tuple[FloatArray, ...]:
+def _cache_rows(
+    pieces: Sequence[Sequence[AnyArray]], first: int, per_layer: int
+) -> tuple[FloatArray, ...]:
     """`BlockTrace.cache_rows`, out of the outputs from index `first` on."""
     layers = []
-    for start in range(first, len(pieces[0]), ROWS_PER_LAYER):
-        calls = [
-            [_by_head(part) for part in piece[start : start + ROWS_PER_LAYER]] for piece in pieces
-        ]
+    for start in range(first, len(pieces[0]), per_layer):
+        calls = [[_by_head(part) for part in piece[start : start + per_layer]] for piece in pieces]
         # Codes, steps and zero points of queries, of keys, of values: (T, heads, H or 1) each.
         values = [np.concatenate(parts).astype(np.float32) for parts in zip(*calls, strict=True)]
         kinds = [np.concatenate(values[kind::3], axis=1) for kind in range(3)]

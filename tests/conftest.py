@@ -40,6 +40,7 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
+from tests.warm_children import warm_children
 
 #: When slow tests end to begin.
 LATEST = pytest.StashKey[float | None]()
@@ -146,6 +147,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests neither find nor leave anything in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_processes() -> Iterator[None]:
+    """See `tests.warm_children`."""
+    with warm_children():
         yield
 
 

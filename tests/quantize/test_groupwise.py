@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -144,3 +147,28 @@ def test_a_weight_that_no_scale_holds_names_the_tensor(value: float) -> None:
     weight[1, 5] = value
     with pytest.raises(QuantizeError, match=r"model\.x\.weight: a weight of"):
         quantize_groupwise("model.x.weight", weight, bits=4, group_size=32)
+
+
+#: Imports what exports and bisects, then chooses codes; says each time what that has imported.
+CHOOSE = """
+import sys
+import torch
+from llama_edge.pipeline import bisect, export
+from llama_edge.quantize.groupwise import quantize_groupwise
+
+def show():
+    print([name for name in ("sympy", "torch._dynamo", "torchao") if name in sys.modules])
+
+show()
+quantize_groupwise("x", torch.ones(1, 32), bits=4, group_size=32)
+show()
+"""
+
+
+def test_torchao_comes_with_the_first_codes_that_are_chosen() -> None:
+    """It takes longer to import than torch; bisecting, or exporting given codes, needs none."""
+    command = [sys.executable, "-c", CHOOSE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before == "[]"
+    assert "torchao" in after

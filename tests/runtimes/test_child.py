@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def open_child(artifact: Artifact, name: str = "good") -> ChildSession:
 def is_gone(pid: int) -> bool:
     """Neither running nor a zombie: a zombie of ours still has an entry in /proc."""
     return not Path(f"/proc/{pid}").exists()
+
+
+def own_children() -> set[str]:
+    """Process ids, zombies included."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def test_a_child_would_be_seen(artifact: Artifact) -> None:
+    before = own_children()
+    with open_child(artifact) as session:
+        assert own_children() - before == {str(session.pid)}
 
 
 def test_values_pass_unchanged(artifact: Artifact) -> None:
@@ -129,10 +141,10 @@ def test_a_refusal_leaves_the_session_usable(artifact: Artifact) -> None:
     ],
 )
 def test_load_failures(artifact: Artifact, name: str, kind: type[Exception], message: str) -> None:
+    before = own_children()
     with pytest.raises(kind, match=message):
         fake(name).open(artifact)
-    with pytest.raises(ChildProcessError):  # no child is left to wait for
-        os.waitpid(-1, os.WNOHANG)
+    assert own_children() == before
 
 
 def test_a_factory_that_cannot_be_imported_is_reported(artifact: Artifact) -> None:
@@ -152,6 +164,31 @@ def test_interrupt_kills_the_child(artifact: Artifact) -> None:
         session.decode(2)
     assert time.monotonic() - started < 30
     assert is_gone(session.pid)
+
+
+def test_tests_share_a_child_that_nobody_uses_and_that_works(
+    debug_onnx: Mapping[int, Artifact],
+) -> None:
+    """See `tests.warm_children`: closed is closed, and whoever failed is not lent again."""
+
+    def opened() -> ChildSession:
+        session = ChildRuntime("onnx").open(debug_onnx[4])
+        assert isinstance(session, ChildSession)
+        return session
+
+    with opened() as first, opened() as second:
+        assert first.pid != second.pid
+        expected = first.prefill([5, 6])
+    with pytest.raises(SessionError, match="closed"):
+        first.prefill([5])
+    first.close()
+    with opened() as third, opened() as fourth:
+        assert {third.pid, fourth.pid} == {first.pid, second.pid}
+        np.testing.assert_array_equal(third.prefill([5, 6]), expected)
+        with pytest.raises(SessionError, match="outside the vocabulary"):
+            third.prefill([10**6])
+    assert is_gone(third.pid)
+    assert not is_gone(fourth.pid)
 
 
 def test_the_real_registry_is_the_default(artifact: Artifact) -> None:

@@ -1,5 +1,8 @@
-import dataclasses
+import pickle
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +10,14 @@ import pytest
 import torch
 from executorch.exir import schema
 
-from llama_edge.core.errors import ArtifactError, SessionError
+from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.model import DequantizedSource, KVCache, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized_checkpoint import matrix_shape
 from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
+from llama_edge.runtimes.executorch_native import load_operators
 from llama_edge.runtimes.executorch_trace import write_traced_copy
 from tests.export.executorch.conftest import debug_pte, lower
 
@@ -79,7 +83,7 @@ def test_a_single_token_asks_every_key(
     (tmp_path / "model.pte").write_bytes(front + bytes(pte.segment_data()))
     cache = KVCache()
     expected = reference.logits(torch.tensor(PROMPT), cache)[-1].numpy()
-    with ExecuTorchRuntime().open(dataclasses.replace(debug_pte, root=tmp_path)) as session:
+    with ExecuTorchRuntime().open(replace(debug_pte, root=tmp_path)) as session:
         np.testing.assert_allclose(session.prefill(PROMPT), expected, atol=1e-5)
         expected = reference.logits(torch.tensor([1]), cache)[-1].numpy()
         assert np.abs(session.decode(1) - expected).max() > 0.001
@@ -168,3 +172,51 @@ def test_a_program_without_our_instructions_is_not_traced(
     (tmp_path / "cut.pte").write_bytes(encode_program(pte.program)[0] + bytes(pte.segment_data()))
     with pytest.raises(ArtifactError, match="2 residual values"):
         write_traced_copy(tmp_path / "cut.pte", tmp_path / "traced.pte", 2)
+
+
+#: What a child does with a pickled artifact; then what it does for a trace.
+RUN = """
+import importlib, pickle, sys
+from pathlib import Path
+from llama_edge.runtimes import child_main
+from llama_edge.runtimes.speed import make_timed_runtime
+
+def show():
+    heavy = ("executorch.exir", "sympy", "torch._dynamo", "torch._inductor", "torchao")
+    print([name for name in heavy if name in sys.modules])
+
+artifact = pickle.loads(Path(sys.argv[1]).read_bytes())
+make_timed_runtime("executorch:1").open(artifact).prefill([1, 2])
+show()
+importlib.import_module("llama_edge.runtimes.executorch_trace")
+show()
+"""
+
+
+def test_running_a_program_does_not_import_what_exports_one(
+    debug_pte: Artifact, tmp_path: Path
+) -> None:
+    """Each child process would pay seconds for it; a trace writes a program, and has to."""
+    (tmp_path / "artifact").write_bytes(pickle.dumps(debug_pte))
+    command = [sys.executable, "-c", RUN, str(tmp_path / "artifact")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    running, tracing = done.stdout.splitlines()
+    assert running == "[]"
+    assert "executorch.exir" in tracing
+
+
+def test_a_damaged_program_is_refused_before_it_runs(debug_pte: Artifact, tmp_path: Path) -> None:
+    """Only the flatbuffer's verifier looks at every offset; the header alone is still right."""
+    data = bytearray(debug_pte.path.read_bytes())
+    place = data.index(b"forward") - 4
+    data[place : place + 4] = b"\xff\xff\xff\x7f"
+    (tmp_path / "model.pte").write_bytes(data)
+    damaged = replace(debug_pte, root=tmp_path, files=("model.pte",))
+    with pytest.raises(SessionError, match="ExecuTorch refuses the file"):
+        ExecuTorchRuntime().open(damaged)
+
+
+@pytest.mark.parametrize("name", ["libcustom_ops", "libcustom_ops_aot_lib.s"])
+def test_a_library_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(MissingComponentError, match=f"has 0 libraries named {name}"):
+        load_operators("executorch.extension.llm.custom_ops", name)

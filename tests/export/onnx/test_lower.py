@@ -76,7 +76,11 @@ def test_two_lowerings_give_the_same_bytes(
 def test_matrices_stream(debug_quantized: QuantizedCheckpoint, tmp_path: Path) -> None:
     watched = WatchedWeights(debug_quantized.weights)
     checkpoint = replace(debug_quantized, weights=watched)
-    OnnxExporter().lower(checkpoint, tmp_path, OPTIONS, SilentProgress())
+    gc.freeze()  # the millions of objects of the imported libraries need not be looked through
+    try:
+        OnnxExporter().lower(checkpoint, tmp_path, OPTIONS, SilentProgress())
+    finally:
+        gc.unfreeze()
     assert watched.most_alive == 3, "Q, K and V are stacked; nothing else is held together"
 
 
