@@ -6,6 +6,7 @@ from the parent's side of the pipe.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,9 @@ from llama_edge.runtimes.speed import SpeedPlan, SpeedReading
 LAST_OUTPUT_BYTES: Final = 4096
 _EXIT_GRACE_S: Final = 5.0
 _MAIN: Final = "llama_edge.runtimes.child_main"
+#: Memory in pages of 2 MiB, where glibc and the kernel have them, unless the user says otherwise:
+#: in small ones the same file decodes up to 60 % slower in one process than in the next.
+_LARGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,7 @@ class _Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=[descriptor],
                 start_new_session=True,
+                env={**_LARGE_PAGES, **os.environ},
             )
 
     @property

@@ -56,6 +56,20 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+def test_a_child_has_memory_in_large_pages_unless_the_user_says_otherwise(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tunables() -> list[bytes]:
+        with open_child(artifact) as session:
+            environment = Path(f"/proc/{session.pid}/environ").read_bytes()
+        return [line for line in environment.split(b"\0") if line.startswith(b"GLIBC_TUNABLES=")]
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert tunables() == [b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert tunables() == [b"GLIBC_TUNABLES=glibc.malloc.hugetlb=0"]
+
+
 def own_children() -> set[str]:
     """Process ids, zombies included."""
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
