@@ -17,6 +17,7 @@ from llama_edge.core.errors import (
     UsageError,
 )
 from llama_edge.core.manifest import Verdict
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, Checkpoint
 from llama_edge.export import TARGETS as ALL_TARGETS
@@ -170,11 +171,16 @@ def test_a_context_too_small_for_the_gate_is_refused_before_any_work(
     [
         (
             "w4a8-gptq",
-            {"intermediate_size": 176},
+            replace(DEBUG_CONFIG, intermediate_size=176),
             QuantizeError,
             "176 is not divisible by group_si",
         ),
-        ("w4a8-hadamard", {"hidden_size": 92}, ConfigError, "no Hadamard matrix of order 92"),
+        (
+            "w4a8-hadamard",
+            replace(DEBUG_CONFIG, hidden_size=92),
+            ConfigError,
+            "no Hadamard matrix of order 92",
+        ),
     ],
 )
 def test_a_width_that_does_not_fit_is_refused_before_any_work(
@@ -182,14 +188,12 @@ def test_a_width_that_does_not_fit_is_refused_before_any_work(
     tmp_path: Path,
     no_work: None,
     recipe: str,
-    config: dict[str, int],
+    config: ModelConfig,
     error: type[LlamaEdgeError],
     message: str,
 ) -> None:
-    odd = replace(DEBUG_CONFIG, **config)
-    model = write_huggingface(
-        tmp_path / "m", odd, MemoryWeights(odd).tensors, debug_checkpoint.text
-    )
+    weights = MemoryWeights(config).tensors
+    model = write_huggingface(tmp_path / "m", config, weights, debug_checkpoint.text)
     request = replace(debug_request(model, "onnx", tmp_path / "bundle"), recipe=recipe)
     with pytest.raises(error, match=message):
         export_model(request, SilentProgress())
