@@ -62,7 +62,7 @@ def _devices() -> Iterator[Sequence[str]]:
         yield (
             f"`{device.name}`",
             f"[{device.chipset}]({device.source})",
-            f"{device.ram_gib}",
+            f"[{device.ram_gib}]({device.memory_source})",
             device.memory,
             f"{device.bandwidth_gb_s:.1f}",
             f"{device.int8_gmacs:.0f}",

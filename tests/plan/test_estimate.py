@@ -69,6 +69,7 @@ def test_a_cache_too_long_does_not_fit() -> None:
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
 def test_a_device_says_where_its_figures_come_from(device: Device) -> None:
     assert device.source.startswith("https://")
+    assert device.memory_source.startswith("https://")
     assert set(device.targets) <= set(TARGETS)
     assert device.memory.endswith(f"-{device.transfers_mt_s}")
     assert 10 < device.bandwidth_gb_s < 100
