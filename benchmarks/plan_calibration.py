@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_edge.export import get_exporter
+from llama_edge.pipeline.plan import planned_config
 from llama_edge.plan.devices import DEVICES, get_device
 from llama_edge.plan.estimate import DECODE_SHARE, MIB, RUNTIME_MIB, estimate
+from llama_edge.plan.host_rows import HOST_ROWS
 from llama_edge.plan.published import CONTEXT, HELD_OUT, PROMPT, PUBLISHED
 from llama_edge.plan.workload import bundle_workload
 from llama_edge.quantize import W4A8_RTN
@@ -57,12 +59,24 @@ def _held_out() -> Iterator[Sequence[str]]:
         yield row.model, str(row.group_size), device.label, speeds
 
 
+def _hosts() -> Iterator[Sequence[str]]:
+    for row in HOST_ROWS:
+        planned = row.planned(planned_config(row.model), W4A8_RTN)
+        cells = []
+        for found, measured in (
+            (60 * planned.cpu_minutes, row.cpu_s),
+            (planned.memory_mib, row.memory_mib),
+        ):
+            cells.append(f"{found:.0f} / {measured:.0f} ({found / measured - 1:+.1%})")
+        yield row.model, row.backend, str(row.gate_tokens), *cells
+
+
 def _devices() -> Iterator[Sequence[str]]:
     for device in DEVICES.values():
         yield (
             f"`{device.name}`",
             f"[{device.chipset}]({device.source})",
-            f"{device.ram_gib}",
+            f"[{device.ram_gib}]({device.memory_source})",
             device.memory,
             f"{device.bandwidth_gb_s:.1f}",
             f"{device.int8_gmacs:.0f}",
@@ -118,6 +132,8 @@ def main() -> None:
         return
     _table(("model", "file", *(f"{title}" for _, title, _ in _COLUMNS)), _published())
     _table(("model", "group size", "device", "decode tok/s"), _held_out())
+    header = ("model", "backend", "tokens in the gate", "CPU s", "memory MiB")
+    _table(header, _hosts())
     header = ("device", "chipset", "GiB", "memory", "GB/s", "int8 GMAC/s", "remark")
     _table(header, _devices())
 

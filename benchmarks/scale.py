@@ -7,9 +7,10 @@
 The weights are random, so quality means nothing; sizes, time and memory are those of the model. The
 recipe rounds to nearest. Each export runs in a process of its own and goes the whole way: quantize,
 lower, read every code back, and graph parity and fidelity on one prompt of 16 tokens with 8 decoded
-ones, on the file as written. Peak memory is resident memory, mapped files included, of the program
-in each stage, and of the process that runs the artifact. `--json` keeps the rows and adds to those
-that are there, so that exports can run one by one; without models it prints what is kept.
+ones, or with `--all-prompts` on all that every export runs, on the file as written. Peak memory is
+resident memory, mapped files included, of the program in each stage, and of the process that runs
+the artifact. `--json` keeps the rows and adds to those that are there, so that exports can run one
+by one; without models it prints what is kept.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from llama_edge.core.errors import CheckFailedError
 from llama_edge.export import TARGETS
 from llama_edge.export.bundle import PARITY_FILE
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.verify.prompts import PromptPlan
+from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan
 
 RECIPE: Final = "w4a8-rtn"
 PROMPTS: Final = PromptPlan(gate=1, fidelity=1, max_prompt_tokens=16, decode_steps=8)
@@ -156,13 +157,13 @@ class Watch:
         """See `Progress`."""
 
 
-def export(model: Path, target: str, scratch: Path) -> Export:
+def export(model: Path, target: str, scratch: Path, prompts: PromptPlan) -> Export:
     """Export in this process."""
     watch, began = Watch(), time.time()
     thread = watch.begin()
     out = scratch / "bundle"
     request = ExportRequest(
-        model=str(model), target=target, recipe=RECIPE, out=out, prompts=PROMPTS
+        model=str(model), target=target, recipe=RECIPE, out=out, prompts=prompts
     )
     try:
         export_model(request, watch)
@@ -191,10 +192,11 @@ def export(model: Path, target: str, scratch: Path) -> Export:
     )
 
 
-def export_in_child(model: Path, target: str) -> dict[str, object]:
+def export_in_child(model: Path, target: str, *, whole: bool) -> dict[str, object]:
     """`export` in a process of its own; its bundle is removed."""
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
         command = [sys.executable, __file__, str(model), "--child", target, scratch]
+        command += ["--all-prompts"] if whole else []
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         shutil.rmtree(scratch, ignore_errors=True)
     found: dict[str, object] = json.loads(output.splitlines()[-1])
@@ -243,17 +245,23 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="*", help="folders that `synth` wrote")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--json", type=Path, help="rows are kept here")
+    parser.add_argument(
+        "--all-prompts", action="store_true", help="run the gate as every export does"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         target, scratch = arguments.child
-        print(json.dumps(asdict(export(arguments.models[0], target, Path(scratch)))))
+        prompts = ALL_PROMPTS if arguments.all_prompts else PROMPTS
+        done = export(arguments.models[0], target, Path(scratch), prompts)
+        print(json.dumps(asdict(done)))
         return
     kept = arguments.json
     rows = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
     for model in arguments.models:
         for target in arguments.targets:
-            rows[f"{model.name} {target}"] = export_in_child(model, target)
+            key = f"{model.name} {target}" + (" all prompts" if arguments.all_prompts else "")
+            rows[key] = export_in_child(model, target, whole=arguments.all_prompts)
             if kept is not None:
                 kept.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
     print(report(rows[key] for key in sorted(rows)))

@@ -54,6 +54,20 @@ def random_hadamard(order: int, generator: torch.Generator) -> Tensor:
     return hadamard(order).double() * signs
 
 
+def check_rotations(config: ModelConfig, names: Sequence[Rotation]) -> None:
+    """Fail before any work where `choose_rotations` would.
+
+    Raises:
+        ConfigError: A width has no Hadamard matrix.
+    """
+    if Rotation.R1 in names:
+        hadamard(config.hidden_size)
+    if Rotation.R2 in names:
+        hadamard(config.head_dim)
+    if Rotation.R4 in names:
+        hadamard_factors(config.intermediate_size)
+
+
 def choose_rotations(config: ModelConfig, names: Sequence[Rotation], seed: int) -> RotationMatrices:
     """Seeded Hadamard rotations; those that are not named are the identity.
 

@@ -33,7 +33,7 @@ from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.kept_layers import KeptLayers
 from llama_edge.quantize.learned_rotations import learn_rotations
 from llama_edge.quantize.mixed_precision import choose_int8
-from llama_edge.quantize.rotate import apply_rotations, choose_rotations
+from llama_edge.quantize.rotate import apply_rotations, check_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
 from llama_edge.quantize.work_place import ON_CPU, WorkPlace
@@ -82,11 +82,13 @@ def hash_weights(weights: Weights) -> str:
 
 
 def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Fail before any work when a group does not divide a width.
+    """Fail before any work when a group does not divide a width, or none can be rotated.
 
     Raises:
         QuantizeError: Naming the tensor.
+        ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
+    check_rotations(checkpoint.config, recipe.rotations)
     layout = Layout(checkpoint.config, recipe)
     for name in quantized_names(checkpoint.config):
         columns = matrix_shape(checkpoint.config, name)[1]

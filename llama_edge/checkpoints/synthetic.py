@@ -32,9 +32,11 @@ from llama_edge.core.weight_names import weight_shapes
 MAX_SHARD_BYTES: Final = 1 << 30
 #: As the published config.json has it.
 _INITIALIZER_RANGE: Final = 0.02
-#: Variance of a matrix times the model's width. Source: SmallInit (Nguyen and Salazar, 2019,
-#: section 2.2). With 0.02 at every width a random 1B amplified rounding until nothing of its
-#: logits was left: 3.5 nats between w4a8-rtn and full precision.
+#: Variance of a matrix times the model's width. Source: "Transformers without Tears" (Nguyen and
+#: Salazar, 2019): SmallInit gives attention the variance 2 / (d + 4d) that Xavier's normal gives a
+#: feed-forward of width 4d (the authors' `layers.py` says so). Here every matrix has it. With
+#: 0.02 at every width a random 1B amplified rounding until nothing of its logits was left: 3.5 nats
+#: between w4a8-rtn and full precision.
 _VARIANCE: Final = 2 / 5
 #: Rows of a matrix differ in size, log-normally: trained weights have longer tails than a normal.
 _ROW_SPREAD: Final = 0.25

@@ -33,13 +33,12 @@ def bisect(
     codes that fall the other way on a rounding border are taken back first. Exit code 1: something
     is wrong.
     """
-    from llama_edge.core.files import output_folder
+    from llama_edge.core.files import output_folder, require_place
     from llama_edge.pipeline.bisect import bisect as search
     from llama_edge.pipeline.bisect_repro import bisection_json, write_bisection
-    from llama_edge.pipeline.quantize import require_absent
 
     place = out or Path("bisect") / bundle.resolve().name
-    require_absent(place, force=force)
+    require_place(place, force=force)
     with progress_on_stderr() as progress:
         found = search(bundle, against, progress)
     with output_folder(place, force=force) as folder:

@@ -14,6 +14,7 @@ from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import TARGETS
 from llama_edge.plan.devices import DEVICES
 from llama_edge.plan.estimate import DECODE_BAND, DEFAULT_PROMPT, RSS_BAND, SIZE_BAND
+from llama_edge.plan.host import CPU_BAND, MEMORY_BAND
 from llama_edge.quantize import DEFAULT_RECIPE
 
 if TYPE_CHECKING:  # it imports torch, and `llama-edge --help` must not
@@ -23,6 +24,11 @@ HONEST = (
     f"Planned, not measured. On the six published rows that it is calibrated on, file sizes are "
     f"within {SIZE_BAND:.0%}, decoding within {DECODE_BAND:.0%} and memory within {RSS_BAND:.0%}; "
     "another device, and a target other than android, may be further off (docs/plan.md)."
+)
+HOST = (
+    "The export's own cost is for a host of the kind that was measured: CPU minutes of x86-64 "
+    f"cores, within {CPU_BAND:.0%} of the exports measured there, and memory within "
+    f"{MEMORY_BAND:.0%}; another processor takes another time (docs/plan.md)."
 )
 
 
@@ -82,6 +88,7 @@ def plan(
         _print_sizes(found)
         _print_devices(found, recipe)
         typer.echo(HONEST)
+        typer.echo(HOST)
         for name in too_small:
             typer.secho(_refusal(found, name), fg="red", err=True)
         _print_next(found)
@@ -102,7 +109,13 @@ def _to_json(found: Plan, too_small: tuple[str, ...]) -> dict[str, Any]:
         "context": found.context,
         "prompt": found.prompt,
         "measured": False,
-        "error_bands": {"file": SIZE_BAND, "decode": DECODE_BAND, "rss": RSS_BAND},
+        "error_bands": {
+            "file": SIZE_BAND,
+            "decode": DECODE_BAND,
+            "rss": RSS_BAND,
+            "host_cpu": CPU_BAND,
+            "host_memory": MEMORY_BAND,
+        },
         **(entries[0] if len(entries) == 1 else {}),
         "plans": entries,
         "too_small": list(too_small),

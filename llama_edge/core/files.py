@@ -19,6 +19,7 @@ _MAX_JSON_BYTES = 64 << 20
 #: In the folder of what is not finished: what becomes the output, and an old one on its way out.
 _OUTPUT = "output"
 _ASIDE = "replaced"
+_ELSEWHERE = "choose another place with --out"
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401
@@ -73,18 +74,55 @@ def file_sha256(path: Path) -> str:
 def require_free_space(folder: Path, size_bytes: int) -> None:
     """Fail before writing what would not fit.
 
+    What a killed run for the same `folder` left is no obstacle: the next one takes it over, or
+    removes it before it writes anything.
+
     Raises:
         OutputError: The file system that will hold `folder` has less than `size_bytes` free.
     """
-    place = folder.absolute()
+    free = shutil.disk_usage(_existing(folder)).free
+    left = _left_bytes(_place_of(folder.absolute()))
+    if free + left < size_bytes:
+        taken_over = f", and {left / 2**20:.0f} MiB of a killed run are taken over" if left else ""
+        raise OutputError(
+            f"{folder}: needs {size_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free"
+            f"{taken_over}; free some space or choose another place with --out"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    place = path.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size_bytes:
-        raise OutputError(
-            f"{folder}: needs {size_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
-            "free some space or choose another place with --out"
-        )
+    return place
+
+
+def _left_bytes(place: Path) -> int:
+    """On disk under the folder of what is not finished, without an old output moved aside there."""
+    total = 0
+    for root, folders, files in os.walk(place):
+        if Path(root) == place and _ASIDE in folders:
+            folders.remove(_ASIDE)
+        for name in files:
+            with suppress(FileNotFoundError):  # a run that lives, and will be reported as such
+                total += 512 * os.lstat(Path(root) / name).st_blocks
+    return total
+
+
+def require_place(target: Path, *, force: bool) -> None:
+    """Refuse before any work what `output_folder` would refuse.
+
+    Raises:
+        OutputError: `target` exists and `force` is off, or nothing can be written there.
+    """
+    remove_leftovers(target)
+    _require_replaceable(target.absolute(), force=force)
+    parent = _existing(target.absolute().parent)
+    if not parent.is_dir():
+        raise OutputError(f"{target}: cannot be created: {parent} is not a folder; {_ELSEWHERE}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: cannot be created: {parent} is not writable; {_ELSEWHERE}")
 
 
 @contextmanager
@@ -128,9 +166,10 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
 def remove_leftovers(target: Path) -> None:
     """Clean up after a run that was killed when all of its work was in place already."""
     place = _place_of(target.absolute())
-    if place.is_dir() and not (place / _OUTPUT).exists():
-        with suppress(OutputError), unfinished_folder(place):
-            pass
+    with suppress(OutputError, OSError):  # a name too long, say: `output_folder` will tell
+        if place.is_dir() and not (place / _OUTPUT).exists():
+            with unfinished_folder(place):
+                pass
 
 
 def _place_of(target: Path) -> Path:

@@ -41,3 +41,16 @@ BLOCK_VALUES: Final = (
 )
 #: What comes behind the last block, for the last token of each call: (number of calls, D) or V.
 HEAD_VALUES: Final = ("hidden", "norm", "head_rotation", "lm_head")
+#: Values that show one operator together.
+_SHOWN_AS: Final = {
+    "q_rope": "rope",
+    "k_rope": "rope",
+    "value_cache": "kv_cache",
+    "key_cache": "kv_cache",
+}
+#: In network order, as findings name them; a weight's last part is its operator.
+OPERATORS: Final = tuple(
+    dict.fromkeys(
+        ("embedding", *(_SHOWN_AS.get(name, name) for name in BLOCK_VALUES[1:] + HEAD_VALUES[1:]))
+    )
+)

@@ -24,6 +24,7 @@ from llama_edge.core.session import FloatArray, OperatorTrace
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedWeights
+from llama_edge.core.value_names import OPERATORS
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import read_manifest
@@ -62,29 +63,6 @@ _SIZES: Final = (
     "tie_word_embeddings",
     "down_proj_rotation",
     "head_rotation",
-)
-#: In network order, as they are named; a weight's last part is its operator.
-OPERATORS: Final = (
-    "embedding",
-    "input_layernorm",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "rope",
-    "kv_cache",
-    "attention",
-    "o_proj",
-    "attention_residual",
-    "post_attention_layernorm",
-    "gate_proj",
-    "up_proj",
-    "swiglu",
-    "down_rotation",
-    "down_proj",
-    "mlp_residual",
-    "norm",
-    "head_rotation",
-    "lm_head",
 )
 
 

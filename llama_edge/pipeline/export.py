@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.files import output_folder, require_free_space, write_json
+from llama_edge.core.files import output_folder, require_free_space, require_place, write_json
 from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.text_assets import read_text_assets, write_text_assets
 from llama_edge.core.text_contract import build_text_contract
+from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     Artifact,
     Checkpoint,
@@ -34,17 +35,15 @@ from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name, source_name
 from llama_edge.pipeline.quantize import (
-    check_calibration,
-    check_learning_device,
+    check_request,
     quantized_size_bytes,
-    require_absent,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.report.write import with_report
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan
+from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan, check_context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +88,20 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
 
     Raises:
         CheckFailedError: A gate failed; what was written lies beside the target as `OUT.failed`.
+        ConfigError: The model, the recipe, the context or the gate's prompts do not go together.
         UnknownNameError: No such target or recipe.
-        UsageError: The target has no such format.
+        UsageError: The target has no such format, or an option would not be used.
         LlamaEdgeError: What a reader, a backend or the disk says.
     """
     form = get_format(request.target, request.format)
     exporter = get_exporter(form.backend)
     get_runtime(form.backend)  # a missing package is worth knowing before the work
     out = request.out or _default_place(request, form)
-    require_absent(out, force=request.force)
+    require_place(out, force=request.force)
     checkpoint, recipe = open_model(request.model, request.recipe)
-    check_calibration(recipe, request.calibration)
-    check_learning_device(recipe, request.device)
+    check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.requires(checkpoint.config, recipe, request.options)
+    _check_text(checkpoint, request)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     key = export_key(checkpoint, recipe, form.backend, request.options)
@@ -116,6 +116,13 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
     return Bundle(root=out, manifest=bundle.manifest)
+
+
+def _check_text(checkpoint: Checkpoint, request: ExportRequest) -> None:
+    """What the bundle says of its text, and what the gate will run, can both be made."""
+    build_text_contract(checkpoint.text)
+    max_context = request.options.context_for(checkpoint.config)
+    check_context(Tokenizer(checkpoint.text), max_context, request.prompts)
 
 
 def _default_place(request: ExportRequest, form: Format) -> Path:

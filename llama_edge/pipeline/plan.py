@@ -17,12 +17,13 @@ from llama_edge.core.text_assets import (
 )
 from llama_edge.core.types import KVCacheDtype, Recipe, Rounding
 from llama_edge.export import TARGETS, Target, get_target
-from llama_edge.export.base import LowerOptions
+from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.export.bundle import PARITY_FILE, Bundle
 from llama_edge.plan.devices import DEVICES, Device, get_device
 from llama_edge.plan.estimate import DEFAULT_PROMPT, Estimate, Workload, estimate
 from llama_edge.plan.host import HostCost, host_cost
 from llama_edge.plan.published import PUBLISHED_LAYOUTS
+from llama_edge.plan.sizes import artifact_size
 from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES
 from llama_edge.quantize.measured import read_measurements
@@ -196,7 +197,12 @@ def _workloads(
     def workload(context: int) -> Workload:
         return bundle_workload(quantized, recipe, form.backend, dtype, context)
 
-    yield workload, host_cost(config, recipe, _recipe_minutes(recipe))
+    size = artifact_size(quantized, recipe, form.backend, DEFAULT_CONTEXT)
+    minutes = _recipe_minutes(recipe)
+    yield (
+        workload,
+        host_cost(config, recipe, form.backend, size.file_bytes, recipe_cpu_minutes=minutes),
+    )
 
 
 def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_edge.core.errors import OutputError, UsageError
-from llama_edge.core.files import output_folder, remove_leftovers, require_free_space
+from llama_edge.core.errors import UsageError
+from llama_edge.core.files import output_folder, require_free_space, require_place
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
@@ -14,6 +14,7 @@ from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize.learned_rotations import check_device
+from llama_edge.quantize.stage import check_widths
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
 _SIZE_FACTOR = 1.4
@@ -46,6 +47,23 @@ class QuantizeRequest:
     force: bool = False
     #: where rotations are learned
     device: Device = Device.CPU
+
+
+def check_request(
+    checkpoint: Checkpoint, recipe: Recipe, texts: Sequence[Path], device: Device
+) -> None:
+    """Refuse before any work what could not be quantized.
+
+    Raises:
+        UsageError: Text or a device that the recipe would not use.
+        MissingComponentError: This machine has no such device.
+        QuantizeError: A group of the recipe does not divide a width.
+        ConfigError: A width that the recipe rotates has no Hadamard matrix.
+    """
+    check_calibration(recipe, texts)
+    check_learning_device(recipe, device)
+    if recipe.rounding is not Rounding.GIVEN:
+        check_widths(checkpoint, recipe)
 
 
 def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
@@ -86,11 +104,10 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
     checkpoint, recipe = open_model(request.model, request.recipe)
-    check_calibration(recipe, request.calibration)
-    check_learning_device(recipe, request.device)
+    check_request(checkpoint, recipe, request.calibration, request.device)
     name = short_name(request.model).rpartition("/")[2]
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
-    require_absent(target, force=request.force)
+    require_place(target, force=request.force)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))
     with output_folder(target, force=request.force) as folder:
         found = quantize_with_cache(
@@ -99,14 +116,3 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
         if found.root != folder:
             shutil.copytree(found.root, folder, dirs_exist_ok=True)
     return read_quantized_checkpoint(target)
-
-
-def require_absent(target: Path, *, force: bool) -> None:
-    """Refuse before any work what `output_folder` would refuse.
-
-    Raises:
-        OutputError: `target` exists and `force` is off.
-    """
-    remove_leftovers(target)
-    if target.exists() and not force:
-        raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")

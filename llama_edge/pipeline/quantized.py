@@ -6,6 +6,7 @@ depend on, so a stale entry is never met. It lies in `$LLAMA_EDGE_CACHE`, else i
 `$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting it loses only time.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,8 +71,11 @@ def quantize_with_cache(
         return keep_codes(checkpoint, checkpoint.codes, recipe, scratch, progress)
     if recipe.rounding is Rounding.NEAREST:
         return quantize_checkpoint(checkpoint, recipe, scratch, progress)
+    # What can be wrong with the user's text and the cache's place is told before minutes of work.
+    own = read_calibration(checkpoint, texts) if texts else None
+    _make_unfinished()
     source = hash_weights(checkpoint.weights)
-    calibration = _calibration(checkpoint, source, texts, recipe.seed, progress)
+    calibration = own or _self_generated(checkpoint, source, recipe.seed, progress)
     key = _key(
         {
             "source": source,
@@ -93,20 +97,35 @@ def quantize_with_cache(
 @contextmanager
 def _kept_work(key: str, progress: Progress) -> Iterator[Path]:
     """The folder of what is done but not finished; an equal run elsewhere is waited for."""
-    parent = cache_folder() / "unfinished"
+    parent = _make_unfinished()
     with ExitStack() as stack:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             work = unfinished_folder(parent / key, keep=True, waiting=progress)
             folder = stack.enter_context(work)
         except OSError as error:
-            raise OutputError(
-                f"{parent}: cannot be written: {error.strerror}; set LLAMA_EDGE_CACHE to a folder "
-                "that can be"
-            ) from error
+            raise _not_writable(parent, error) from error
         yield folder
     with suppress(OSError):  # another run's work is in it
         parent.rmdir()
+
+
+def _make_unfinished() -> Path:
+    """The cache's folder for work that is not finished."""
+    parent = cache_folder() / "unfinished"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(parent, error) from error
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _not_writable(parent, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return parent
+
+
+def _not_writable(parent: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{parent}: cannot be written: {error.strerror}; set LLAMA_EDGE_CACHE to a folder that "
+        "can be"
+    )
 
 
 def _key(parts: Mapping[str, object]) -> str:
@@ -114,11 +133,9 @@ def _key(parts: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _calibration(
-    checkpoint: Checkpoint, source: str, texts: Sequence[Path], seed: int, progress: Progress
+def _self_generated(
+    checkpoint: Checkpoint, source: str, seed: int, progress: Progress
 ) -> CalibrationSet:
-    if texts:
-        return read_calibration(checkpoint, texts)
     template = checkpoint.text.chat_template
     parts = {"source": source, "template": template, "seed": seed}
     origin = f"self-generated, seed {seed}"

@@ -1,8 +1,10 @@
-"""Devices that a plan can be made for: memory and processor as published, nothing measured by us.
+"""Devices that a plan can be made for: memory and processor as reported, nothing measured by us.
 
-Bandwidth is what the memory's published data rate and the width of its bus (64 bits in phones) come
-to; no phone reaches it. `simd_ghz` counts the cores that are not efficiency cores: GHz times the
-number of 128-bit vector pipes, four in Cortex-X and Apple's large cores and two in Cortex-A7xx.
+Each says where its processor and its memory can be read; most of these pages are the press's, since
+makers publish little. Bandwidth is what the memory's data rate and the width of its bus (64 bits in
+phones) come to; no phone reaches it. `simd_ghz` counts the cores that are not efficiency cores: GHz
+times the number of 128-bit vector pipes, four in Cortex-X and Apple's large cores and two in
+Cortex-A7xx.
 """
 
 from collections.abc import Mapping
@@ -37,8 +39,10 @@ class Device:
     int8_macs: int
     #: the targets whose bundles it runs
     targets: tuple[str, ...]
-    #: where memory and processor are published
+    #: where the processor can be read, and the kind of memory
     source: str
+    #: where the amount of memory can be, and its kind where the other page has none
+    memory_source: str
     note: str | None = None
 
     @property
@@ -69,9 +73,11 @@ _TENSOR: Final = (
     "https://technewsmix.com/google-tensor-g4-explained-everything-you-need-to-know-about-"
     "the-pixel-9-processor-3689.html"
 )
+_RASPBERRY: Final = "https://docs.zephyrproject.org/4.0.0/boards/raspberrypi/rpi_5/doc/index.html"
 _APPLE: Final = (
-    "Apple publishes neither the memory's speed nor a clock; planned as if the processor computed, "
-    "and GPU and Neural Engine are faster"
+    "Apple publishes neither clock nor memory: both are as others report, and the memory's speed "
+    "is assumed from its kind; planned as if the processor computed, and GPU and Neural Engine are "
+    "faster"
 )
 _NO_SPEED: Final = (
     "Google publishes the kind of memory, not its speed; LPDDR5X's first grade is assumed"
@@ -93,7 +99,14 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=_ANDROID,
             source=_8_GEN_3,
-            note="Meta's published figures were measured on it: the plan is calibrated here",
+            memory_source=(
+                "https://www.androidguys.com/news/"
+                "oneplus-12-confirmed-to-feature-snapdragon-8-gen-3-chipset-2/"
+            ),
+            note=(
+                "Meta's published figures were measured on it: the plan is calibrated here; sold "
+                "with 12 to 24 GB"
+            ),
         ),
         Device(
             name="galaxy-s24-plus",
@@ -108,6 +121,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=_ANDROID,
             source=_8_GEN_3,
+            memory_source="https://www.droid-life.com/2024/01/17/galaxy-s24-ultra-specs-official/",
             note="sold with another chipset (Exynos 2400) in some countries",
         ),
         Device(
@@ -123,6 +137,10 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=_ANDROID,
             source=_8_GEN_1,
+            memory_source=(
+                "https://rassegna.lbit-solution.it/"
+                "the-galaxy-s22-line-is-official-for-800-1200-ships-february-25"
+            ),
             note="sold with another chipset (Exynos 2200) in some countries",
         ),
         Device(
@@ -138,6 +156,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=_ANDROID,
             source=_TENSOR,
+            memory_source="https://www.phonearena.com/news/tensor-g3-specs-leaked_id151181",
             note=_NO_SPEED,
         ),
         Device(
@@ -153,6 +172,7 @@ DEVICES: Final[Mapping[str, Device]] = {
             int8_macs=I8MM,
             targets=_ANDROID,
             source=_TENSOR,
+            memory_source="https://9to5google.com/2024/07/25/google-pixel-9-specs-ram-cameras/",
             note=_NO_SPEED,
         ),
         Device(
@@ -167,7 +187,8 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=2 * 3.78 * 4,
             int8_macs=I8MM,
             targets=("ios", "onnx"),
-            source="https://en.wikipedia.org/wiki/Apple_A17",
+            source="https://grokipedia.com/page/Apple_A17",
+            memory_source="https://mobilesyrup.com/2023/09/13/iphone-15-pro-8gb-ram-report/",
             note=_APPLE,
         ),
         Device(
@@ -182,7 +203,11 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=2 * 4.04 * 4,
             int8_macs=I8MM,
             targets=("ios", "onnx"),
-            source="https://en.wikipedia.org/wiki/Apple_A18",
+            source="https://wikipedia.bradmurray.com/wiki/Apple_A18?lang=uk",
+            memory_source=(
+                "https://technologytodaynow.com/en/"
+                "iphone-16-series-ram-chipset-ai-performance-significantly-improved"
+            ),
             note=_APPLE,
         ),
         Device(
@@ -197,7 +222,8 @@ DEVICES: Final[Mapping[str, Device]] = {
             simd_ghz=4 * 2.4 * 2,
             int8_macs=DOT_PRODUCT,
             targets=_ANDROID,
-            source="https://circuitdigest.com/news/the-new-raspberry-pi-5-is-here-faster-than-ever",
+            source=_RASPBERRY,
+            memory_source=_RASPBERRY,
         ),
     )
 }

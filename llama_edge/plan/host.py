@@ -1,11 +1,13 @@
-"""What an export itself takes on the machine that runs it: rougher than what a device takes.
+"""What an export itself takes on the machine that runs it: memory, and time of its processor.
 
-A sketch. Times are of one processor, by `w4a8-rtn`, in proportion to the weights in the table
-(logits are checked over the whole vocabulary) and in linears; the time of SmolLM2's export and of
-half an export of one layer of Llama 3.2 1B's shape gave the two rates. A recipe that calibrates
-adds its measured minutes in proportion to the linears; none was timed at a real size.
+Fitted on exports that were measured (`plan.host_rows`), each number by a rule that a test repeats;
+`docs/plan.md` says how far the rows are off. Time is of one x86-64 core as those rows' machine has
+it: another machine is as much off as its cores are faster. A recipe that calibrates adds its
+measured minutes in proportion to the linears; none was timed at a real size, and no export of a
+real size has run the whole gate: its tokens cost what SmolLM2's cost.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,20 +15,58 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Recipe, Rounding
 from llama_edge.core.weight_names import block_linear_shapes
 
+#: Tokens that the gate runs, prompts and what is decoded behind them, of SmolLM2's tokenizer.
+GATE_TOKENS: Final = 1420
+#: CPU seconds before any work: imports, of the program and of the process that runs the artifact.
+FIXED_CPU_S: Final = 10.0
+#: How far the plan is off at most, on the exports that were measured.
+CPU_BAND: Final = 0.12
+MEMORY_BAND: Final = 0.12
+
+_MIB: Final = 2**20
 #: Python, torch and a backend's SDK.
-_BASE_MIB: Final = 500.0
-#: Copies of the table, or of logits as large, in float32 that are alive together: in the gate.
-_TABLE_COPIES: Final = 3.6
-#: Layers in float32 that are alive together.
+_BASE_MIB: Final = 600.0
+#: In float32, and alive together in the gate: copies of the table, and of a layer.
+_TABLES: Final = 2
 _LAYERS: Final = 2
-#: CPU seconds: imports and start-up, then for each million weights in a table and in linears.
-_FIXED_CPU_S: Final = 20.0
-_TABLE_CPU_S: Final = 0.31
-_LINEAR_CPU_S: Final = 0.24
+#: Of weights that our Core ML interpreter keeps in float32: a sixth of the rows' machine's 24 GB.
+_KEPT_MIB: Final = 4096.0
 #: Of a calibration set: 32 sequences of 256.
 _CALIBRATION_TOKENS: Final = 8192
 #: What recipes were timed on, SmolLM2-135M: weights in linears.
 _TIMED_LINEARS: Final = 106_168_320
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRates:
+    """What sets one backend apart."""
+
+    #: CPU seconds for each million weights: quantize, lower, read back, and the gate's first token
+    weight_cpu_s: float
+    #: for each million weights and thousand tokens that the gate runs
+    token_cpu_s: float
+    #: resident memory beside the program's own: MiB, and in sizes of the file
+    runtime_mib: float
+    runtime_files: float
+    #: copies of the weights in float32, as far as `_KEPT_MIB` allow
+    kept_copies: int = 0
+
+
+RATES: Final[Mapping[str, HostRates]] = {
+    "executorch": HostRates(
+        weight_cpu_s=0.0424, token_cpu_s=0.296, runtime_mib=664.0, runtime_files=1.674
+    ),
+    "onnx": HostRates(
+        weight_cpu_s=0.0397, token_cpu_s=0.235, runtime_mib=173.0, runtime_files=1.854
+    ),
+    "coreml": HostRates(
+        weight_cpu_s=0.0778,
+        token_cpu_s=0.754,
+        runtime_mib=965.0,
+        runtime_files=2.966,
+        kept_copies=2,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +77,42 @@ class HostCost:
     cpu_minutes: float
 
 
-def host_cost(config: ModelConfig, recipe: Recipe, recipe_cpu_minutes: float) -> HostCost:
+def weights_of(config: ModelConfig) -> tuple[int, int]:
+    """Numbers in the table, and in all linears."""
+    layer = sum(rows * columns for rows, columns in block_linear_shapes(config).values())
+    return config.vocab_size * config.hidden_size, layer * config.num_hidden_layers
+
+
+def host_cost(
+    config: ModelConfig,
+    recipe: Recipe,
+    backend: str,
+    file_bytes: int,
+    *,
+    recipe_cpu_minutes: float = 0.0,
+    gate_tokens: int = GATE_TOKENS,
+) -> HostCost:
     """What an export of this model by this recipe takes.
 
     Args:
         config: The model.
         recipe: How it is quantized.
+        backend: One of the exporters' names.
+        file_bytes: What it writes (`plan.sizes`).
         recipe_cpu_minutes: What `recipe` took on SmolLM2 (`quantize.measured`).
+        gate_tokens: Less than all of them is for rows that were measured with less.
     """
-    shapes = block_linear_shapes(config).values()
-    layer = sum(rows * columns for rows, columns in shapes)
-    linears = layer * config.num_hidden_layers
-    table = config.vocab_size * config.hidden_size
-    memory = _BASE_MIB + 4 * (_TABLE_COPIES * table + _LAYERS * layer) / 2**20
-    seconds = _FIXED_CPU_S + (_TABLE_CPU_S * table + _LINEAR_CPU_S * linears) / 1e6
+    rates = RATES[backend]
+    table, linears = weights_of(config)
+    layer = linears // config.num_hidden_layers
+    numbers = _TABLES * table + _LAYERS * layer + gate_tokens * config.vocab_size
+    memory = _BASE_MIB + 4 * numbers / _MIB
+    memory += rates.runtime_mib + rates.runtime_files * file_bytes / _MIB
+    memory += rates.kept_copies * min(4 * (table + linears) / _MIB, _KEPT_MIB)
+    rate = rates.weight_cpu_s + rates.token_cpu_s * gate_tokens / 1000
+    seconds = FIXED_CPU_S + rate * (table + linears) / 1e6
     if recipe.rounding is Rounding.GPTQ:
-        widest = max(columns for _, columns in shapes)
+        widest = max(columns for _, columns in block_linear_shapes(config).values())
         memory = max(memory, _calibration_mib(config.hidden_size, layer, widest))
         seconds += 60 * recipe_cpu_minutes * linears / _TIMED_LINEARS
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)
@@ -62,4 +122,4 @@ def _calibration_mib(hidden: int, layer: int, widest: int) -> float:
     """GPTQ: the Hessian of the widest input and its inverse, and the text in two networks."""
     hessians = 2 * 8 * widest**2
     states = 4 * _CALIBRATION_TOKENS * (4 * hidden + 2 * widest)
-    return _BASE_MIB + (hessians + states + 4 * _LAYERS * layer) / 2**20
+    return _BASE_MIB + (hessians + states + 4 * _LAYERS * layer) / _MIB

@@ -1,9 +1,10 @@
 """The gate's prompts as tokens: real text through the model's own tokenizer and chat template."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_edge.core.errors import TokenizerError
+from llama_edge.core.errors import ConfigError, TokenizerError
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.verify.prompt_texts import GATE_TEXTS, MORE_TEXTS, PromptText
 
@@ -45,16 +46,26 @@ class PromptPlan:
 ALL_PROMPTS: Final = PromptPlan()
 
 
+def check_context(tokenizer: Tokenizer, max_context: int, plan: PromptPlan = ALL_PROMPTS) -> None:
+    """Fail before any work when a gate could not run its prompts.
+
+    Raises:
+        ConfigError: A prompt cannot be made to fit the context.
+        TokenizerError: The chat template fails, or the tokenizer swallows text.
+    """
+    fidelity_prompts(tokenizer, max_context, plan)
+    gate_prompts(tokenizer, max_context, plan)
+
+
 def gate_prompts(
     tokenizer: Tokenizer, max_context: int, plan: PromptPlan = ALL_PROMPTS
 ) -> tuple[Prompt, ...]:
     """Four prompts in four languages and scripts: enough for graph parity.
 
     Raises:
-        TokenizerError: A prompt cannot be made to fit the context.
+        ConfigError: A prompt cannot be made to fit the context.
     """
-    texts = GATE_TEXTS[: plan.gate]
-    return tuple(_prompt(text, tokenizer, max_context, plan) for text in texts)
+    return _prompts(GATE_TEXTS[: plan.gate], tokenizer, max_context, plan)
 
 
 def fidelity_prompts(
@@ -63,21 +74,36 @@ def fidelity_prompts(
     """The gate's prompts first, then more: eight languages, five kinds of work.
 
     Raises:
-        TokenizerError: A prompt cannot be made to fit the context.
+        ConfigError: A prompt cannot be made to fit the context.
     """
     texts = (*GATE_TEXTS, *MORE_TEXTS)[: plan.fidelity]
-    return tuple(_prompt(text, tokenizer, max_context, plan) for text in texts)
+    return _prompts(texts, tokenizer, max_context, plan)
 
 
-def _prompt(text: PromptText, tokenizer: Tokenizer, max_context: int, plan: PromptPlan) -> Prompt:
-    tokens = _shortest_request(text, tokenizer, min(MIN_PROMPT_TOKENS, max_context // 2))
-    tokens = tokens[: plan.max_prompt_tokens]
-    steps = min(plan.decode_steps, max_context - len(tokens))
-    if steps < 1:
-        raise TokenizerError(
-            f"prompt {text.name} has {len(tokens)} tokens and the context holds {max_context}; "
-            "export with a larger --max-context"
+def _prompts(
+    texts: Sequence[PromptText], tokenizer: Tokenizer, max_context: int, plan: PromptPlan
+) -> tuple[Prompt, ...]:
+    minimum = min(MIN_PROMPT_TOKENS, max_context // 2)
+    prompts = []
+    for text in texts:
+        tokens = _shortest_request(text, tokenizer, minimum)[: plan.max_prompt_tokens]
+        if len(tokens) >= max_context:
+            enough = 1 + max(
+                len(_shortest_request(text, tokenizer, MIN_PROMPT_TOKENS)[: plan.max_prompt_tokens])
+                for text in texts
+            )
+            raise ConfigError(
+                f"max_context is {max_context}; the gate's prompt {text.name} has {len(tokens)} "
+                "tokens in this model's vocabulary, and one more is decoded behind it: export with "
+                f"--max-context {enough} or more, which the model's positions must allow"
+            )
+        prompts.append(
+            _prompt(text, tokenizer, tokens, min(plan.decode_steps, max_context - len(tokens)))
         )
+    return tuple(prompts)
+
+
+def _prompt(text: PromptText, tokenizer: Tokenizer, tokens: tuple[int, ...], steps: int) -> Prompt:
     return Prompt(
         name=text.name,
         language=text.language,

@@ -18,6 +18,7 @@ from llama_edge.core.files import (
     read_json_object,
     remove_leftovers,
     require_free_space,
+    require_place,
     write_json,
 )
 
@@ -232,6 +233,63 @@ def test_too_little_space_is_known_before_writing(
         require_free_space(target, 6 * 2**20)
     assert asked == [tmp_path, tmp_path]
     assert names(tmp_path) == []
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = _Usage(total=10 * 2**20, used=10 * 2**20 - free, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+def test_what_a_killed_run_left_counts_as_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    with_free(monkeypatch, 2**20)
+    with pytest.raises(OutputError, match="needs 3 MiB and 1 MiB are free; free some space"):
+        require_free_space(target, 3 * 2**20)
+    left = tmp_path / ".out.unfinished"
+    (left / "quantized").mkdir(parents=True)
+    (left / "quantized" / "weights").write_bytes(os.urandom(2 * 2**20))
+    require_free_space(target, 3 * 2**20)
+    # Of another output, and too little even with it.
+    with pytest.raises(OutputError, match="1 MiB are free; free some space"):
+        require_free_space(tmp_path / "other", 3 * 2**20)
+    with pytest.raises(
+        OutputError, match="needs 4 MiB and 1 MiB are free, and 2 MiB of a killed run are taken"
+    ):
+        require_free_space(target, 4 * 2**20)
+
+
+def test_an_old_output_set_aside_is_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run puts it back in its place."""
+    aside = tmp_path / ".out.unfinished" / "replaced"
+    aside.mkdir(parents=True)
+    (aside / "weights").write_bytes(os.urandom(2 * 2**20))
+    with_free(monkeypatch, 2**20)
+    with pytest.raises(OutputError, match="needs 2 MiB and 1 MiB are free; free some space"):
+        require_free_space(tmp_path / "out", 2 * 2**20)
+
+
+def test_a_place_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    require_place(tmp_path / "not" / "there" / "yet", force=False)
+    for name, message in (
+        ("file", "exists already; pass --force"),
+        ("file/out", "file is not a folder; choose another place with --out"),
+        ("file/deep/out", "cannot be created: .*file"),
+        ("x" * 300, "cannot be created: File name too long"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            require_place(tmp_path / name, force=False)
+    # The user root writes everywhere, so the refusal is planted.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match=f"{tmp_path} is not writable; choose another place"):
+        require_place(tmp_path / "new" / "out", force=False)
+    assert names(tmp_path) == ["file"]
 
 
 def killed(target: Path, *, at: str) -> None:

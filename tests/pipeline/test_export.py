@@ -6,15 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.core.errors import CheckFailedError, OutputError, UnknownNameError, UsageError
+from llama_edge.core.errors import (
+    CheckFailedError,
+    ConfigError,
+    LlamaEdgeError,
+    OutputError,
+    QuantizeError,
+    TokenizerError,
+    UnknownNameError,
+    UsageError,
+)
 from llama_edge.core.manifest import Verdict
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact
+from llama_edge.core.types import Artifact, Checkpoint
+from llama_edge.export import TARGETS as ALL_TARGETS
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle, open_bundle, read_manifest
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.runtimes.child import ChildRuntime
-from tests.conftest import debug_request
+from tests.checkpoint_writers import write_huggingface
+from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_request
 
 TARGETS = ("android", "onnx")
 
@@ -123,6 +135,120 @@ def test_a_full_disk_is_found_before_the_work(
     with pytest.raises(OutputError, match="free some space"):
         export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read for hashing, calibrated or quantized."""
+
+    def work(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("llama_edge.pipeline.export.quantize_with_cache", work)
+    monkeypatch.setattr("llama_edge.pipeline.export.hash_weights", work)
+    monkeypatch.setattr("llama_edge.pipeline.quantized.hash_weights", work)
+
+
+@pytest.mark.parametrize("target", ALL_TARGETS)
+def test_a_context_too_small_for_the_gate_is_refused_before_any_work(
+    debug_folder: Path, tmp_path: Path, no_work: None, target: str
+) -> None:
+    request = replace(
+        debug_request(debug_folder, target, tmp_path / "bundle"),
+        options=LowerOptions(max_context=40),
+    )
+    with pytest.raises(ConfigError, match=r"max_context is 40; .*--max-context \d+ or more") as no:
+        export_model(request, SilentProgress())
+    assert no.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+    enough = int(str(no.value).rpartition("--max-context ")[2].split()[0])
+    with pytest.raises(AssertionError, match="work was begun"):
+        export_model(replace(request, options=LowerOptions(max_context=enough)), SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "error", "message"),
+    [
+        (
+            "w4a8-gptq",
+            replace(DEBUG_CONFIG, intermediate_size=176),
+            QuantizeError,
+            "176 is not divisible by group_si",
+        ),
+        (
+            "w4a8-hadamard",
+            replace(DEBUG_CONFIG, hidden_size=92),
+            ConfigError,
+            "no Hadamard matrix of order 92",
+        ),
+    ],
+)
+def test_a_width_that_does_not_fit_is_refused_before_any_work(
+    debug_checkpoint: Checkpoint,
+    tmp_path: Path,
+    no_work: None,
+    recipe: str,
+    config: ModelConfig,
+    error: type[LlamaEdgeError],
+    message: str,
+) -> None:
+    weights = MemoryWeights(config).tensors
+    model = write_huggingface(tmp_path / "m", config, weights, debug_checkpoint.text)
+    request = replace(debug_request(model, "onnx", tmp_path / "bundle"), recipe=recipe)
+    with pytest.raises(error, match=message):
+        export_model(request, SilentProgress())
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_damaged_chat_template_is_refused_before_any_work(
+    debug_folder: Path, tmp_path: Path, no_work: None
+) -> None:
+    model = shutil.copytree(debug_folder, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ messages[0].nothing.nothing }}")
+    with pytest.raises(TokenizerError, match="the chat template failed"):
+        export_model(debug_request(model, "onnx", tmp_path / "bundle"), SilentProgress())
+
+
+def test_calibration_text_and_the_cache_are_looked_at_before_any_work(
+    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("llama_edge.pipeline.quantized.hash_weights", work)
+    request = replace(debug_request(debug_folder, "onnx", tmp_path / "b"), recipe="w4a8-gptq")
+    (tmp_path / "short").write_text("No.")
+    for name, message in (("none", "not readable as UTF-8"), ("short", "tokens of calibration te")):
+        own = replace(request, calibration=(tmp_path / name,))
+        with pytest.raises(QuantizeError, match=message):
+            export_model(own, SilentProgress())
+    monkeypatch.setenv("LLAMA_EDGE_CACHE", str(tmp_path / "short"))
+    with pytest.raises(OutputError, match="set LLAMA_EDGE_CACHE to a folder that can be"):
+        export_model(request, SilentProgress())
+    monkeypatch.setenv("LLAMA_EDGE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(AssertionError, match="work was begun"):
+        export_model(request, SilentProgress())
+
+
+def test_space_that_a_killed_run_holds_is_not_needed_again(
+    debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = debug_request(debug_folder, "onnx", tmp_path / "bundle")
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="free some space"):
+        export_model(request, SilentProgress())
+    left = tmp_path / ".bundle.unfinished"
+    for name in ("output", "quantized"):
+        (left / name).mkdir(parents=True)
+    (left / "quantized" / "model.safetensors").write_bytes(bytes(10**6))
+
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("llama_edge.pipeline.export.Stages", begun)
+    with pytest.raises(AssertionError, match="work was begun"):
+        export_model(request, SilentProgress())
 
 
 def test_unknown_names_list_the_choices(debug_folder: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from llama_edge.core.errors import TokenizerError
+from llama_edge.core.errors import ConfigError, TokenizerError
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
-from llama_edge.verify.prompts import fidelity_prompts, gate_prompts
+from llama_edge.verify.prompts import PromptPlan, check_context, fidelity_prompts, gate_prompts
 
 LANGUAGES = {"en", "de", "fr", "it", "pt", "hi", "es", "th"}
 
@@ -58,8 +58,19 @@ def test_a_small_context_shortens_the_continuation(tokenizer: Tokenizer) -> None
     for prompt in gate_prompts(tokenizer, 160):
         assert len(prompt.tokens) >= 64
         assert len(prompt.continuation) == min(64, 160 - len(prompt.tokens))
-    with pytest.raises(TokenizerError, match=r"context holds 40; .*--max-context"):
-        gate_prompts(tokenizer, 40)
+
+
+def test_a_context_too_small_is_told_with_one_that_is_not(tokenizer: Tokenizer) -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_context is 40; .* prompt .* --max-context \d+"
+    ) as no:
+        check_context(tokenizer, 40)
+    enough = int(str(no.value).rpartition("--max-context ")[2].split()[0])
+    check_context(tokenizer, enough)
+    with pytest.raises(ConfigError, match=f"--max-context {enough} or more"):
+        check_context(tokenizer, enough - 1)
+    # A plan that runs less fits where all of it would not.
+    check_context(tokenizer, 40, PromptPlan(gate=1, fidelity=1, max_prompt_tokens=16))
 
 
 class FrugalTokenizer:
