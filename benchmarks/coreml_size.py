@@ -234,7 +234,7 @@ class ChangedWeights:
             given, weight = self._weights.quantized(name), self._checkpoint.weights.read(name)
             changed = self._way(name, weight, given)
             if changed is None and self._precise and name not in TABLES:
-                changed = Matrix(weight, lambda stored: _store_codes(stored, given))
+                changed = Matrix(weight, lambda stored: _store_codes(stored, given, lambda: given))
             self._made[name] = changed or as_codes(given)
         return self._made[name]
 
