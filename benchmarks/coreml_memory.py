@@ -1,11 +1,12 @@
-"""Time and peak memory of writing a Core ML package of Llama 3.2's shapes, and of running it here.
+"""CPU time and peak memory: Core ML packages of Llama 3.2's shapes, written, and run here.
 
     python benchmarks/coreml_memory.py [--shapes 1b 3b] [--steps N] [--folder DIR] [--json FILE]
 
 The codes are random, as many as the published models have, vocabulary included; nothing is
 quantized. Each measurement is a process of its own: one builds and saves the package, one opens it
-in the interpreter and decodes token by token. Peak memory is the process's own, mapped pages of the
-package included. The interpreter's time is this machine's, and says nothing of a phone's.
+in the interpreter and decodes token by token. Seconds are of CPU time, which other processes change
+less than wall time; peak memory is the process's own, mapped pages of the package included. The
+interpreter's time is this machine's, and says nothing of a phone's.
 """
 
 import argparse
@@ -81,6 +82,7 @@ class Row:
 
     shape: str
     package_mb: float
+    #: seconds are of CPU time
     write_s: float
     write_peak_mib: float
     open_s: float
@@ -101,23 +103,23 @@ def write(shape: str, folder: Path) -> dict[str, float]:
     from llama_edge.export.coreml.lower import write_package
 
     checkpoint: Any = RandomCheckpoint(SHAPES[shape])
-    began = time.perf_counter()
+    began = time.process_time()
     lowering = Lowering(max_context=CONTEXT, max_prefill=512)
     write_package(checkpoint, folder, lowering, SilentProgress())
-    return {"write_s": time.perf_counter() - began, "write_peak_mib": peak_rss_mib()}
+    return {"write_s": time.process_time() - began, "write_peak_mib": peak_rss_mib()}
 
 
 def run(steps: int, folder: Path) -> dict[str, float]:
     """Open, and decode from an empty cache."""
     artifact = read_artifact(folder)
-    began = time.perf_counter()
+    began = time.process_time()
     with CoreMLInterpreterRuntime().open(artifact) as session:
-        opened = time.perf_counter()
+        opened = time.process_time()
         times = []
         for token in range(steps):
-            start = time.perf_counter()
+            start = time.process_time()
             logits = session.decode(100 + token)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
             assert torch.from_numpy(logits).isfinite().all(), "logits are not finite"
     return {
         "package_mb": artifact.size_bytes / 1e6,
@@ -158,7 +160,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     rows = [benchmark(shape, arguments.steps, arguments.folder) for shape in arguments.shapes]
-    table = Table(title=f"random codes, context {CONTEXT}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    table = Table(title=f"random codes, context {CONTEXT}, {threads} threads, CPU time")
     for heading in asdict(rows[0]):
         table.add_column(heading.replace("_", " "), justify="right")
     for row in rows:

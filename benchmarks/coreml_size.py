@@ -89,7 +89,7 @@ _store_codes = graph.quantized_matrix
 
 def as_codes(tensor: QuantizedTensor) -> Matrix:
     """Codes and one scale per group, as everywhere."""
-    return Matrix(tensor.dequantize(), lambda name: _store_codes(name, tensor))
+    return Matrix(tensor.dequantize(), lambda name: _store_codes(name, tensor, lambda: tensor))
 
 
 def keep(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | None:
@@ -234,7 +234,7 @@ class ChangedWeights:
             given, weight = self._weights.quantized(name), self._checkpoint.weights.read(name)
             changed = self._way(name, weight, given)
             if changed is None and self._precise and name not in TABLES:
-                changed = Matrix(weight, lambda stored: _store_codes(stored, given))
+                changed = Matrix(weight, lambda stored: _store_codes(stored, given, lambda: given))
             self._made[name] = changed or as_codes(given)
         return self._made[name]
 
@@ -265,7 +265,7 @@ def package_bytes(checkpoint: QuantizedCheckpoint) -> int:
 def measure(names: list[str], recipe: Recipe) -> list[Row]:
     """All ways, beside one run of full precision."""
     model = load_checkpoint(MODEL)
-    graph.quantized_matrix = lambda name, weight: weight.store(name)
+    graph.quantized_matrix = lambda name, weight, _: weight.store(name)
     prompts = gate_prompts(Tokenizer(model.text), model.config.max_position_embeddings)
     precise = Llama(model.config, FullPrecisionSource(model.config, model.weights))
     expected = _logits(precise, prompts)

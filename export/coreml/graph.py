@@ -10,7 +10,7 @@ RoPE's tables rounded to fp16 put its attention 4e-4 off (median over layers of 
 activations alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,14 +25,22 @@ from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import QuantizedWeights
+from llama_edge.export.coreml.deferred import DeferredArray
 
 #: Added to the scores of tokens that must not be seen; an infinity would make NaN of `0 * inf`.
 _MASKED = np.float16(-65504)
 _MAX_FP16 = 65504.0
 
 
-def quantized_matrix(name: str, weight: QuantizedTensor) -> Var:
+def quantized_matrix(
+    name: str, weight: QuantizedTensor, again: Callable[[], QuantizedTensor]
+) -> Var:
     """Codes (O, I), int4 or int8, and fp16 scales (O, G): an fp16 matrix, stored as codes.
+
+    Args:
+        name: The matrix's.
+        weight: The matrix; it is not kept.
+        again: Reads it once more, when its codes are written.
 
     Raises:
         ExportError: A code times its scale is no finite fp16 number.
@@ -40,18 +48,25 @@ def quantized_matrix(name: str, weight: QuantizedTensor) -> Var:
     scales = weight.scales.to(torch.float16)
     # Within the range that `QuantizedTensor` keeps to, every bfloat16 is an fp16.
     assert torch.equal(scales.float(), weight.scales.float()), name
-    largest = float(weight.dequantize().abs().max())
+    largest = _largest(weight)
     if largest > _MAX_FP16:
         raise ExportError(
             f"{name}: a weight is {largest:g}; Core ML computes in fp16, which ends at "
             f"{_MAX_FP16:g}: this model needs another target"
         )
-    codes: NDArray[np.int8] = weight.codes.numpy()
-    return mb.constexpr_blockwise_shift_scale(
-        data=codes.view(np_int4_dtype) if weight.bits == 4 else codes,
-        scale=scales.numpy(),
-        name=name,
-    )
+    kind = np_int4_dtype if weight.bits == 4 else np.dtype(np.int8)
+    codes = DeferredArray.of(name, weight.shape, kind, lambda: again().codes.numpy())
+    matrix = mb.constexpr_blockwise_shift_scale(data=codes, scale=scales.numpy(), name=name)
+    # Constants that look alike are made one; those of different keys are not compared.
+    matrix.op.data.op.weight_key = name
+    return matrix
+
+
+def _largest(weight: QuantizedTensor) -> float:
+    """The largest magnitude of a weight, without the weights: a 3B's table is 1.6 GB of them."""
+    groups = weight.codes.view(*weight.scales.shape, weight.group_size)
+    low, high = groups.amin(dim=-1).float(), groups.amax(dim=-1).float()
+    return float((torch.maximum(-low, high) * weight.scales.float()).max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,9 @@ class Network:
     def matrix(self, name: str) -> Var:
         """A quantized matrix, stored once under its name."""
         if name not in self._constants:
-            self._constants[name] = quantized_matrix(name, self.weights.quantized(name))
+            self._constants[name] = quantized_matrix(
+                name, self.weights.quantized(name), lambda: self.weights.quantized(name)
+            )
         return self._constants[name]
 
     def linear(self, x: Var, name: str, output: str) -> Var:

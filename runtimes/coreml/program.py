@@ -31,9 +31,9 @@ from llama_edge.runtimes.coreml.steps import (
 )
 from llama_edge.runtimes.coreml.weights import (
     BlockwiseWeight,
-    MemoryBudget,
     PlainWeight,
     Weight,
+    WeightStore,
 )
 
 #: Constants of more numbers are weights, turned into float32 when asked for.
@@ -43,27 +43,27 @@ _MAX_STATE_BYTES: Final = 8 << 30
 
 
 def read_program(
-    package: MLPackage, function: str, budget: MemoryBudget, *, round_to_half: bool
+    package: MLPackage, function: str, store: WeightStore, *, round_to_half: bool
 ) -> Program:
     """Read a function.
 
     Args:
         package: Where it is.
         function: Its name.
-        budget: Bytes that weights may keep in float32.
+        store: Weights that functions share, and the bytes that they may keep in float32.
         round_to_half: Whether dequantized weights are rounded to float16, as on the device.
 
     Raises:
         ArtifactError: The program has an unknown operator, a value used before it is made or made
             twice, or a constant that cannot be read.
     """
-    return _Reader(package, budget, round_to_half=round_to_half).read(function)
+    return _Reader(package, store, round_to_half=round_to_half).read(function)
 
 
 class _Reader:
-    def __init__(self, package: MLPackage, budget: MemoryBudget, *, round_to_half: bool) -> None:
+    def __init__(self, package: MLPackage, store: WeightStore, *, round_to_half: bool) -> None:
         self._package = package
-        self._budget = budget
+        self._store = store
         self._round_to_half = round_to_half
         self._constants: dict[str, Value] = {}
         #: of constants, for the weights that are made of them
@@ -199,7 +199,7 @@ class _Reader:
                 parts["data"],
                 torch.from_numpy(parts["scale"].read()).float(),
                 None if offset is None else torch.from_numpy(offset.read()).float(),
-                self._budget,
+                self._store.budget,
             )
             return made.rounded_to_half() if self._round_to_half else made
 
@@ -210,7 +210,7 @@ class _Reader:
             for argument in message.inputs.values()
             for binding in argument.arguments
         )
-        self._constants[name] = weight() if by_name else self._budget.shared(place, weight)
+        self._constants[name] = weight() if by_name else self._store.shared(place, weight)
 
     def _operand(self, argument: Message, where: str) -> Operand | tuple[Operand, ...]:
         operands = tuple(self._binding(binding, where) for binding in argument.arguments)
@@ -228,7 +228,7 @@ class _Reader:
             return constant
         kind = constant.element.dtype.kind
         if kind == "f" and constant.shape and math.prod(constant.shape) > _SMALL:
-            return PlainWeight(constant, self._budget)
+            return PlainWeight(constant, self._store.budget)
         tensor = torch.from_numpy(constant.read() if kind != "u" else _signed(constant))
         return tensor.float() if kind == "f" else tensor.bool() if kind == "b" else tensor.long()
 

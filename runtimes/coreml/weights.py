@@ -4,7 +4,6 @@ A 3B model's weights take 1.8 GB in the package and 12.8 GB in float32, so what 
 float32 is kept within a budget of bytes, and everything beyond it is made anew in chunks of rows.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Self
@@ -17,24 +16,17 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.mlpackage import StoredTensor
 
 #: Elements that are in float32 at a time when a weight is not kept: 4 MiB, which caches hold.
-_CHUNK_ELEMENTS: Final = 1 << 20
-_FLOAT32_BYTES: Final = 4
-#: Where the system does not say how much memory it has: a sixth of 8 GiB.
-_USUAL_BUDGET: Final = (8 << 30) // 6
-
-
-def default_budget_bytes() -> int:
-    """A sixth of the machine's memory: the package's own pages, states and libraries come on top.
-
-    On a machine of 24 GB, 4 GiB, beside 1.8 GB of a 3B package's pages and 0.5 GB of its states.
-    """
-    if not hasattr(os, "sysconf"):
-        return _USUAL_BUDGET
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 6
+CHUNK_ELEMENTS: Final = 1 << 20
+FLOAT32_BYTES: Final = 4
+#: Float32 weights that are kept, in all. All of SmolLM2-135M's fit (513 MiB), so the models of
+#: tests and first steps are made once. Of a 3B's 12.8 GB hardly any do, but to make a weight anew
+#: takes 0.3 ns: a second for all of them. It is no share of the machine's memory, since the program
+#: that holds the reference takes 3.3 GiB beside a 1B shape's interpreter, on a laptop of 8 GB.
+BUDGET_BYTES: Final = 640 << 20
 
 
 class MemoryBudget:
-    """Bytes that weights may keep in float32, and the weights, for functions that share them.
+    """Bytes that weights may keep in float32.
 
     The first that ask get them: a model reads its weights in turn, and whatever makes place for
     the next would be missed in the next round.
@@ -42,13 +34,6 @@ class MemoryBudget:
 
     def __init__(self, size_bytes: int) -> None:
         self._left = size_bytes
-        self._weights: dict[bytes, Weight] = {}
-
-    def shared(self, place: bytes, make: Callable[[], "Weight"]) -> "Weight":
-        """The weight that is stored at `place`, made at the first call for it."""
-        if place not in self._weights:
-            self._weights[place] = make()
-        return self._weights[place]
 
     def take(self, size_bytes: int) -> bool:
         """Whether that many bytes were left; they are taken."""
@@ -56,6 +41,24 @@ class MemoryBudget:
             return False
         self._left -= size_bytes
         return True
+
+
+class WeightStore:
+    """The weights that functions of a package share, and the budget of them all.
+
+    Weights know the budget and not the store: a cycle of references would keep all of them alive
+    after the session is closed, beside those of the next one.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.budget = MemoryBudget(size_bytes)
+        self._weights: dict[bytes, Weight] = {}
+
+    def shared(self, place: bytes, make: Callable[[], "Weight"]) -> "Weight":
+        """The weight that is stored at `place`, made at the first call for it."""
+        if place not in self._weights:
+            self._weights[place] = make()
+        return self._weights[place]
 
 
 class Weight(ABC):
@@ -79,7 +82,7 @@ class Weight(ABC):
         if self._kept is not None:
             return self._kept
         whole = self.rows(0, self.shape[0])
-        if self._budget.take(whole.numel() * _FLOAT32_BYTES):
+        if self._budget.take(whole.numel() * FLOAT32_BYTES):
             self._kept = whole
         return whole
 
@@ -94,17 +97,16 @@ class Weight(ABC):
     def linear(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """`inputs` (..., I) times this weight (O, I), transposed, plus `bias` (O,)."""
         rows, columns = self.shape
-        if self._kept is None and self._budget.take(rows * columns * _FLOAT32_BYTES):
+        if self._kept is None and self._budget.take(rows * columns * FLOAT32_BYTES):
             self._kept = self.rows(0, rows)
         if self._kept is not None:
             return F.linear(inputs, self._kept, bias)
-        chunk = max(1, _CHUNK_ELEMENTS // columns)
-        parts = [
-            F.linear(inputs, self.rows(start, min(start + chunk, rows)))
-            for start in range(0, rows, chunk)
-        ]
-        product = torch.cat(parts, dim=-1)
-        return product if bias is None else product + bias
+        chunk = max(1, CHUNK_ELEMENTS // columns)
+        product = torch.empty(*inputs.shape[:-1], rows)
+        for start in range(0, rows, chunk):
+            stop = min(start + chunk, rows)
+            product[..., start:stop] = F.linear(inputs, self.rows(start, stop))
+        return product if bias is None else product.add_(bias)
 
     def _row(self, index: int) -> Tensor:
         if not 0 <= index < self.shape[0]:
@@ -173,7 +175,7 @@ class BlockwiseWeight(Weight):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Weight`."""
-        block = torch.arange(start, stop) // self._rows_per_block
+        block = self._block_rows(start, stop)
         values = torch.from_numpy(self._data.rows(start, stop)).float()
         values = values.reshape(stop - start, *self._blocks)
         if self._offset is not None:
@@ -182,3 +184,9 @@ class BlockwiseWeight(Weight):
         if self._half:
             values = values.half().float()
         return values.reshape(stop - start, *self.shape[1:])
+
+    def _block_rows(self, start: int, stop: int) -> slice | Tensor:
+        """Where each row's scales are."""
+        if self._rows_per_block == 1:
+            return slice(start, stop)
+        return torch.arange(start, stop) // self._rows_per_block

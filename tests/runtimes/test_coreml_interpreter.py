@@ -81,7 +81,7 @@ LAYOUTS = {
 def test_compressed_weights_are_their_codes_times_their_scales(
     layout: str, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", 16)  # two rows at a time
+    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", 16)  # two rows at a time
     kind, shape, shifted = LAYOUTS[layout]
     scale = (np.abs(normal(*shape)) + 0.1).astype(np.float16)
     offset = GENERATOR.integers(0, 16, shape) if shifted else None

@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -6,13 +7,23 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from llama_edge.core.errors import ExportError
+from llama_edge.core.errors import CheckFailedError, ExportError
 from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.types import (
+    ActivationQuantization,
+    Artifact,
+    QuantizedCheckpoint,
+    QuantizedWeights,
+)
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.export.bundle import compare_tensors, list_tensors
+from llama_edge.export.coreml.deferred import DeferredArray
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
 from tests.conftest import DEBUG_CONFIG
@@ -69,6 +80,55 @@ def test_two_lowerings_give_the_same_bytes(
     first, again = package(name), lower(quantized(name), tmp_path)
     for file in again.files:
         assert file_sha256(again.root / file) == file_sha256(first.root / file), file
+
+
+class WatchedWeights:
+    """Hands on another's matrices and counts how many of their codes are alive at once."""
+
+    def __init__(self, weights: QuantizedWeights) -> None:
+        self._weights = weights
+        self._alive: list[weakref.ref[NDArray[np.int8]]] = []
+        self.most_alive = 0
+
+    def quantized_names(self) -> tuple[str, ...]:
+        return self._weights.quantized_names()
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        matrix = self._weights.quantized(name)
+        # A tensor's memory outlives the Python object; an array below it lives as long.
+        codes: NDArray[np.int8] = matrix.codes.numpy().copy()
+        self._alive = [each for each in self._alive if each() is not None]
+        self._alive.append(weakref.ref(codes))
+        self.most_alive = max(self.most_alive, len(self._alive))
+        return replace(matrix, codes=torch.from_numpy(codes))
+
+    def vector(self, name: str) -> Tensor:
+        return self._weights.vector(name)
+
+
+def test_matrices_stream(
+    debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = WatchedWeights(debug_quantized.weights)
+    lower(replace(debug_quantized, weights=watched), tmp_path / "streamed")
+    assert watched.most_alive == 1
+    # A program that is given the codes keeps all of them until it is written.
+    monkeypatch.setattr(DeferredArray, "of", lambda name, shape, kind, read: read().view(kind))
+    lower(replace(debug_quantized, weights=watched), tmp_path / "held")
+    assert watched.most_alive > DEBUG_CONFIG.num_hidden_layers * 7
+
+
+def test_codes_that_were_promised_and_not_read_are_found_out(
+    debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(DeferredArray, "flatten")  # the promise itself is written
+    artifact = lower(debug_quantized, tmp_path)
+    given, written = (
+        list_tensors(weights, SilentProgress())
+        for weights in (debug_quantized.weights, CoreMLExporter().read_weights(artifact))
+    )
+    with pytest.raises(CheckFailedError, match="codes_sha256"):
+        compare_tensors(given, written)
 
 
 def test_nothing_is_printed(
