@@ -5,7 +5,9 @@ gets one code here and its neighbour there. One such flip is worth up to 2 % of 
 and attention hands it on to later tokens. It must not be mistaken for a fault; nor may a limit be
 so wide that a fault passes for a flip. So a row out of tolerance is *explained*: only codes that do
 lie on a border may be flipped, only a few of them, and then the row must agree within the tight
-limit. A fault is no sum of a few such flips.
+limit. A fault is no sum of a few such flips. Nor may more rows have any than borders are met by
+float errors (`block_errors.MAX_FLIP_RATE`): a kernel whose borders lie elsewhere flips such codes
+alone, and is told by their number.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,8 +91,9 @@ class StagedRow:
     """The `RowRun` of a row that is rounded at several places, one behind the other.
 
     What a place gets depends on the flips before it alone, and is computed once. Not only for
-    time: a matrix product of one row and of fifty sums in another order, so that a value on a border
-    would fall this way in one trial and the other way in the next, and no flip would explain it.
+    time: a matrix product of one row and of fifty sums in another order, so that a value on a
+    border would fall this way in one trial and the other way in the next, and no flip would
+    explain it.
 
     Args:
         model: It rounds.
