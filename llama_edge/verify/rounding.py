@@ -5,7 +5,9 @@ gets one code here and its neighbour there. One such flip is worth up to 2 % of 
 and attention hands it on to later tokens. It must not be mistaken for a fault; nor may a limit be
 so wide that a fault passes for a flip. So a row out of tolerance is *explained*: only codes that do
 lie on a border may be flipped, only a few of them, and then the row must agree within the tight
-limit. A fault is no sum of a few such flips.
+limit. A fault is no sum of a few such flips. Nor may more rows have any than borders are met by
+float errors (`block_errors.MAX_FLIP_RATE`): a kernel whose borders lie elsewhere flips such codes
+alone, and is told by their number.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,6 +42,10 @@ Flips = tuple[Flip, ...]
 
 #: Runs one row once per trial: outputs (B, width), and each place's value before rounding (B, n).
 RowRun = Callable[[Sequence[Flips]], tuple[Tensor, list[Tensor]]]
+
+#: From one rounding place to the next: what is carried past it (B, c) and its rounded value (B, n)
+#: to what is carried on and the next place's value before rounding, or the output.
+Stage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 #: The relative error of each output (B, ...) from what the artifact has.
 Distance = Callable[[Tensor], list[float]]
@@ -79,6 +85,58 @@ def with_flips(rounded_BN: Tensor, place: int, trials: Sequence[Flips]) -> Tenso
             if flip.place == place:
                 rows[row, flip.index] = flip.value
     return rows
+
+
+class StagedRow:
+    """The `RowRun` of a row that is rounded at several places, one behind the other.
+
+    What a place gets depends on the flips before it alone, and is computed once. Not only for
+    time: a matrix product of one row and of fifty sums in another order, so that a value on a
+    border would fall this way in one trial and the other way in the next, and no flip would
+    explain it.
+
+    Args:
+        model: It rounds.
+        carried: What is carried past the first place (c,).
+        value: What the first place gets (n,).
+        stages: One per place.
+    """
+
+    def __init__(
+        self, model: Llama, carried: Tensor, value: Tensor, stages: Sequence[Stage]
+    ) -> None:
+        self._model = model
+        self._stages = stages
+        self._known: list[dict[Flips, tuple[Tensor, Tensor]]] = [{} for _ in range(len(stages) + 1)]
+        self._known[0][()] = carried, value
+
+    def __call__(self, trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
+        """See `RowRun`."""
+        for place in range(len(self._stages)):
+            self._pass(place, trials)
+        values = [
+            torch.stack([known[_flips_before(place, trial)][1] for trial in trials])
+            for place, known in enumerate(self._known)
+        ]
+        return values[-1], values[:-1]
+
+    def _pass(self, place: int, trials: Sequence[Flips]) -> None:
+        known = self._known[place + 1]
+        wanted = dict.fromkeys(_flips_before(place + 1, trial) for trial in trials)
+        ahead = [flips for flips in wanted if flips not in known]
+        if not ahead:
+            return
+        pairs = [self._known[place][_flips_before(place, flips)] for flips in ahead]
+        carried, values = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        rounded = with_flips(self._model.quantize_activation(values), place, ahead)
+        rows = zip(*self._stages[place](carried, rounded), strict=True)
+        known.update(zip(ahead, rows, strict=True))
+
+
+def _flips_before(place: int, flips: Flips) -> Flips:
+    """In one order, whichever was found first."""
+    before = [flip for flip in flips if flip.place < place]
+    return tuple(sorted(before, key=lambda flip: (flip.place, flip.index)))
 
 
 def explain_row(model: Llama, run: RowRun, distance: Distance, limit: float) -> tuple[Flips, float]:
