@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.errors import CheckFailedError, OutputError
 from llama_edge.core.files import output_folder, require_free_space, require_place, write_json
 from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
@@ -98,6 +98,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     get_runtime(form.backend)  # a missing package is worth knowing before the work
     out = request.out or _default_place(request, form)
     require_place(out, force=request.force)
+    _failed_place(out)
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.requires(checkpoint.config, recipe, request.options)
@@ -231,9 +232,20 @@ def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> B
     return write_manifest(folder, with_report(folder, manifest, measured))
 
 
+def _failed_place(out: Path) -> Path:
+    """Where the bundle goes if the gate refuses it, in the place of one that it refused before."""
+    failed = out.with_name(f"{out.name}.failed")
+    if failed.is_symlink() or (failed.exists() and not failed.is_dir()):
+        raise OutputError(
+            f"{failed}: is no folder, and a bundle that the gate refuses would lie there; move it "
+            "away, or name another --out"
+        )
+    return failed
+
+
 def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:
     """Move the failed bundle beside its place; the message says where and why."""
-    failed = out.with_name(f"{out.name}.failed")
+    failed = _failed_place(out)
     shutil.rmtree(failed, ignore_errors=True)
     folder.chmod(0o755)
     folder.rename(failed)
