@@ -204,7 +204,7 @@ def test_a_file_in_the_way_of_a_refused_bundle_is_told_before_any_work(
     debug_folder: Path, tmp_path: Path, no_work: None
 ) -> None:
     (tmp_path / "bundle.failed").write_text("notes")
-    with pytest.raises(OutputError, match="bundle.failed: is no folder"):
+    with pytest.raises(OutputError, match=r"bundle\.failed: is no folder"):
         export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
     assert (tmp_path / "bundle.failed").read_text() == "notes"
 
