@@ -1,6 +1,6 @@
 """Other ways to lay the `.pte`'s blocks down, timed against the one that is used.
 
-    python benchmarks/block_variants.py [--model MODEL] [--rounds N] [--work DIR] [--also FILE...]
+    python benchmarks/block_variants.py [--model MODEL] [--variants NAME...] [--also FILE...]
 
 Recipe w4a8-rtn. Processor time of one thread per token, in turns, a fresh process for each reading,
 memory in large pages; the best of all is printed, with its ratio to that of the way in use.
@@ -95,8 +95,9 @@ class Variant:
     asking: type[attention._Asking] = attention._Asking
 
 
+BASE = "as it is"
 VARIANTS: Mapping[str, Variant] = {
-    "as it is": Variant(),
+    BASE: Variant(),
     "each query alone": Variant(asking=EachQueryAlone),
     "gate and up stacked": Variant(builder=StackedGateUp),
     "mean by pooling": Variant(builder=PooledMean),
@@ -132,10 +133,17 @@ def read_one(path: Path) -> tuple[float, float, float]:
     return decode, min(milliseconds(one, long, DECODE_TOKENS) for _ in range(REPEATS)), prefill
 
 
-def compare(checkpoint: QuantizedCheckpoint, work: Path, rounds: int, also: Sequence[Path]) -> None:
-    """Lower each variant, read in turns with other files, print the best and their ratios."""
+def compare(
+    checkpoint: QuantizedCheckpoint,
+    names: Sequence[str],
+    work: Path,
+    rounds: int,
+    also: Sequence[Path],
+) -> None:
+    """Lower the variants, read in turns with other files, print the best and their ratios."""
     paths = {path.stem: path for path in also}
-    for name, variant in VARIANTS.items():
+    for name in (BASE, *names):
+        variant = VARIANTS[name]
         paths[name] = work / f"{name.replace(' ', '_')}.pte"
         lower.BlockBuilder = variant.builder  # type: ignore[misc]
         attention._Asking = variant.asking  # type: ignore[misc]
@@ -149,7 +157,7 @@ def compare(checkpoint: QuantizedCheckpoint, work: Path, rounds: int, also: Sequ
                 command, check=True, capture_output=True, text=True, env=os.environ | STEADY_MEMORY
             ).stdout
             readings[name].append(json.loads(output.splitlines()[-1]))
-    base = [min(column) for column in zip(*readings["as it is"], strict=True)]
+    base = [min(column) for column in zip(*readings[BASE], strict=True)]
     print("| | decode ms | at 1024 ms | prefill ms |\n|---|--:|--:|--:|")
     for name, found in readings.items():
         cells = (
@@ -163,6 +171,8 @@ def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
+    others = [name for name in VARIANTS if name != BASE]
+    parser.add_argument("--variants", nargs="+", choices=others, default=others)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=Path, help="keep the files in this folder")
     parser.add_argument(
@@ -180,7 +190,8 @@ def main() -> None:
         if not codes.exists():
             request = QuantizeRequest(model=arguments.model, recipe="w4a8-rtn", out=codes)
             quantize_model(request, SilentProgress())
-        compare(read_quantized_checkpoint(codes), work, arguments.rounds, arguments.also)
+        checkpoint = read_quantized_checkpoint(codes)
+        compare(checkpoint, arguments.variants, work, arguments.rounds, arguments.also)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def int8_bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_bundle_passes_and_says_so(int8_bundle: Bundle, debug_folder: Path) -> None:
     artifact = int8_bundle.manifest.artifact
     assert artifact.kv_cache == "int8"
-    assert "int8 (1, 512, 2, 16)" in artifact.interface.cache
+    assert "int8 (2, 512, 1, 16)" in artifact.interface.cache
     assert int8_bundle.manifest.parity["blocks"]["severity"] < 0.1
     assert diagnose(int8_bundle.root, None, SilentProgress()).findings == ()
     outcome = check_bundle(int8_bundle.root, str(debug_folder), SilentProgress())
@@ -203,10 +203,10 @@ def test_r3_of_queries_only(export: Export, monkeypatch: pytest.MonkeyPatch) -> 
     rotate = BlockBuilder._rotate_heads
 
     def queries_only(self: BlockBuilder, graph: XnnpackGraph, heads: Value) -> Value:
-        queries, groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        queries = self.config.queries_per_group
         turned = rotate(self, graph, graph.slice(heads, {2: (0, queries)}))
-        others = graph.slice(heads, {2: (queries, groups)})
-        return graph.concatenate([turned, others], axis=2)
+        key = graph.slice(heads, {2: (queries, 1)})
+        return graph.concatenate([turned, key], axis=2)
 
     monkeypatch.setattr(BlockBuilder, "_rotate_heads", queries_only)
     assert "blocks: layers.0.attention (prefill and decode)" in export(lambda _: None)
