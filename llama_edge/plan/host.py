@@ -29,8 +29,8 @@ _BASE_MIB: Final = 600.0
 #: In float32, and alive together in the gate: copies of the table, and of a layer.
 _TABLES: Final = 2
 _LAYERS: Final = 2
-#: Of weights that our Core ML interpreter keeps in float32: a sixth of the rows' machine's 24 GB.
-_KEPT_MIB: Final = 4096.0
+#: Of weights that our Core ML interpreter keeps in float32 (`runtimes.coreml`).
+_KEPT_MIB: Final = 640.0
 #: Of a calibration set: 32 sequences of 256.
 _CALIBRATION_TOKENS: Final = 8192
 #: What recipes were timed on, SmolLM2-135M: weights in linears.
@@ -48,23 +48,26 @@ class HostRates:
     #: resident memory beside the program's own: MiB, and in sizes of the file
     runtime_mib: float
     runtime_files: float
-    #: copies of the weights in float32, as far as `_KEPT_MIB` allow
-    kept_copies: int = 0
+    #: for each token that the gate runs, of activations
+    token_mib: float = 0.0
+    #: whether it keeps weights in float32, as far as `_KEPT_MIB` allow
+    keeps_weights: bool = False
 
 
 RATES: Final[Mapping[str, HostRates]] = {
     "executorch": HostRates(
-        weight_cpu_s=0.0424, token_cpu_s=0.296, runtime_mib=664.0, runtime_files=1.674
+        weight_cpu_s=0.0427, token_cpu_s=0.280, runtime_mib=664.0, runtime_files=1.673
     ),
     "onnx": HostRates(
-        weight_cpu_s=0.0397, token_cpu_s=0.235, runtime_mib=173.0, runtime_files=1.854
+        weight_cpu_s=0.0386, token_cpu_s=0.240, runtime_mib=196.0, runtime_files=1.824
     ),
     "coreml": HostRates(
-        weight_cpu_s=0.0778,
-        token_cpu_s=0.754,
-        runtime_mib=965.0,
-        runtime_files=2.966,
-        kept_copies=2,
+        weight_cpu_s=0.0585,
+        token_cpu_s=0.788,
+        runtime_mib=286.0,
+        runtime_files=1.720,
+        token_mib=0.29,
+        keeps_weights=True,
     ),
 }
 
@@ -108,7 +111,9 @@ def host_cost(
     numbers = _TABLES * table + _LAYERS * layer + gate_tokens * config.vocab_size
     memory = _BASE_MIB + 4 * numbers / _MIB
     memory += rates.runtime_mib + rates.runtime_files * file_bytes / _MIB
-    memory += rates.kept_copies * min(4 * (table + linears) / _MIB, _KEPT_MIB)
+    memory += rates.token_mib * gate_tokens
+    if rates.keeps_weights:
+        memory += min(4 * (table + linears) / _MIB, _KEPT_MIB)
     rate = rates.weight_cpu_s + rates.token_cpu_s * gate_tokens / 1000
     seconds = FIXED_CPU_S + rate * (table + linears) / 1e6
     if recipe.rounding is Rounding.GPTQ:

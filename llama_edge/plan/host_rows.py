@@ -44,8 +44,8 @@ HOST_ROWS: Final = (
         model="smollm2-135m",
         backend="executorch",
         gate_tokens=GATE_TOKENS,
-        cpu_s=72.3,
-        memory_mib=1903,
+        cpu_s=69.2,
+        memory_mib=1905,
     ),
     HostRow(
         model="llama-3.2-1b", backend="executorch", gate_tokens=_SHORT, cpu_s=73.7, memory_mib=5039
@@ -57,18 +57,18 @@ HOST_ROWS: Final = (
         model="smollm2-135m",
         backend="coreml",
         gate_tokens=GATE_TOKENS,
-        cpu_s=164.5,
-        memory_mib=3750,
+        cpu_s=168.4,
+        memory_mib=2469,
     ),
     HostRow(
-        model="llama-3.2-1b", backend="coreml", gate_tokens=_SHORT, cpu_s=116.4, memory_mib=14532
+        model="llama-3.2-1b", backend="coreml", gate_tokens=_SHORT, cpu_s=112.5, memory_mib=5344
     ),
     HostRow(
-        model="llama-3.2-3b", backend="coreml", gate_tokens=_SHORT, cpu_s=353.4, memory_mib=19150
+        model="llama-3.2-3b", backend="coreml", gate_tokens=_SHORT, cpu_s=242.0, memory_mib=8570
     ),
     HostRow(
-        model="smollm2-135m", backend="onnx", gate_tokens=GATE_TOKENS, cpu_s=60.3, memory_mib=1519
+        model="smollm2-135m", backend="onnx", gate_tokens=GATE_TOKENS, cpu_s=61.1, memory_mib=1531
     ),
     HostRow(model="llama-3.2-1b", backend="onnx", gate_tokens=_SHORT, cpu_s=61.9, memory_mib=4687),
-    HostRow(model="llama-3.2-3b", backend="onnx", gate_tokens=_SHORT, cpu_s=167.3, memory_mib=8062),
+    HostRow(model="llama-3.2-3b", backend="onnx", gate_tokens=_SHORT, cpu_s=160.4, memory_mib=8029),
 )

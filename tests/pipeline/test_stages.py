@@ -82,7 +82,7 @@ def test_the_same_export_goes_on(killed_in_the_gate: ExportRequest) -> None:
 
 def test_other_options_begin_anew(killed_in_the_gate: ExportRequest) -> None:
     said = Said()
-    bundle_of(replace(killed_in_the_gate, options=LowerOptions(max_context=256)), said)
+    bundle_of(replace(killed_in_the_gate, options=LowerOptions(max_context=500)), said)
     assert said.slow() == [QUANTIZE, LOWER]
 
 
