@@ -14,23 +14,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from stock_executorch import STEADY_MEMORY
 
-from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.core.weight_names import block_weight
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch import attention, lower
-from llama_edge.export.executorch.attention import Positions
+from llama_edge.export.executorch import lower
 from llama_edge.export.executorch.blocks import BlockBuilder
-from llama_edge.export.executorch.program import PlanBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
@@ -78,29 +74,11 @@ class PooledMean(BlockBuilder):
         return graph.multiply(graph.multiply(x, inverse), weight)
 
 
-class EachQueryAlone(attention._Asking):
-    """A single token's query heads ask the keys one by one, as those of a prompt do."""
-
-    def __init__(self, plan: PlanBuilder, config: ModelConfig, positions: Positions) -> None:
-        super().__init__(plan, config, positions)
-        self.heads, self.tokens = plan.integer(config.queries_per_group), positions.count
-        self.start, self.causal = positions.known, plan.boolean(True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """What one way of lowering puts in the place of which part."""
-
-    builder: type[BlockBuilder] = BlockBuilder
-    asking: type[attention._Asking] = attention._Asking
-
-
 BASE = "as it is"
-VARIANTS: Mapping[str, Variant] = {
-    BASE: Variant(),
-    "each query alone": Variant(asking=EachQueryAlone),
-    "gate and up stacked": Variant(builder=StackedGateUp),
-    "mean by pooling": Variant(builder=PooledMean),
+VARIANTS: Mapping[str, type[BlockBuilder]] = {
+    BASE: BlockBuilder,
+    "gate and up stacked": StackedGateUp,
+    "mean by pooling": PooledMean,
 }
 
 
@@ -143,10 +121,8 @@ def compare(
     """Lower the variants, read in turns with other files, print the best and their ratios."""
     paths = {path.stem: path for path in also}
     for name in (BASE, *names):
-        variant = VARIANTS[name]
         paths[name] = work / f"{name.replace(' ', '_')}.pte"
-        lower.BlockBuilder = variant.builder  # type: ignore[misc]
-        attention._Asking = variant.asking  # type: ignore[misc]
+        lower.BlockBuilder = VARIANTS[name]  # type: ignore[misc]
         options = LowerOptions(max_context=2048)
         lower.lower_to_pte(checkpoint, paths[name], options, SilentProgress())
     readings: dict[str, list[list[float]]] = {name: [] for name in paths}

@@ -24,7 +24,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Artifact
 from llama_edge.formats.pte import PteFile, align, encode_program
-from llama_edge.runtimes.executorch_trace import VIEW, trace_plan
+from llama_edge.runtimes.executorch_trace import trace_plan
 
 #: XNN_VALUE_FLAG_EXTERNAL_OUTPUT in XNNPACK's header.
 _EXTERNAL_OUTPUT: Final = 2
@@ -182,9 +182,12 @@ class _Copy:
         #: which output of the copied method is which: by layer (None: the head) and name
         self.shown: dict[tuple[int | None, str], int] = {}
 
-    def _tensor(self, shape: Sequence[int], place: schema.AllocationDetails | None = None) -> int:
-        """A float32 value for so many tokens at most, in its own memory if no place is given."""
+    def _tensor(self, shape: Sequence[int]) -> int:
+        """A float32 value with memory of its own, for at most so many tokens."""
         sizes = [min(size, self._tokens) if axis == 1 else size for axis, size in enumerate(shape)]
+        size_bytes = 4 * _count(sizes) + _PADDING
+        arenas = self._plan.non_const_buffer_sizes
+        offset, arenas[1] = arenas[1], arenas[1] + size_bytes + -size_bytes % _ALIGNMENT
         tensor = schema.Tensor(
             scalar_type=ScalarType.FLOAT,
             storage_offset=0,
@@ -193,17 +196,11 @@ class _Copy:
             requires_grad=False,
             layout=0,
             data_buffer_idx=0,
-            allocation_info=place or self._allocate(sizes),
+            allocation_info=schema.AllocationDetails(1, offset & 0xFFFFFFFF, offset >> 32),
             shape_dynamism=schema.TensorShapeDynamism.DYNAMIC_BOUND,
         )
         self._plan.values.append(schema.EValue(tensor))
         return len(self._plan.values) - 1
-
-    def _allocate(self, sizes: Sequence[int]) -> schema.AllocationDetails:
-        size_bytes = 4 * _count(sizes) + _PADDING
-        arenas = self._plan.non_const_buffer_sizes
-        offset, arenas[1] = arenas[1], arenas[1] + size_bytes + -size_bytes % _ALIGNMENT
-        return schema.AllocationDetails(1, offset & 0xFFFFFFFF, offset >> 32)
 
     def _output(self, layer: int | None, name: str, value: int) -> None:
         self.shown[layer, name] = len(self._plan.outputs)
@@ -225,11 +222,8 @@ class _Copy:
             if isinstance(call, schema.DelegateCall):
                 self._look_into(call)
             elif isinstance(call, schema.KernelCall):
-                operator = self._plan.operators[call.op_index].name
-                if operator == VIEW and call.args[0] in self._renamed:
-                    self._move_view(call)
                 call.args = [self._renamed.get(value, value) for value in call.args]
-                if operator == _ATTENTION:
+                if self._plan.operators[call.op_index].name == _ATTENTION:
                     self._show_caches(asking, call)
                     asking += 1
 
@@ -267,14 +261,6 @@ class _Copy:
             assert isinstance(tensor, schema.Tensor)
             self._renamed[shared] = call.args[place] = self._tensor(tensor.sizes)
             self._output(layer, name, call.args[place])
-
-    def _move_view(self, call: schema.KernelCall) -> None:
-        """A view lies where what it looks at lies."""
-        source, view = (
-            self._plan.values[value].val for value in (self._renamed[call.args[0]], call.args[-1])
-        )
-        assert isinstance(source, schema.Tensor) and isinstance(view, schema.Tensor)
-        self._renamed[call.args[-1]] = self._tensor(view.sizes, source.allocation_info)
 
     def _show_caches(self, layer: int, call: schema.KernelCall) -> None:
         """What a layer's attention reads."""

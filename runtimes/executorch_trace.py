@@ -25,7 +25,7 @@ _NARROW: Final = "dim_order_ops::_to_dim_order_copy"
 #: how the rows of an int8 cache come: codes, steps and zero points of queries, keys and values
 _ROWS: Final = (_CODES, _NARROW, _NARROW) * 3
 ROWS_PER_LAYER: Final = len(_ROWS)
-VIEW: Final = "executorch_prim::et_view"
+_VIEW: Final = "executorch_prim::et_view"
 _ALIGNMENT: Final = 64
 _PADDING: Final = 128
 #: position of the residual stream among a delegate's arguments, by how many arguments it has:
@@ -89,11 +89,11 @@ class _Tracer:
             copy = self._private_copy(out, None)
             call.args[-2:] = [copy, copy]
             watched.append(copy)
-        elif name == VIEW and source in self._renamed:
+        elif name == _VIEW and source in self._renamed:
             # A view lies where what it looks at lies.
             call.args[-1] = self._private_copy(out, self._places[self._renamed[source]])
             if self.attention and self._renamed[source] == self.attention[-1]:
-                self.attention[-1] = call.args[-1]  # (K, T, G * H), whatever was asked
+                self.attention[-1] = call.args[-1]  # (K, T, G * H)
 
     def delegate(self, call: schema.DelegateCall) -> None:
         place = _STREAM_OUTPUT.get(len(call.args))

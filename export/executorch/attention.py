@@ -3,11 +3,8 @@
 Source: `extension/llm/custom_ops` in ExecuTorch. A cache is a piece of the arena that every layer
 has for itself; what a call computes on the way lies in pieces that the layers share.
 
-Key/value heads are the operators' batch, so that each head's keys lie one after the other. That
-lets one operator on the same bytes do two things. For a prompt, a group's G queries are G heads of
-T tokens. For a single token they are one head of G tokens that ask every key: so the keys are read
-once for the group, not once for each query. The program is one for all lengths; a few scalars at
-its start choose the view.
+Key/value heads are the operators' batch, so that each head's keys lie one after the other in
+memory, in the order in which a token's queries read them.
 
 Shape legend: T tokens of the call, K key/value heads, G query heads that share one of them, H
 head_dim, S max_context.
@@ -77,34 +74,6 @@ def make_attention(
     return FloatAttention(tensors)
 
 
-class _Asking:
-    """How a group's queries are put to the operator: scalars, computed once for all layers."""
-
-    def __init__(self, plan: PlanBuilder, config: ModelConfig, positions: Positions) -> None:
-        self._plan = plan
-        one, group = plan.integer(1), plan.integer(config.queries_per_group)
-        # The G tokens end where the single token does; they may not begin before the first one.
-        back = plan.integer(config.queries_per_group - 1)
-        far = self._scalar("ge", [positions.known, back], plan.flag_slot())
-        alone = self._scalar("eq", [positions.count, one], plan.flag_slot())
-        heads = self._scalar("sym_ite", [far, one, group])
-        #: of one batch: 1 for a single token, else G
-        self.heads = self._scalar("sym_ite", [alone, heads, group])
-        queries = self._scalar("mul", [positions.count, group])
-        #: of one head: G for a single token, else T
-        self.tokens = self._scalar("floordiv", [queries, self.heads])
-        end = self._scalar("add", [positions.known, positions.count])
-        #: the position of the first of them
-        self.start = self._scalar("sub", [end, self.tokens])
-        #: whether each asks only the keys up to its own
-        self.causal = self._scalar("eq", [self.tokens, positions.count], plan.flag_slot())
-
-    def _scalar(self, operator: str, arguments: list[int], slot: int | None = None) -> int:
-        out = self._plan.integer_slot() if slot is None else slot
-        self._plan.call(f"executorch_prim::{operator}", "Scalar", [*arguments, out])
-        return out
-
-
 class _Tensors:
     """What both kinds of attention are made of."""
 
@@ -118,7 +87,6 @@ class _Tensors:
     ) -> None:
         self.plan = plan
         self.config = config
-        self.asking = _Asking(plan, config, positions)
         self.known = positions.known
         self._max_context = max_context
         self._max_prefill = max_prefill
@@ -153,13 +121,6 @@ class _Tensors:
         self.plan.call("llama::update_cache", "out", [fresh, cache, self.known, updated, updated])
         return cache
 
-    def asked(self, fresh: int, width: int) -> "_View":
-        """The queries (K, T, G, width), or a part of them, as they are asked."""
-        plan, groups = self.plan, self.config.num_key_value_heads
-        shape = groups, self._max_prefill, self.config.queries_per_group, width
-        sizes = [plan.integer(groups), self.asking.tokens, self.asking.heads, plan.integer(width)]
-        return _View(plan, fresh, plan.alias(fresh, shape), plan.integer_list(sizes))
-
     def ask(self, operator: str, arguments: list[int]) -> None:
         """Run attention; its answer is `values.attended` in another view."""
         answer = self._answer
@@ -169,30 +130,14 @@ class _Tensors:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A tensor and another shape of it; a view is made anew whenever the tensor is."""
-
-    plan: PlanBuilder
-    source: int
-    out: int
-    sizes: int
-
-    def make(self) -> int:
-        """The value, with the instruction that gives it its shape."""
-        self.plan.call("executorch_prim::et_view", "default", [self.source, self.sizes, self.out])
-        return self.out
-
-
 class FloatAttention:
     """Caches in float32."""
 
     def __init__(self, tensors: _Tensors) -> None:
         self._tensors, self.values = tensors, tensors.values
-        plan, asking = tensors.plan, tensors.asking
-        self._query = tensors.asked(self.values.query, tensors.config.head_dim)
+        plan = tensors.plan
         none = plan.null()
-        self._options = [asking.start, none, plan.number(0.0), asking.causal, none]
+        self._options = [tensors.known, none, plan.number(0.0), plan.boolean(True), none]
 
     def attend(self) -> None:
         """See `Attention`."""
@@ -201,7 +146,7 @@ class FloatAttention:
             tensors.cached(fresh, width, ScalarType.FLOAT)
             for fresh in (self.values.key, self.values.value)
         )
-        tensors.ask(FLOAT_OPERATOR, [self._query.make(), key, value, *self._options])
+        tensors.ask(FLOAT_OPERATOR, [self.values.query, key, value, *self._options])
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +173,6 @@ class Int8Attention:
             )
             for heads in (queries, 1, 1)
         )
-        query = self._query
-        self._asked = [
-            tensors.asked(part, width)
-            for part, width in (
-                (query.codes, config.head_dim),
-                (query.zero_points, 1),
-                (query.steps, 1),
-            )
-        ]
         # The operator chooses wider numbers than attention takes.
         self._wide_steps = tensors.fresh(queries, 1, ScalarType.DOUBLE)
         self._wide_zero_points = tensors.fresh(queries, 1, ScalarType.LONG)
@@ -244,7 +180,7 @@ class Int8Attention:
         self._none, self._char = plan.null(), plan.integer(ScalarType.CHAR)
         self._range = [plan.integer(-128), plan.integer(127)]
         self._order = plan.integer_list([plan.integer(axis) for axis in range(4)])
-        self._no, self._dropout = plan.boolean(False), plan.number(0)
+        self._no, self._yes, self._dropout = plan.boolean(False), plan.boolean(True), plan.number(0)
 
     def _narrow(self, wide: int, out: int) -> None:
         arguments = [wide, self._no, self._order, out, out]
@@ -275,15 +211,14 @@ class Int8Attention:
 
     def attend(self) -> None:
         """See `Attention`."""
-        values, asking, none = self.values, self._tensors.asking, self._none
+        values, query, known, none = self.values, self._query, self._tensors.known, self._none
         for x, rows in (
-            (values.query, self._query),
+            (values.query, query),
             (values.key, self._key),
             (values.value, self._value),
         ):
             self._quantize(x, rows)
         key, value = self._cached(self._key), self._cached(self._value)
-        query = _Rows(*(view.make() for view in self._asked))
-        arguments = [query.codes, key.codes, value.codes, asking.start, none, self._dropout]
+        arguments = [query.codes, key.codes, value.codes, known, none, self._dropout, self._yes]
         scales = [part for rows in (query, key, value) for part in (rows.zero_points, rows.steps)]
-        self._tensors.ask(INT8_OPERATOR, [*arguments, asking.causal, none, *scales, self._no])
+        self._tensors.ask(INT8_OPERATOR, [*arguments, none, *scales, self._no])

@@ -67,10 +67,6 @@ class PlanBuilder:
         """An integer that an instruction writes."""
         return self._value(schema.Int(0))
 
-    def flag_slot(self) -> int:
-        """A truth value that an instruction writes."""
-        return self._value(schema.Bool(False))
-
     def integer_list(self, items: Sequence[int]) -> int:
         """A list of integer values, by index."""
         return self._value(schema.IntList(list(items)))

@@ -87,7 +87,7 @@ def _executorch(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     constants = _aligned([vocab * width, 4 * vocab, rope, rope], lambda _: 64)
     # XNNPACK graphs and ExecuTorch's program: as measured, to a few bytes for longer numbers.
     graphs = [3728, *[7008] * (layers - 1), 3728, 1648]
-    front = 8240 + 1832 * layers
+    front = 7040 + 1792 * layers
     block = [*_codes_and_scales(_shapes(config, fused=True), recipe, 2), 4 * width, 4 * width]
     weights = block * layers + [4 * width, 4 * width, 4] + _rotations(config)
     if not config.tie_word_embeddings:

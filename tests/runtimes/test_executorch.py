@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from executorch.exir import schema
 
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.model import DequantizedSource, KVCache, Llama
@@ -64,29 +63,6 @@ def test_rows_of_another_order_are_another_network(
     expected = reference.logits(torch.tensor(PROMPT))[-1].numpy()
     with ExecuTorchRuntime().open(lower(debug_quantized, tmp_path)) as session:
         assert np.abs(session.prefill(PROMPT) - expected).max() > 0.001
-
-
-def test_a_single_token_asks_every_key(
-    debug_pte: Artifact, reference: Llama, tmp_path: Path
-) -> None:
-    """Were a group's queries taken for tokens that follow each other, the first would miss keys."""
-    pte = PteFile(debug_pte.path)
-    plan = pte.method("forward")
-    plan.values.append(schema.EValue(schema.Bool(True)))
-    for instruction in plan.chains[0].instructions:
-        call = instruction.instr_args
-        if isinstance(call, schema.KernelCall):
-            operator = plan.operators[call.op_index].name
-            if operator == "llama::custom_sdpa":
-                call.args[6] = len(plan.values) - 1
-    front, _ = encode_program(pte.program)
-    (tmp_path / "model.pte").write_bytes(front + bytes(pte.segment_data()))
-    cache = KVCache()
-    expected = reference.logits(torch.tensor(PROMPT), cache)[-1].numpy()
-    with ExecuTorchRuntime().open(replace(debug_pte, root=tmp_path)) as session:
-        np.testing.assert_allclose(session.prefill(PROMPT), expected, atol=1e-5)
-        expected = reference.logits(torch.tensor([1]), cache)[-1].numpy()
-        assert np.abs(session.decode(1) - expected).max() > 0.001
 
 
 def test_reset_forgets(debug_pte: Artifact) -> None:
