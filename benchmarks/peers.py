@@ -298,14 +298,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = [row for row in rows if not row.missing]
-    figure, (speed, cost) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for row in found:
-        speed.plot(row.mean_kl_nats, row.decode_tokens_per_s, "o", label=row.title)
+    figure, (speed, cost) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    for place, row in enumerate(found):
+        color = f"C{place}"
+        speed.plot(row.mean_kl_nats, row.decode_tokens_per_s, "o", color=color, label=row.title)
+        cost.barh(-place, row.cpu_s, color=color)
     speed.set(xlabel="mean KL to full precision, nats", ylabel="decode, tokens per second")
-    speed.legend(fontsize="x-small")
-    cost.barh([row.title for row in found], [row.cpu_s for row in found])
-    cost.set(xlabel="CPU seconds of the export", xscale="log")
-    cost.tick_params(axis="y", labelsize="x-small")
+    cost.set(xlabel="CPU seconds of the export", xscale="log", yticks=[])
+    figure.legend(loc="outside lower center", ncols=3, fontsize="x-small")
     figure.savefig(path)
 
 
