@@ -1,34 +1,19 @@
-"""SmolLM2-135M to Android, with ExecuTorch's stock `export_llm` and with llama-edge, in one run.
+"""ExecuTorch's stock `export_llm` from our checkpoint, for `peers.py`; also how it measures.
 
-    python benchmarks/stock_executorch.py [--json FILE] [--work FOLDER]
-
-Both start from the same float32 weights and make int4 linears of group 32, int8 tables and int8
-dynamic activations for the same context. The stock export takes about 16 CPU-minutes. CPU seconds
-and peak memory are the operating system's own figures of each finished process. Speed is measured
-in turns, a fresh process each, medians; compare within this run only, never across machines.
+Int4 linears of group 32, int8 embedding and int8 dynamic activations, for XNNPACK. It takes about
+16 CPU-minutes for SmolLM2-135M.
 """
 
-import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import (
     EMBEDDING,
@@ -38,12 +23,8 @@ from llama_edge.core.weight_names import (
     block_weight,
 )
 
-MODEL = "smollm2-135m"
 MAX_CONTEXT = 2048
 MAX_PREFILL = 512
-PROMPT_TOKENS = 128
-DECODE_TOKENS = 64
-ROUNDS = 9
 #: Plain English that neither side has seen as calibration; there is none in this recipe.
 TEXT = (
     "The ferry left at seven, as it had every morning since the bridge was closed. Mara counted "
@@ -71,19 +52,6 @@ with open(sys.argv[1], "wb") as log:
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps([status, used.ru_utime + used.ru_stime, usage.ru_maxrss / 1024]))
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One exporter's column of the table."""
-
-    name: str
-    cpu_s: float
-    peak_mib: float
-    file_mib: float
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-    mean_kl_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,117 +142,3 @@ def export_stock(checkpoint: Checkpoint, work: Path) -> Exported:
     module = "executorch.extension.llm.export.export_llm"
     command = [sys.executable, "-m", module, "--config", str(path)]
     return Exported(work / "stock.pte", *measure(command, work / "stock.log"))
-
-
-def export_ours(work: Path) -> Exported:
-    """The whole command, verification and bundle included."""
-    out = work / "bundle"
-    program = str(Path(sys.executable).with_name("llama-edge"))
-    command = [program, "export", MODEL, "--target", "android"]
-    command += ["--recipe", "w4a8-rtn", "--max-context", str(MAX_CONTEXT), "--out", str(out)]
-    return Exported(out / "model.pte", *measure([*command, "--force"], work / "ours.log"))
-
-
-def run_file(path: Path, calls: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], list[float]]:
-    """Last-token logits and seconds of each call."""
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
-    from executorch.kernels import quantized  # noqa: F401
-    from executorch.runtime import Runtime
-
-    program = Runtime.get().load_program(path)
-    method = program.load_method("forward")
-    position, logits, seconds = 0, [], []
-    for call in calls:
-        inputs = torch.tensor([list(call)]), torch.tensor([position])
-        start = time.perf_counter()
-        result = method.execute(inputs)[0]
-        seconds.append(time.perf_counter() - start)
-        size = result.shape[-1]
-        logits.append(result.numpy().reshape(-1, size)[-1].copy())
-        position += len(call)
-    return logits, seconds
-
-
-def time_in_child(path: Path) -> tuple[float, float]:
-    """(decode, prefill) tokens per second in a fresh process, after one warm-up prefill."""
-    command = [sys.executable, __file__, "--time", str(path)]
-    output = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | STEADY_MEMORY
-    ).stdout
-    decode, prefill = json.loads(output.splitlines()[-1])
-    return decode, prefill
-
-
-def time_file(path: Path) -> None:
-    """Print [decode, prefill] tokens per second; the body of `time_in_child`."""
-    prompt = list(range(100, 100 + PROMPT_TOKENS))
-    _, seconds = run_file(path, [prompt, prompt, *[[7]] * DECODE_TOKENS])
-    decode = DECODE_TOKENS / sum(seconds[2:])
-    print(json.dumps([decode, PROMPT_TOKENS / seconds[1]]))
-
-
-def mean_kl(path: Path, tokens: Sequence[int], full: np.ndarray) -> float:
-    """KL(full precision || file), nats, after each token but the first."""
-    logits, _ = run_file(path, [[token] for token in tokens])
-    found = torch.log_softmax(torch.from_numpy(np.stack(logits)).double(), -1)
-    wanted = torch.log_softmax(torch.from_numpy(full).double(), -1)
-    return float((wanted.exp() * (wanted - found)).sum(-1)[1:].mean())
-
-
-def benchmark(work: Path) -> list[Row]:
-    """Export both, then time them in turns."""
-    checkpoint = load_checkpoint(MODEL)
-    exported = {"llama-edge": export_ours(work), "export_llm": export_stock(checkpoint, work)}
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in exported}
-    for _ in range(ROUNDS):
-        for name, export in exported.items():
-            speeds[name].append(time_in_child(export.path))
-    tokens = Tokenizer(checkpoint.text).encode(TEXT, add_bos=False)
-    source = CachedSource(FullPrecisionSource(checkpoint.config, checkpoint.weights))
-    full = Llama(checkpoint.config, source).logits(torch.tensor(tokens)).numpy()
-    return [
-        Row(
-            name=name,
-            cpu_s=export.cpu_s,
-            peak_mib=export.peak_mib,
-            file_mib=export.path.stat().st_size / 2**20,
-            decode_tokens_per_s=statistics.median(decode for decode, _ in speeds[name]),
-            prefill_tokens_per_s=statistics.median(prefill for _, prefill in speeds[name]),
-            mean_kl_nats=mean_kl(export.path, tokens, full),
-        )
-        for name, export in exported.items()
-    ]
-
-
-def show(rows: Sequence[Row]) -> None:
-    """A table, one column an exporter, and the ratio of the first to the second."""
-    table = Table(title=f"{MODEL}, context {MAX_CONTEXT}, {os.cpu_count()} cores")
-    for heading in ("", *(row.name for row in rows), "ratio"):
-        table.add_column(heading, justify="right")
-    for field in list(asdict(rows[0]))[1:]:
-        ours, stock = (getattr(row, field) for row in rows)
-        table.add_row(field, f"{ours:.4g}", f"{stock:.4g}", f"{ours / stock:.3g}")
-    Console(width=100).print(table)
-
-
-def main() -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    parser.add_argument("--work", type=Path, help="keep the exports in this folder")
-    parser.add_argument("--time", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.time:
-        time_file(arguments.time)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        work = (arguments.work or Path(folder)).absolute()
-        work.mkdir(parents=True, exist_ok=True)
-        rows = benchmark(work)
-    show(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
