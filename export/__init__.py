@@ -63,6 +63,8 @@ class Format:
     summary: str
     #: whether it runs weight-only recipes, whose activations stay in floating point
     float_activations: bool
+    #: whether its backend holds embedding and lm_head in int4 groups as well
+    int4_tables: bool = False
     #: how its caches are kept when nothing else is asked for
     kv_cache: KVCacheDtype
     #: what nobody has checked on such a device
@@ -95,6 +97,7 @@ TARGETS: Final[Mapping[str, Target]] = {
                 backend="coreml",
                 summary="stateful Core ML .mlpackage for iOS 18, activations in floating point",
                 float_activations=True,
+                int4_tables=True,
                 kv_cache=KVCacheDtype.FLOAT16,
                 not_verified=(
                     "run by an interpreter of ours, never by Apple's runtime: loading, placement "

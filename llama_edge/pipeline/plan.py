@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from llama_edge.checkpoints import load_config
@@ -185,6 +186,8 @@ def _workloads(
     recipe, form = RECIPES[name], target.formats[0]
     if recipe.activation_bits is None and not form.float_activations:
         return
+    if recipe.table_bits < 8 and not form.int4_tables:
+        return
     dtype = kv_cache or form.kv_cache
     if dtype not in target_caches(target):
         raise UsageError(
@@ -212,8 +215,12 @@ def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
 
 
 def _recipe_minutes(recipe: Recipe) -> float:
+    """As measured; a recipe that was not is taken for one among those of its rounding."""
     measured = read_measurements().recipes
-    return measured[recipe.name].cpu_minutes if recipe.name in measured else 0.0
+    if recipe.name in measured:
+        return measured[recipe.name].cpu_minutes
+    alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
+    return median(measured[name].cpu_minutes for name in alike)
 
 
 def _planned(

@@ -48,6 +48,13 @@ def _shapes(config: ModelConfig, *, fused: bool) -> list[tuple[int, int]]:
     ]
 
 
+def _table(config: ModelConfig, recipe: Recipe) -> list[int]:
+    """Codes and scales of the embedding, as Core ML and ONNX hold them: one or one in a group."""
+    columns = config.hidden_size
+    scales = 1 if recipe.table_bits == 8 else columns // recipe.group_size
+    return [config.vocab_size * columns * recipe.table_bits // 8, config.vocab_size * 2 * scales]
+
+
 def _codes_and_scales(
     shapes: Iterable[tuple[int, int]], recipe: Recipe, scale_bytes: int
 ) -> list[int]:
@@ -77,6 +84,8 @@ def _streamed(config: ModelConfig, recipe: Recipe, head_width: int = 1) -> int:
     """Blocks, head, rotations and norms, each once."""
     norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1)
     head = config.vocab_size * (config.hidden_size * head_width + 4)
+    if recipe.table_bits < 8:
+        head = sum(_table(config, recipe))
     return block_bytes(config, recipe) + head + norms + sum(_rotations(config))
 
 
@@ -97,8 +106,8 @@ def _executorch(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
 
 def _onnx(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     """`model.onnx`, `model.onnx.data` and `genai_config.json`; large tensors start on a page."""
-    layers, width, vocab = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    table = [vocab * width, 2 * vocab]
+    layers, width = config.num_hidden_layers, config.hidden_size
+    table = _table(config, recipe)
     rope = 2 * max_context * config.head_dim
     data = [*table, 4, rope, rope, *_rotations(config), 4 * width]
     qkv, *others = _shapes(config, fused=True)
@@ -114,7 +123,7 @@ def _onnx(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
 def _coreml(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     """The package: manifest, program and blobs, each with a header of 64 bytes."""
     layers, width, vocab = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    table = [vocab * width, 2 * vocab]
+    table = _table(config, recipe)
     rope = 2 * max_context * config.head_dim
     shapes = _shapes(config, fused=False)
     rows = {vocab, *(shape[0] for shape in shapes)}

@@ -106,6 +106,7 @@ def test_a_context_that_does_not_fit_is_said_and_ends_with_1(program: Program) -
         (["llama-3.2-1b", "--recipe", "w2"], 2, "choose from: w4a8-rtn"),
         (["llama-3.2-1b", "--target", "symbian"], 2, "choose from: android"),
         (["llama-3.2-1b", "--target", "android", "--recipe", "w4-hadamard"], 2, "go together"),
+        (["llama-3.2-1b", "--target", "onnx", "--recipe", "w4-hadamard-small"], 2, "go together"),
         (["llama-3.2-1b", "--target", "onnx", "--kv-cache", "int8"], 2, "in float32"),
         (["llama-3.2-1b", "--prompt", "4096"], 2, "the context holds 2048 tokens"),
         (["llama-3.2-1b", "--context", "131073"], 3, "holds 1 to 131072 tokens"),

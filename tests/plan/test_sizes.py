@@ -75,6 +75,18 @@ def test_planned_size_of_other_widths_and_two_tables(
         )
 
 
+def test_planned_size_of_int4_tables(debug_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = replace(W4A8_RTN, name="int4-tables", activation_bits=None, table_bits=4)
+    (tmp_path / "q").mkdir()
+    quantized = quantize_checkpoint(debug_checkpoint, recipe, tmp_path / "q", SilentProgress())
+    size = written(quantized, "coreml", tmp_path)
+    planned = artifact_size(DEBUG_CONFIG, recipe, "coreml", CONTEXT)
+    assert planned.file_bytes == pytest.approx(size, rel=0.01)
+    wide = artifact_size(DEBUG_CONFIG, replace(recipe, table_bits=8), "coreml", CONTEXT)
+    assert wide.file_bytes != pytest.approx(size, rel=0.01)
+    assert planned.streamed_bytes < wide.streamed_bytes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["android_bundle", "onnx_bundle"])
 def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureRequest) -> None:
