@@ -29,6 +29,7 @@ from llama_edge.export.executorch import lower
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
+from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 PROMPT_TOKENS = 128
 #: prompts of that length behind which decode is timed once more
@@ -84,15 +85,9 @@ VARIANTS: Mapping[str, type[BlockBuilder]] = {
 
 def read_one(path: Path) -> tuple[float, float, float]:
     """(decode, decode behind a long prompt, prefill): ms of processor time per token."""
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
-    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-    from executorch.kernels import quantized  # noqa: F401
-    from executorch.runtime import Runtime
-
-    _unsafe_reset_threadpool(1)
-    program = Runtime.get().load_program(path)
+    reset_thread_pool(1)
+    program = load_program(path)
     method = program.load_method("forward")
-    assert method is not None, path
     prompt = torch.tensor([list(range(100, 100 + PROMPT_TOKENS))])
     one = torch.tensor([[7]])
 
@@ -100,7 +95,7 @@ def read_one(path: Path) -> tuple[float, float, float]:
         began = time.process_time()
         for index in range(times):
             position = torch.tensor([start + index * tokens.shape[1]])
-            method.execute((tokens, position))
+            method((tokens, position))
         return 1e3 * (time.process_time() - began) / times / tokens.shape[1]
 
     milliseconds(prompt, 0, 1)

@@ -19,6 +19,8 @@ from llama_edge.core.session import (
     check_tokens,
 )
 from llama_edge.core.types import Artifact
+from llama_edge.core.weight_names import FUSED_LINEARS, block_weight
+from llama_edge.formats.pte_stacks import stacked_rows
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 _CACHES = ("key_cache", "value_cache")
@@ -206,11 +208,9 @@ def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, F
     values.pop("v_heads", None)
     if stacked is None:
         return values
-    by_group = stacked.reshape(len(stacked), config.num_key_value_heads, -1, config.head_dim)
-    group = config.queries_per_group
-    parts = by_group[:, :, :group], by_group[:, :, group : group + 1], by_group[:, :, group + 1 :]
-    names = ("q_proj", "k_proj", "v_proj")
-    split = {name: part.reshape(len(stacked), -1) for name, part in zip(names, parts, strict=True)}
+    parts = FUSED_LINEARS["self_attn.qkv_proj"]
+    rows = stacked_rows(config, [block_weight(0, part) for part in parts])
+    split = {part.split(".")[-1]: stacked[:, rows[block_weight(0, part)].numpy()] for part in parts}
     return {**values, **split}
 
 

@@ -24,6 +24,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Artifact
 from llama_edge.formats.pte import PteFile, align, encode_program
+from llama_edge.formats.pte_stacks import STACK_JOINT
 from llama_edge.runtimes.executorch_trace import trace_plan
 
 #: XNN_VALUE_FLAG_EXTERNAL_OUTPUT in XNNPACK's header.
@@ -113,8 +114,7 @@ class _Graph:
     def named(self) -> Iterator[tuple[int | None, str, int]]:
         """Layer (None: the head), name and number of each value that can be told by its weights."""
         for weight, node in self._linears():
-            # Our stacks join their parts' names: `...q_proj.weight|...k_proj.weight|...`.
-            first = weight.split("|", 1)[0].removesuffix(".weight")
+            first = weight.split(STACK_JOINT, 1)[0].removesuffix(".weight")
             source, out = self._before_rounding(node.get("input1_id", 0)), node["output_id"]
             if first == _HEAD:
                 yield None, "head_input", source

@@ -19,8 +19,9 @@ from llama_edge.core.quantized_checkpoint import quantized_names
 from llama_edge.core.types import Placement
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.reader import read_description
-from llama_edge.export.executorch.weights import CODES, STACK_JOINT
+from llama_edge.export.executorch.weights import CODES
 from llama_edge.formats.pte import PteFile
+from llama_edge.formats.pte_stacks import STACK_JOINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.executorch.attention import INT8_OPERATOR
 from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
-from llama_edge.export.executorch.weights import CODES, SCALES, STACK_JOINT, stacked_rows
+from llama_edge.export.executorch.weights import CODES, SCALES
 from llama_edge.formats.pte import PteFile
+from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 
 _EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"
 

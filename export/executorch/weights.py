@@ -1,6 +1,6 @@
 """The `.pte`'s named data: every weight under its canonical name, read only when it is written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.hadamard import hadamard
-from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
 from llama_edge.core.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.core.types import QuantizedWeights
@@ -18,14 +17,12 @@ from llama_edge.core.weight_names import (
     LM_HEAD,
 )
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
+from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 
 MEAN_KEY: Final = "rms_norm.mean"
 EPS_KEY: Final = "rms_norm.eps"
 CODES: Final = ".codes"
 SCALES: Final = ".scales"
-#: Between the names of a stack whose rows lie as `stacked_rows` says. Earlier files had `+` and
-#: whole matrices one after the other; their stacks must not be found.
-STACK_JOINT: Final = "|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +37,6 @@ class StoredData:
 def stacked_key(names: list[str]) -> str:
     """One key for weights stacked along the output: their names joined."""
     return STACK_JOINT.join(names)
-
-
-def stacked_rows(config: ModelConfig, names: Sequence[str]) -> Mapping[str, Tensor]:
-    """Which rows of a stack are whose: row numbers (int64) by name, in each matrix's own order.
-
-    Queries, keys and values are stacked by key/value head: the queries that ask a key head, that
-    key head, its value head, then the next. So one transposition of their product puts each
-    group's tokens side by side, as attention reads them.
-    """
-    heights = [matrix_shape(config, name)[0] for name in names]
-    groups = config.num_key_value_heads if len(names) > 1 else 1
-    parts = [height // groups for height in heights]
-    starts = torch.arange(groups)[:, None] * sum(parts)
-    return {
-        name: (starts + sum(parts[:place]) + torch.arange(parts[place])).flatten()
-        for place, name in enumerate(names)
-    }
 
 
 class WeightStore:

@@ -98,7 +98,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     get_runtime(form.backend)  # a missing package is worth knowing before the work
     out = request.out or _default_place(request, form)
     require_place(out, force=request.force)
-    _failed_place(out)
+    _failed_place(out)  # refuses what lies in its way
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.requires(checkpoint.config, recipe, request.options)
