@@ -86,6 +86,7 @@ VARIANTS: Mapping[str, type[BlockBuilder]] = {
 def read_one(path: Path) -> tuple[float, float, float]:
     """(decode, decode behind a long prompt, prefill): ms of processor time per token."""
     reset_thread_pool(1)
+    torch.set_num_threads(1)  # of MKL, which attention's products go to
     program = load_program(path)
     method = program.load_method("forward")
     prompt = torch.tensor([list(range(100, 100 + PROMPT_TOKENS))])
