@@ -32,13 +32,16 @@ def synth(
     """Write random weights in the exact shape of a model; text from them means nothing."""
     from llama_edge.checkpoints.synthetic import write_synthetic
     from llama_edge.core.files import output_folder
+    from llama_edge.core.ownership import RECORD_FILE
 
     config = get_shape(like).config
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)
     with output_folder(out, force=force) as folder, progress_on_stderr() as progress:
         write_synthetic(folder, like, config, seed, progress)
-    files = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
+    files = {
+        file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.name != RECORD_FILE
+    }
     size_bytes = sum(files.values())
     if as_json:
         print_json(

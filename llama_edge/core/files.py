@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
-from llama_edge.core.unfinished import empty, unfinished_folder
+from llama_edge.core.ownership import remove_tree, require_own, write_record
+from llama_edge.core.unfinished import MARKER, empty, is_unfinished_folder, unfinished_folder
 
 _CHUNK = 1 << 20
 #: The largest that we read, the index of a sharded checkpoint, has some 100 KB.
 _MAX_JSON_BYTES = 64 << 20
-#: In the folder of what is not finished: what becomes the output, and an old one on its way out.
+#: In the folder of what is not finished: what becomes the output, and before its name, an old one
+#: on its way out.
 _OUTPUT = "output"
-_ASIDE = "replaced"
+_ASIDE = "old-"
 _ELSEWHERE = "choose another place with --out"
 
 
@@ -28,15 +31,24 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
-    """Write `canonical_json` as UTF-8."""
-    path.write_text(canonical_json(value), encoding="utf-8")
+    """Write `canonical_json`, as `write_text` does."""
+    write_text(path, canonical_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 under a temporary name, then rename: nobody finds half a page."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    """Write UTF-8 into a new file and rename it: nobody finds half of it.
+
+    What was at `path` is replaced and not written through: another name of the same file (a hard
+    link), or what a symbolic link points to, keeps its content.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json_object(
@@ -100,10 +112,13 @@ def _existing(path: Path) -> Path:
 
 def _left_bytes(place: Path) -> int:
     """On disk under the folder of what is not finished, without an old output moved aside there."""
+    if not is_unfinished_folder(place):
+        return 0
     total = 0
     for root, folders, files in os.walk(place):
-        if Path(root) == place and _ASIDE in folders:
-            folders.remove(_ASIDE)
+        if Path(root) == place:
+            folders[:] = [name for name in folders if not name.startswith(_ASIDE)]
+            files.remove(MARKER)
         for name in files:
             with suppress(FileNotFoundError):  # a run that lives, and will be reported as such
                 total += 512 * os.lstat(Path(root) / name).st_blocks
@@ -111,12 +126,12 @@ def _left_bytes(place: Path) -> int:
 
 
 def require_place(target: Path, *, force: bool) -> None:
-    """Refuse before any work what `output_folder` would refuse.
+    """Refuse before any work what `output_folder` would refuse; nothing is made or removed.
 
     Raises:
-        OutputError: `target` exists and `force` is off, or nothing can be written there.
+        OutputError: `target` exists and `force` is off, or llama-edge did not write what is there,
+            or nothing can be written there.
     """
-    remove_leftovers(target)
     _require_replaceable(target.absolute(), force=force)
     parent = _existing(target.absolute().parent)
     if not parent.is_dir():
@@ -134,8 +149,8 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
     before; what a killed run left there is found by the next one.
 
     Raises:
-        OutputError: `target` exists and `force` is off, another run is writing it, or the disk is
-            full or read-only.
+        OutputError: `target` exists and `force` is off, or llama-edge did not write what is there;
+            another run is writing it; or the disk is full or read-only.
     """
     target = target.absolute()
     _require_replaceable(target, force=force)
@@ -145,15 +160,15 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             place = stack.enter_context(unfinished_folder(_place_of(target)))
-            _recover(place, target)
+            _recover(place)
             folder = empty(place / _OUTPUT)
         except OSError as error:
             raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
         _require_replaceable(target, force=force)
         try:
             yield folder
-            folder.chmod(0o755)
-            _replace(folder, target)
+            write_record(folder)
+            replace_folder(folder, target)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise OutputError(
@@ -163,43 +178,48 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
             raise
 
 
-def remove_leftovers(target: Path) -> None:
-    """Clean up after a run that was killed when all of its work was in place already."""
-    place = _place_of(target.absolute())
-    with suppress(OutputError, OSError):  # a name too long, say: `output_folder` will tell
-        if place.is_dir() and not (place / _OUTPUT).exists():
-            with unfinished_folder(place):
-                pass
-
-
 def _place_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.unfinished")
 
 
-def _recover(place: Path, target: Path) -> None:
-    """A run that was killed between two renames had moved the old output aside."""
-    aside = place / _ASIDE
-    if _is_taken(aside) and not _is_taken(target):
-        aside.rename(target)
+def _recover(place: Path) -> None:
+    """A run that was killed between two renames had moved an old output aside."""
+    for aside in place.glob(f"{_ASIDE}*"):
+        target = place.with_name(aside.name.removeprefix(_ASIDE))
+        if not _is_taken(target):
+            aside.rename(target)
 
 
 def _require_replaceable(target: Path, *, force: bool) -> None:
-    """Refuse a taken target, and even with `force` one that the user stands in."""
+    """Refuse a taken target, and even with `force` one that is the user's or holds the user."""
     try:
-        taken = _is_taken(target)
+        if not _is_taken(target):
+            return
+        if not force:
+            raise OutputError(
+                f"{target}: exists already; pass --force to replace it if llama-edge wrote it, or "
+                "name another --out"
+            )
+        if Path.cwd().is_relative_to(target.resolve()):
+            raise OutputError(
+                f"{target}: holds the current folder and will not be replaced; name a new --out"
+            )
+        require_own(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
-    if taken and not force:
-        raise OutputError(f"{target}: exists already; pass --force to replace it, or another --out")
-    if taken and Path.cwd().is_relative_to(target.resolve()):
-        raise OutputError(
-            f"{target}: holds the current folder and will not be replaced; name a new --out"
-        )
 
 
 def _is_taken(path: Path) -> bool:
-    """Something of that name exists, be it a link to nowhere."""
-    return path.exists() or path.is_symlink()
+    """Something of that name exists, be it a link to nowhere.
+
+    Raises:
+        OSError: The name is too long, or a folder on the way to it cannot be searched.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -209,13 +229,22 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _replace(folder: Path, target: Path) -> None:
-    """Rename into place; an old target is moved aside first so that it is never half gone."""
+def replace_folder(folder: Path, target: Path) -> None:
+    """Rename `folder`, which lies in a folder of `output_folder`, to `target`.
+
+    What llama-edge wrote at `target` is moved aside first, so that it is never half gone, and
+    removed with the folder of what is not finished.
+
+    Raises:
+        OutputError: `target` is the user's.
+    """
+    folder.chmod(0o755)
     if not _is_taken(target):
         folder.rename(target)
         return
-    aside = folder.with_name(_ASIDE)
-    shutil.rmtree(aside, ignore_errors=True)
+    _require_replaceable(target, force=True)
+    aside = folder.with_name(f"{_ASIDE}{target.name}")
+    remove_tree(aside)
     try:
         target.rename(aside)
         folder.rename(target)

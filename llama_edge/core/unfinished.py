@@ -1,21 +1,29 @@
 """Folders for work that is not finished: one run at a time, and what a killed one left is found.
 
-Who works in a folder holds an advisory lock (`flock`) on a file in it. The system lets go of it
-however the process ends, so a folder that nobody holds is a killed run's.
+A work folder has a marker file, which holds the folder's own inode number: a folder that somebody
+else made, copied or unpacked has another, and nothing in it is touched. Who works in the folder
+holds an advisory lock (`flock`) on the marker. The system releases it however the process ends, so
+a folder that nobody holds is a killed run's.
 """
 
+import errno
 import fcntl
+import json
 import os
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from llama_edge.core.errors import OutputError
+from llama_edge.core.ownership import refuse_mounts, remove_tree
 from llama_edge.core.progress import Progress
 
-_LOCK: Final = "lock"
+MARKER: Final = "llama-edge.lock"
+_MAX_MARKER_BYTES: Final = 4096
+#: No link is followed, and a named pipe does not wait for its other end.
+_NO_SURPRISE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -32,14 +40,17 @@ def unfinished_folder(
         waiting: Told when another process holds the folder, which is then waited for.
 
     Raises:
-        OutputError: Another process holds it, and `waiting` is None.
+        OutputError: Something of that name exists that this program did not make here; or another
+            process holds the folder, and `waiting` is None.
     """
     descriptor = _hold(path, waiting)
     try:
+        refuse_mounts(path)
         yield path
     except BaseException:
         if not keep:
-            _remove(path)
+            with suppress(OutputError):  # the error of the block is the one to tell
+                _remove(path)
         raise
     else:
         _remove(path)
@@ -47,32 +58,47 @@ def unfinished_folder(
         os.close(descriptor)
 
 
+def is_unfinished_folder(path: Path) -> bool:
+    """Whether `path` is a work folder that this program made, held or left by a killed run."""
+    try:
+        with _opened(path) as folder:
+            marker = os.open(MARKER, os.O_RDONLY | _NO_SURPRISE, dir_fd=folder)
+            try:
+                return _is_private(marker) and _is_marker_of(folder, marker)
+            finally:
+                os.close(marker)
+    except (OutputError, OSError):
+        return False
+
+
 def empty(folder: Path) -> Path:
-    """The folder without what a killed run left in it; made where it is absent."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """The folder without what a killed run left in it; made where it is absent.
+
+    Args:
+        folder: Lies in a folder of `unfinished_folder`.
+    """
+    remove_tree(folder)
     folder.mkdir()
     return folder
 
 
 def _remove(path: Path) -> None:
-    """The lock goes last: who then holds a new one finds nothing that is still to be removed."""
+    """The marker goes last: who then makes a new folder finds nothing still to be removed."""
+    refuse_mounts(path)
     for entry in path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name != _LOCK:
-            entry.unlink(missing_ok=True)
-    (path / _LOCK).unlink(missing_ok=True)
+        if entry.name != MARKER:
+            remove_tree(entry)
+    (path / MARKER).unlink(missing_ok=True)
     with suppress(OSError):  # another run is in it already
         path.rmdir()
 
 
 def _hold(path: Path, waiting: Progress | None) -> int:
-    """A descriptor whose lock is held, of a lock file that is still in its place."""
+    """A descriptor whose lock is held, of a marker that is still in its place."""
     told = False
     while True:
-        path.mkdir(exist_ok=True)
         try:
-            descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = _open_marker(path)
         except FileNotFoundError:  # its owner has just finished and removed the folder
             continue
         try:
@@ -87,17 +113,94 @@ def _hold(path: Path, waiting: Progress | None) -> int:
                 waiting.start("wait for another run that does the same", 1)
                 told = True
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            os.close(descriptor)
-            raise
-        if _is_in_place(descriptor, path / _LOCK):
+        if _is_in_place(descriptor, path / MARKER):
+            _require_mark(path, descriptor)
             return descriptor
         os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of the folder itself; a link is not followed."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NO_SURPRISE)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise _foreign(path) from error
+        raise
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _open_marker(path: Path) -> int:
+    """The marker, made where the folder is absent or empty.
+
+    Raises:
+        FileNotFoundError: The folder was removed meanwhile.
+        OutputError: What is there is no folder, or the user's.
+    """
+    with suppress(FileExistsError):
+        path.mkdir()
+    with _opened(path) as folder:
+        names = _names(folder)
+        if names and MARKER not in names:
+            raise _foreign(path)
+        try:
+            marker = os.open(MARKER, os.O_RDWR | os.O_CREAT | _NO_SURPRISE, 0o600, dir_fd=folder)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # a link, a folder, a device without a driver
+            raise _foreign(path) from error
+    if not _is_private(marker):
+        os.close(marker)
+        raise _foreign(path)
+    return marker
+
+
+def _require_mark(path: Path, marker: int) -> None:
+    """Write the mark of a folder that is new, and refuse one that is marked as another's."""
+    with _opened(path) as folder:
+        if os.fstat(marker).st_size == 0 and _names(folder) == [MARKER]:
+            mark = {"made_by": "llama-edge", "inode": os.fstat(folder).st_ino}
+            os.pwrite(marker, f"{json.dumps(mark)}\n".encode(), 0)
+        elif not _is_marker_of(folder, marker):
+            os.close(marker)
+            raise _foreign(path)
+
+
+def _is_private(marker: int) -> bool:
+    """A regular file of this user, with no other name."""
+    file = os.fstat(marker)
+    return stat.S_ISREG(file.st_mode) and file.st_nlink == 1 and file.st_uid == os.geteuid()
+
+
+def _is_marker_of(folder: int, marker: int) -> bool:
+    place = os.fstat(folder)
+    try:
+        value = json.loads(os.pread(marker, _MAX_MARKER_BYTES, 0))
+    except (ValueError, RecursionError):
+        return False
+    is_of_it = isinstance(value, dict) and value.get("inode") == place.st_ino
+    return is_of_it and place.st_uid == os.geteuid()
+
+
+def _foreign(path: Path) -> OutputError:
+    return OutputError(
+        f"{path}: is needed for work that is not finished, and what lies there was not made there "
+        "by llama-edge for this user; nothing in it was touched: move it away or remove it"
+    )
 
 
 def _is_in_place(descriptor: int, path: Path) -> bool:
     """Whether the file that was opened is the one of that name; its owner may have removed it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -1,11 +1,16 @@
 """The whole way: load, quantize, lower, read back, run, and keep the bundle if every gate holds."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_edge.core.errors import CheckFailedError, OutputError
-from llama_edge.core.files import output_folder, require_free_space, require_place, write_json
+from llama_edge.core.files import (
+    output_folder,
+    replace_folder,
+    require_free_space,
+    require_place,
+    write_json,
+)
 from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
@@ -98,7 +103,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     get_runtime(form.backend)  # a missing package is worth knowing before the work
     out = request.out or _default_place(request, form)
     require_place(out, force=request.force)
-    _failed_place(out)  # refuses what lies in its way
+    _require_failed_place(out)
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.requires(checkpoint.config, recipe, request.options)
@@ -234,21 +239,20 @@ def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> B
 
 def _failed_place(out: Path) -> Path:
     """Where the bundle goes if the gate refuses it, in the place of one that it refused before."""
-    failed = out.with_name(f"{out.name}.failed")
-    if failed.is_symlink() or (failed.exists() and not failed.is_dir()):
-        raise OutputError(
-            f"{failed}: is no folder, and a bundle that the gate refuses would lie there; move it "
-            "away, or name another --out"
-        )
-    return failed
+    return out.with_name(f"{out.name}.failed")
+
+
+def _require_failed_place(out: Path) -> None:
+    try:
+        require_place(_failed_place(out), force=True)
+    except OutputError as error:
+        raise OutputError(f"{error} (a bundle that the gate refuses would be put there)") from error
 
 
 def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:
     """Move the failed bundle beside its place; the message says where and why."""
     failed = _failed_place(out)
-    shutil.rmtree(failed, ignore_errors=True)
-    folder.chmod(0o755)
-    folder.rename(failed)
+    replace_folder(folder, failed)
     return (
         f"{out}: not put in place, because {outcome.reason}; what was written lies in {failed}, "
         f"with the measurements in {PARITY_FILE}"

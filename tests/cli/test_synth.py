@@ -32,6 +32,10 @@ def test_a_shape_with_fewer_layers(
     assert small[0].num_hidden_layers == result.json["config"]["num_hidden_layers"] == 2
     assert small[0].hidden_size == 3072
     assert result.json["files"] == {"weights": 14}
+    (out / "notes").write_text("mine")
+    assert program(*arguments, "--force").code == 3
+    assert (out / "notes").read_text() == "mine"
+    (out / "notes").unlink()
     again = program(*arguments)
     assert again.code == 3
     assert "exists already; pass --force" in again.err

@@ -16,19 +16,21 @@ from llama_edge.core.files import (
     file_sha256,
     output_folder,
     read_json_object,
-    remove_leftovers,
     require_free_space,
     require_place,
     write_json,
+    write_text,
 )
+from llama_edge.core.ownership import RECORD_FILE
+from llama_edge.core.unfinished import MARKER, unfinished_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file under a folder, hidden ones and left-over temporary ones included."""
+    """Every file under a folder, hidden ones and left-over temporary ones included, but records."""
     return {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != RECORD_FILE
     }
 
 
@@ -199,18 +201,6 @@ def test_the_current_folder_is_not_replaced_even_with_force(
     assert contents(tmp_path) == {"project/inner/mine": "mine"}
 
 
-def test_a_link_is_replaced_and_not_what_it_points_at(tmp_path: Path) -> None:
-    fill(tmp_path / "real", "kept")
-    for link in ("real", "nowhere"):
-        target = tmp_path / f"link to {link}"
-        target.symlink_to(link)
-        with pytest.raises(OutputError, match="exists already"):
-            fill(target, "new")
-        fill(target, "new", force=True)
-        assert not target.is_symlink()
-    assert (tmp_path / "real" / "file").read_text() == "kept"
-
-
 class _Usage(NamedTuple):
     total: int
     used: int
@@ -240,6 +230,13 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
+def leave(place: Path) -> Path:
+    """A work folder as a killed run leaves it."""
+    with pytest.raises(KeyboardInterrupt), unfinished_folder(place, keep=True):
+        raise KeyboardInterrupt
+    return place
+
+
 def test_what_a_killed_run_left_counts_as_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +244,7 @@ def test_what_a_killed_run_left_counts_as_space(
     with_free(monkeypatch, 2**20)
     with pytest.raises(OutputError, match="needs 3 MiB and 1 MiB are free; free some space"):
         require_free_space(target, 3 * 2**20)
-    left = tmp_path / ".out.unfinished"
+    left = leave(tmp_path / ".out.unfinished")
     (left / "quantized").mkdir(parents=True)
     (left / "quantized" / "weights").write_bytes(os.urandom(2 * 2**20))
     require_free_space(target, 3 * 2**20)
@@ -264,7 +261,7 @@ def test_an_old_output_set_aside_is_no_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next run puts it back in its place."""
-    aside = tmp_path / ".out.unfinished" / "replaced"
+    aside = leave(tmp_path / ".out.unfinished") / "old-out"
     aside.mkdir(parents=True)
     (aside / "weights").write_bytes(os.urandom(2 * 2**20))
     with_free(monkeypatch, 2**20)
@@ -314,7 +311,8 @@ with output_folder(Path({str(target)!r}), force=True) as folder:
 def test_what_a_killed_run_left_is_cleaned_by_the_next(tmp_path: Path) -> None:
     target = tmp_path / "out"
     killed(target, at="out")
-    assert contents(tmp_path) == {".out.unfinished/lock": "", ".out.unfinished/output/file": "new"}
+    left = contents(tmp_path)
+    assert left.keys() == {f".out.unfinished/{MARKER}", ".out.unfinished/output/file"}
     fill(target, "next")
     assert contents(tmp_path) == {"out/file": "next"}
 
@@ -338,13 +336,34 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"out/file": "first"}
 
 
-def test_leftovers_of_a_run_that_had_finished_are_removed(tmp_path: Path) -> None:
+def test_an_old_output_that_a_killed_run_left_behind_goes_with_the_next(tmp_path: Path) -> None:
+    """Killed when the new output was in place and the old one not yet removed."""
     fill(tmp_path / "out", "whole")
-    left = tmp_path / ".out.unfinished"
-    (left / "output").mkdir(parents=True)
-    remove_leftovers(tmp_path / "out")
-    assert left.exists()  # work that a run with --force would go on with
-    (left / "output").rmdir()
-    (left / "replaced").mkdir()
-    remove_leftovers(tmp_path / "out")
+    left = leave(tmp_path / ".out.unfinished")
+    shutil.copytree(tmp_path / "out", left / "old-out")
+    fill(tmp_path / "out", "next", force=True)
+    assert contents(tmp_path) == {"out/file": "next"}
     assert names(tmp_path) == ["out"]
+
+
+def test_a_text_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "linked").symlink_to("victim")
+    os.link(tmp_path / "victim", tmp_path / "second name")
+    (tmp_path / ".plain.partial").symlink_to("victim")
+    for name in ("linked", "second name", "plain"):
+        write_text(tmp_path / name, "new\n")
+        assert (tmp_path / name).read_bytes() == b"new\n"
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o666 & ~umask()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "plain", "\ud800")
+    assert (tmp_path / "plain").read_text() == "new\n"
+    assert names(tmp_path) == [".plain.partial", "linked", "plain", "second name", "victim"]
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -20,6 +20,7 @@ from llama_edge.core.manifest import Verdict
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, Checkpoint
+from llama_edge.core.unfinished import unfinished_folder
 from llama_edge.export import TARGETS as ALL_TARGETS
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle, open_bundle, read_manifest
@@ -86,9 +87,13 @@ def test_an_existing_output_needs_force(debug_folder: Path, tmp_path: Path) -> N
     with pytest.raises(OutputError, match="--force"):
         export_model(debug_request(debug_folder, "onnx", out), SilentProgress())
     assert (out / "precious").read_text() == "mine"
-    bundle = export_model(debug_request(debug_folder, "onnx", out, force=True), SilentProgress())
-    assert not (out / "precious").exists()
-    assert open_bundle(out) == bundle
+    with pytest.raises(OutputError, match="holds precious, which llama-edge did not write"):
+        export_model(debug_request(debug_folder, "onnx", out, force=True), SilentProgress())
+    assert (out / "precious").read_text() == "mine"
+    (out / "precious").unlink()
+    for _ in ("the empty folder", "the bundle"):
+        request = debug_request(debug_folder, "onnx", out, force=True)
+        assert export_model(request, SilentProgress()) == open_bundle(out)
 
 
 def test_a_failed_gate_puts_nothing_in_place(
@@ -109,6 +114,9 @@ def test_a_failed_gate_puts_nothing_in_place(
         export_model(debug_request(debug_folder, "onnx", out), SilentProgress())
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
     kept = open_bundle(tmp_path / "bundle.failed")
+    with pytest.raises(CheckFailedError, match=r"blocks: layers\.0\.attention"):
+        export_model(debug_request(debug_folder, "onnx", out), SilentProgress())  # replaces it
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
     assert kept.manifest.verdict is Verdict.FAILED
     assert kept.manifest.parity["passed"] is False
     assert json.loads((kept.root / "parity.json").read_text())["passed"] is False
@@ -203,10 +211,20 @@ def test_a_width_that_does_not_fit_is_refused_before_any_work(
 def test_a_file_in_the_way_of_a_refused_bundle_is_told_before_any_work(
     debug_folder: Path, tmp_path: Path, no_work: None
 ) -> None:
-    (tmp_path / "bundle.failed").write_text("notes")
-    with pytest.raises(OutputError, match=r"bundle\.failed: is no folder"):
-        export_model(debug_request(debug_folder, "onnx", tmp_path / "bundle"), SilentProgress())
-    assert (tmp_path / "bundle.failed").read_text() == "notes"
+    failed = tmp_path / "bundle.failed"
+    failed.write_text("notes")
+    request = debug_request(debug_folder, "onnx", tmp_path / "bundle", force=True)
+    with pytest.raises(
+        OutputError, match=r"bundle\.failed: is a file, .* refuses would be put there"
+    ):
+        export_model(request, SilentProgress())
+    assert failed.read_text() == "notes"
+    failed.unlink()
+    failed.mkdir()
+    (failed / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"bundle\.failed: holds thesis\.tex"):
+        export_model(request, SilentProgress())
+    assert (failed / "thesis.tex").read_text() == "mine"
 
 
 def test_a_damaged_chat_template_is_refused_before_any_work(
@@ -248,9 +266,11 @@ def test_space_that_a_killed_run_holds_is_not_needed_again(
     with pytest.raises(OutputError, match="free some space"):
         export_model(request, SilentProgress())
     left = tmp_path / ".bundle.unfinished"
-    for name in ("output", "quantized"):
-        (left / name).mkdir(parents=True)
-    (left / "quantized" / "model.safetensors").write_bytes(bytes(10**6))
+    with pytest.raises(KeyboardInterrupt), unfinished_folder(left, keep=True):
+        for name in ("output", "quantized"):
+            (left / name).mkdir()
+        (left / "quantized" / "model.safetensors").write_bytes(bytes(10**6))
+        raise KeyboardInterrupt
 
     def begun(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
