@@ -1,7 +1,8 @@
 """How good a bundle is on the user's own text and tasks, through its own runtime."""
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from llama_edge.core.errors import MissingComponentError, TextError, UsageError
 from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, Checkpoint, TextAssets
@@ -67,7 +69,12 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
         LlamaEdgeError: What a reader or a runtime says.
     """
     texts = {str(path): read_text(path) for path in request.texts}
-    subjects = [open_subject(name, request.against, request.runtime) for name in request.subjects]
+    subjects = [
+        open_subject(name, request.against, request.runtime, request.trust)
+        for name in request.subjects
+    ]
+    if all(subject.artifact is None for subject in subjects):
+        request.trust.require_bundle(" and ".join(request.subjects))
     run_tasks = _task_runner() if request.tasks else None
     parts = _score_texts(subjects, texts, request, progress)
     results = []
@@ -91,12 +98,24 @@ TaskRunner = Callable[[Session, TextAssets, Sequence[Path], Progress], tuple[Tas
 
 def _task_runner() -> TaskRunner:
     try:
-        from llama_edge.verify.tasks import run_tasks
+        with _without_ipv6():
+            from llama_edge.verify.tasks import run_tasks
     except ModuleNotFoundError as error:
         raise MissingComponentError(
             f"--tasks: the package {error.name!r} is not installed; pip install 'llama-edge[eval]'"
         ) from error
     return run_tasks
+
+
+@contextmanager
+def _without_ipv6() -> Iterator[None]:
+    """For lm-eval's urllib3, which opens a socket on import to learn whether there is IPv6."""
+    has_ipv6 = socket.has_ipv6
+    socket.has_ipv6 = False
+    try:
+        yield
+    finally:
+        socket.has_ipv6 = has_ipv6
 
 
 def _session(subject: Subject) -> Session:
@@ -170,7 +189,9 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def open_subject(name: str, against: str | None, runtime: str | None = None) -> Subject:
+def open_subject(
+    name: str, against: str | None, runtime: str | None = None, trust: Trust = NO_KEY
+) -> Subject:
     """Open a bundle and the model it came from, or a full-precision model.
 
     Raises:
@@ -191,7 +212,7 @@ def open_subject(name: str, against: str | None, runtime: str | None = None) -> 
             vocab_size=checkpoint.config.vocab_size,
             full=checkpoint,
         )
-    manifest = open_bundle(root).manifest
+    manifest = open_bundle(root, trust).manifest
     artifact = get_exporter(manifest.backend).read_artifact(root)
     return Subject(
         name=name,

@@ -16,7 +16,7 @@ from llama_edge.core.errors import (
     SessionError,
 )
 from llama_edge.core.types import ActivationQuantization, Artifact
-from llama_edge.runtimes.child import ChildRuntime, ChildSession, ChildTimeouts
+from llama_edge.runtimes.child import PASSED_ON, ChildRuntime, ChildSession, ChildTimeouts
 from tests.conftest import DEBUG_CONFIG
 
 SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
@@ -68,6 +68,22 @@ def test_a_child_has_memory_in_large_pages_unless_the_user_says_otherwise(
     assert tunables() == [b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     assert tunables() == [b"GLIBC_TUNABLES=glibc.malloc.hugetlb=0"]
+
+
+def test_a_child_gets_no_token_and_no_key_of_the_users(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "OMP_API_KEY", "LC_SECRET")
+    for name in secrets:
+        monkeypatch.setenv(name, "hf_secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with open_child(artifact) as session:
+        environment = Path(f"/proc/{session.pid}/environ").read_bytes()
+    found = dict(line.split(b"=", 1) for line in environment.split(b"\0") if line)
+    assert {name.decode() for name in found} <= PASSED_ON
+    assert b"hf_secret" not in environment
+    assert found[b"OMP_NUM_THREADS"] == b"3"
+    assert found[b"ORT_DISABLE_TELEMETRY"] == b"1"
 
 
 def own_children() -> set[str]:
