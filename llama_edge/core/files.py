@@ -61,6 +61,8 @@ def read_json_object(
             object.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise error_class(f"{path}: not readable as JSON: it is no regular file")
         size = path.stat().st_size
         if size > _MAX_JSON_BYTES:
             raise error_class(f"{path}: has {size} bytes; at most {_MAX_JSON_BYTES} are read")

@@ -1,5 +1,6 @@
 """Reading and writing `TextAssets` as the files that Hugging Face's tools use."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +9,7 @@ import tokenizers
 
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.tokenizer_trial import require_harmless
 from llama_edge.core.types import TextAssets
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -39,17 +41,27 @@ GENERATION_KEYS: Final = (
 
 
 def parse_tokenizer(where: str, tokenizer_json: str) -> tokenizers.Tokenizer:
-    """The `tokenizers` object of an untrusted serialization.
+    """The `tokenizers` object of an untrusted serialization, which neither pads nor truncates.
 
     Raises:
-        TokenizerError: The library refuses it.
+        TokenizerError: The library refuses it, or crashes or runs for ever on it.
     """
-    try:
-        return tokenizers.Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises nothing narrower
-        raise TokenizerError(
-            f"{where}: not a tokenizer that this version of `tokenizers` reads: {error}"
-        ) from error
+    require_harmless(where, tokenizer_json)
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _without_lengths(tokenizer_json: str) -> str:
+    """The serialization without what its trainer cut or filled texts to, as transformers reads it.
+
+    Programs that take the file as it is would cut a prompt there.
+    """
+    value = json.loads(tokenizer_json)
+    if value.get("padding") is None and value.get("truncation") is None:
+        return tokenizer_json
+    return json.dumps({**value, "padding": None, "truncation": None}, ensure_ascii=False)
 
 
 def end_token_ids(
@@ -149,6 +161,7 @@ def read_text_assets(folder: Path) -> TextAssets:
     path = folder / TOKENIZER_FILE
     tokenizer_json = _read_text(path, MAX_TOKENIZER_BYTES)
     tokenizer = parse_tokenizer(str(path), tokenizer_json)
+    tokenizer_json = _without_lengths(tokenizer_json)
     tokenizer_config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
     generation = _optional_json(folder / GENERATION_CONFIG_FILE)
     model_config = _optional_json(folder / "config.json")
@@ -173,6 +186,8 @@ def read_text_assets(folder: Path) -> TextAssets:
 
 
 def _read_text(path: Path, limit: int) -> str:
+    if path.exists() and not path.is_file():
+        raise TokenizerError(f"{path}: is no regular file, and is not read")
     try:
         size = path.stat().st_size
         if size > limit:

@@ -1,7 +1,8 @@
 """Text to token ids and back, for a person's text, a dialog, and a stream of new tokens."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from typing import Any, Final
 
@@ -109,7 +110,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        with _faults_told():
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def _ids(self, text: str, *, control_tokens: bool) -> list[int]:
@@ -118,7 +120,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text is not valid Unicode: {error}") from error
         self._tokenizer.encode_special_tokens = not control_tokens
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _faults_told():
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def _quoted(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +131,19 @@ class Tokenizer:
             return dict(message)
         content = content.replace(_QUOTE, _REPLACEMENT)
         return {**message, "content": self._control_tokens.sub(_quote, content)}
+
+
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """The library's errors as ours; a panic is no `Exception`, and its class has no public name."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"tokenizer.json: the tokenizers library fails on this text: {error}"
+        ) from error
 
 
 def _quote(found: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """Run command lines in a process that the kernel ends when it, or a child, opens a network socket.
 
 Started as `python -m tests.cli.no_network`, with a JSON list of command lines on stdin; each exit
-code is printed as a JSON line. The filter is seccomp's (`man 2 seccomp`): it needs no privilege, and
-children inherit it.
+code is printed as a JSON line. The filter is seccomp's (`man 2 seccomp`): it needs no privilege,
+and children inherit it.
 """
 
 import ctypes
@@ -60,7 +60,9 @@ def main() -> None:
     from llama_edge.cli.app import run_program
 
     for command in commands:
-        print(json.dumps({"command": command, "code": run_program(command)}), flush=True)
+        done = {"command": command, "code": run_program(command)}
+        sys.stdout.write(json.dumps(done) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
