@@ -13,7 +13,13 @@ from typing import Any
 
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
 from llama_edge.core.ownership import remove_tree, require_own, write_record
-from llama_edge.core.unfinished import MARKER, empty, is_unfinished_folder, unfinished_folder
+from llama_edge.core.unfinished import (
+    MARKER,
+    empty,
+    is_unfinished_folder,
+    require_unfinished_place,
+    unfinished_folder,
+)
 
 _CHUNK = 1 << 20
 #: The largest that we read, the index of a sharded checkpoint, has some 100 KB.
@@ -131,8 +137,8 @@ def require_place(target: Path, *, force: bool) -> None:
     """Refuse before any work what `output_folder` would refuse; nothing is made or removed.
 
     Raises:
-        OutputError: `target` exists and `force` is off, or llama-edge did not write what is there,
-            or nothing can be written there.
+        OutputError: `target` exists and `force` is off; or llama-edge did not write what is there,
+            or at the place of unfinished work; or nothing can be written there.
     """
     _require_replaceable(target.absolute(), force=force)
     parent = _existing(target.absolute().parent)
@@ -140,6 +146,10 @@ def require_place(target: Path, *, force: bool) -> None:
         raise OutputError(f"{target}: cannot be created: {parent} is not a folder; {_ELSEWHERE}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{target}: cannot be created: {parent} is not writable; {_ELSEWHERE}")
+    try:
+        require_unfinished_place(_place_of(target.absolute()))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be created: {error.strerror}") from error
 
 
 @contextmanager

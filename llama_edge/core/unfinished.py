@@ -71,6 +71,21 @@ def is_unfinished_folder(path: Path) -> bool:
         return False
 
 
+def require_unfinished_place(path: Path) -> None:
+    """Refuse before any work what `unfinished_folder` would refuse; nothing is made or removed.
+
+    Raises:
+        OutputError: Something of that name exists that this program did not make here.
+    """
+    try:
+        with _opened(path) as folder:
+            is_empty = not _names(folder)
+    except FileNotFoundError:
+        return
+    if not is_empty and not is_unfinished_folder(path):
+        raise _foreign(path)
+
+
 def empty(folder: Path) -> Path:
     """The folder without what a killed run left in it; made where it is absent.
 
