@@ -201,9 +201,13 @@ def write_gguf(
     text: TextAssets,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.BF16,
     pre: str = "llama-bpe",
+    part_tensors: int = 0,
 ) -> Path:
-    """As llama.cpp's converter writes it: vectors as F32, matrices as `kind`."""
-    writer = gguf.GGUFWriter(path, "llama")
+    """As llama.cpp's converter writes it: vectors as F32, matrices as `kind`.
+
+    With `part_tensors`, as parts of so many tensors each, which the `gguf` package names.
+    """
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -1,4 +1,4 @@
-"""GGUF files of architecture `llama`, as llama.cpp's converter writes them."""
+"""GGUF models of architecture `llama`, as llama.cpp's converter writes them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
 from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
-from llama_edge.checkpoints.gguf_file import GgufFile
+from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.core.errors import CheckpointError, TokenizerError
 from llama_edge.core.model import inverse_frequencies, llama3_frequency_factors
@@ -47,28 +47,32 @@ def _strings(fields: Fields, key: str) -> list[str]:
 
 
 def load_gguf(path: Path, source: str) -> Checkpoint:
-    """Open a GGUF file; tensors are dequantized one at a time when read.
+    """Open a GGUF file, or all parts of a split one; tensors are dequantized one by one when read.
+
+    Args:
+        path: The file, or any part.
+        source: How the user named the model.
 
     Raises:
-        CheckpointError: It is damaged, lies about itself, or is not a plain Llama.
+        CheckpointError: It is damaged, incomplete, lies about itself, or is not a plain Llama.
         TokenizerError: Its tokenizer is of another kind, damaged or of another model.
     """
-    file = GgufFile(path)
-    metadata = Fields(path, file.metadata)
+    file = open_gguf(path)
+    metadata = Fields(file.path, file.metadata)
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise CheckpointError(
-            f"{path}: architecture {architecture!r} is not supported; only Llama is"
+            f"{file.path}: architecture {architecture!r} is not supported; only Llama is"
         )
     config = _config(file, metadata)
-    weights = CheckedWeights(str(path), config, _GgufTensors(file, config))
+    weights = CheckedWeights(str(file.path), config, _GgufTensors(file, config))
     return Checkpoint(source=source, config=config, weights=weights, text=_text(metadata))
 
 
 class _GgufTensors:
-    """`StoredTensors` of a GGUF file."""
+    """`StoredTensors` of a GGUF model."""
 
-    def __init__(self, file: GgufFile, config: ModelConfig) -> None:
+    def __init__(self, file: GgufModel, config: ModelConfig) -> None:
         self._file = file
         self._config = config
         self._names = {
@@ -101,7 +105,7 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def _config(file: GgufFile, metadata: Fields) -> ModelConfig:
+def _config(file: GgufModel, metadata: Fields) -> ModelConfig:
     heads = metadata.integer("llama.attention.head_count")
     hidden = metadata.integer("llama.embedding_length")
     head_dim = metadata.integer("llama.attention.key_length", hidden // max(heads, 1))
@@ -133,7 +137,7 @@ def _refuse_unsupported(metadata: Fields, head_dim: int) -> None:
     metadata.require("llama.rope.scaling.type", "none")
 
 
-def _is_tied(file: GgufFile) -> bool:
+def _is_tied(file: GgufModel) -> bool:
     """No output matrix, or the embedding's very bytes."""
     if _OUTPUT not in file.tensors:
         return True
@@ -141,7 +145,7 @@ def _is_tied(file: GgufFile) -> bool:
     return same_type and np.array_equal(file.raw(_OUTPUT), file.raw(_EMBEDDING))
 
 
-def _with_rope_scaling(file: GgufFile, metadata: Fields, config: ModelConfig) -> ModelConfig:
+def _with_rope_scaling(file: GgufModel, metadata: Fields, config: ModelConfig) -> ModelConfig:
     """Recover Llama 3's RoPE scaling from the factors that the converter stored.
 
     The factors do not determine it alone; Llama 3's other three parameters never varied, so they
