@@ -1,7 +1,7 @@
 """Reading and writing `TextAssets` as the files that Hugging Face's tools use."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,8 +69,14 @@ def end_token_ids(
 ) -> tuple[int, ...]:
     """Every id that ends a turn: those the source names, and those its vocabulary implies.
 
-    Sources disagree about the list (Llama 3.2 has three, its config.json may name one), and a model
-    that emits an end token which nobody waits for talks on for ever.
+    Sources often name too few (Llama 3.2 has three end tokens), and a model that emits an end token
+    which nobody waits for never stops. Only special tokens are implied, never an ordinary word.
+
+    Args:
+        tokenizer: Its special tokens are looked up.
+        chat_template: What it mentions may end a turn (`TURN_END_TOKENS`).
+        named: The ids that the source names and that count; for the files of a Hugging Face folder
+            see `read_text_assets`.
 
     Raises:
         TokenizerError: There is none at all.
@@ -80,11 +86,7 @@ def end_token_ids(
     for sign, ends in TURN_END_TOKENS.items():
         if chat_template is not None and sign in chat_template:
             tokens.extend(ends)
-    specials = {
-        token.content: number
-        for number, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special
-    }
+    specials = _special_tokens(tokenizer)
     ids.update(specials[token] for token in tokens if token in specials)
     if not ids:
         raise TokenizerError(
@@ -92,6 +94,11 @@ def end_token_ids(
             "tokenizer_config.json names one, so generation would never stop; add eos_token_id"
         )
     return tuple(sorted(ids))
+
+
+def _special_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: number for number, token in added.items() if token.special}
 
 
 def check_vocabulary(where: str, text: TextAssets, vocab_size: int) -> None:
@@ -155,6 +162,9 @@ def main_end_token(tokenizer: tokenizers.Tokenizer, text: TextAssets) -> str | N
 def read_text_assets(folder: Path) -> TextAssets:
     """Read a folder's tokenizer, chat template, EOS ids and generation defaults.
 
+    Where generation_config.json names end tokens, those of config.json do not count, as in
+    transformers; tokenizer_config.json's `eos_token` then counts only if it is a special token.
+
     Raises:
         TokenizerError: tokenizer.json is absent, damaged or too large, or another file is damaged.
     """
@@ -171,10 +181,8 @@ def read_text_assets(folder: Path) -> TextAssets:
     for source in (generation, model_config):
         if bos is None and "bos_token" not in tokenizer_config:
             bos = next(iter(_ids(source, "bos_token_id")), None)
-    ends = {*_ids(generation, "eos_token_id"), *_ids(model_config, "eos_token_id")}
     main_end = _token_id(tokenizer, tokenizer_config.get("eos_token"))
-    if main_end is not None:
-        ends.add(main_end)
+    ends = _named_ends(generation, model_config, main_end, _special_tokens(tokenizer).values())
     return TextAssets(
         tokenizer_json=tokenizer_json,
         chat_template=template,
@@ -183,6 +191,34 @@ def read_text_assets(folder: Path) -> TextAssets:
         add_bos=_adds_bos(tokenizer, tokenizer_config, bos),
         generation_defaults=_generation_defaults(generation),
     )
+
+
+def _named_ends(
+    generation: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    main_end: int | None,
+    specials: Collection[int],
+) -> set[int]:
+    """The end tokens that the files name and that count.
+
+    transformers reads generation_config.json alone where there is one: config.json often keeps
+    `LlamaConfig`'s default of 2, an ordinary token of most vocabularies, which would cut answers
+    off. Where generation_config.json names no end token, transformers never stops; here the other
+    files count instead.
+
+    Args:
+        generation: generation_config.json.
+        model_config: config.json.
+        main_end: The id of tokenizer_config.json's `eos_token`.
+        specials: Ids of the special tokens.
+    """
+    ends = set(_ids(generation, "eos_token_id"))
+    alone = bool(ends)
+    if not alone:
+        ends.update(_ids(model_config, "eos_token_id"))
+    if main_end is not None and (not alone or main_end in specials):
+        ends.add(main_end)
+    return ends
 
 
 def _read_text(path: Path, limit: int) -> str:

@@ -40,6 +40,7 @@ def examine_checkpoint(examination: Examination, folder: Path) -> None:
     with examination.guarded("artifact.unreadable", MODEL_CONFIG_FILE, "a JSON object"):
         vocab_size = optional_json(folder / MODEL_CONFIG_FILE).get("vocab_size")
         _examine_text(examination, folder, vocab_size if type(vocab_size) is int else None, ())
+        _note_ignored_ends(examination, folder)
     examination.note("weights are not looked at: export reads them")
 
 
@@ -99,12 +100,17 @@ def _examine_text(
 def _check_ends(
     folder: Path, text: TextAssets, values: tuple[RunnerValue, ...]
 ) -> Iterator[ContractFinding]:
-    """Every program that reads one file must wait for what the others name."""
+    """Every program that reads one file must wait for what the others name.
+
+    What `read_text_assets` leaves out ends no turn: config.json's list where generation_config.json
+    has one, and then also an `eos_token` that is an ordinary word.
+    """
     tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
     generation = optional_json(folder / GENERATION_CONFIG_FILE)
     config = optional_json(folder / MODEL_CONFIG_FILE)
     main = token_id(tokenizer, optional_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
-    required = {*listed_ids(generation), *([] if main is None else [main])}
+    named = listed_ids(generation) or listed_ids(config)
+    required = set(text.eos_token_ids) & {main, *named}
     for sign in TURN_END_TOKENS:
         number = tokenizer.token_to_id(sign)
         if sign in (text.chat_template or "") and number is not None:
@@ -134,6 +140,18 @@ def _end_token_lists(
     for value in values:
         if value.field is RunnerField.EOS_TOKEN_IDS and isinstance(value.value, tuple):
             yield value.where, value.value
+
+
+def _note_ignored_ends(examination: Examination, folder: Path) -> None:
+    """config.json names end tokens that transformers, and with it export, does not go by."""
+    counted = listed_ids(optional_json(folder / GENERATION_CONFIG_FILE))
+    others = listed_ids(optional_json(folder / MODEL_CONFIG_FILE))
+    if counted and set(others) - set(counted):
+        examination.note(
+            f"{MODEL_CONFIG_FILE} names the end tokens {sorted(others)} and "
+            f"{GENERATION_CONFIG_FILE} {sorted(counted)}: {GENERATION_CONFIG_FILE} alone counts, "
+            "as in transformers"
+        )
 
 
 def _check_begin_value(

@@ -1,6 +1,6 @@
 """Each text file by itself: what a program that reads only this one would believe.
 
-`read_text_assets` gathers end tokens from every file, as this project's programs do. Others read
+`read_text_assets` gathers end tokens from several files, as this project's programs do. Others read
 one: transformers `generation_config.json`, chat front ends `tokenizer_config.json`. Where the files
 disagree, one of these programs does not stop.
 """

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import CheckpointError, LlamaEdgeError, TokenizerError
@@ -263,3 +264,55 @@ def test_the_tokenizer_of_another_model(hf_folder: Path, smollm2: Checkpoint) ->
     (hf_folder / "tokenizer_config.json").unlink()
     with pytest.raises(TokenizerError, match="49152 tokens and the model 256"):
         load_checkpoint(str(hf_folder))
+
+
+#: Implied by the debug vocabulary and its template, whatever the files name.
+IMPLIED_ENDS = {0, 2}
+
+
+def ends_in_transformers(folder: Path) -> set[int]:
+    """What `generate` of transformers waits for."""
+    ends = LlamaForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    return {*ends} if isinstance(ends, list) else set() if ends is None else {ends}
+
+
+@pytest.mark.parametrize(
+    ("generation", "config"),
+    [
+        ({"eos_token_id": 60}, {"eos_token_id": 5}),
+        ({"eos_token_id": 60}, {"eos_token_id": [60, 5]}),
+        ({"eos_token_id": [60, 61]}, {"eos_token_id": 5}),
+        ({"eos_token_id": [60, 61]}, {}),
+        (None, {"eos_token_id": 5}),
+        (None, {"eos_token_id": [5, 6]}),
+        (None, {"eos_token_id": None}),
+        (None, {}),
+    ],
+)
+def test_end_tokens_as_in_transformers(
+    hf_folder: Path, generation: dict[str, object] | None, config: dict[str, object]
+) -> None:
+    plant_ends(hf_folder, generation, config)
+    ends = set(load_checkpoint(str(hf_folder)).text.eos_token_ids)
+    assert ends == ends_in_transformers(hf_folder) | IMPLIED_ENDS
+
+
+@pytest.mark.parametrize("generation", [{"do_sample": False}, {"eos_token_id": None}])
+@pytest.mark.parametrize("ends", [5, [5, 6]])
+def test_a_generation_config_without_end_tokens(
+    hf_folder: Path, generation: dict[str, object], ends: object
+) -> None:
+    """transformers never stops then. We do as it does without the file: config.json names them."""
+    plant_ends(hf_folder, generation, {"eos_token_id": ends})
+    assert ends_in_transformers(hf_folder) == set()
+    read = set(load_checkpoint(str(hf_folder)).text.eos_token_ids)
+    (hf_folder / "generation_config.json").unlink()
+    assert read == ends_in_transformers(hf_folder) | IMPLIED_ENDS
+
+
+def plant_ends(
+    folder: Path, generation: dict[str, object] | None, config: dict[str, object]
+) -> None:
+    change_config(folder, **config)
+    path = folder / "generation_config.json"
+    path.unlink() if generation is None else path.write_text(json.dumps(generation))

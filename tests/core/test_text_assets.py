@@ -48,13 +48,33 @@ def test_bytes_are_the_same_every_time(text: TextAssets, tmp_path: Path) -> None
         assert b"\r" not in (folders[0] / name).read_bytes()
 
 
-def test_end_ids_of_every_file_are_united(text: TextAssets, tmp_path: Path) -> None:
+def test_end_ids_of_generation_config_stand_alone(text: TextAssets, tmp_path: Path) -> None:
+    """0 and 2 are implied. Neither config.json's list nor an ordinary word ends a turn."""
     write_text_assets(tmp_path, text)
     rewrite(tmp_path / "generation_config.json", eos_token_id=[7, 8])
     rewrite(tmp_path / "config.json", eos_token_id=9)
     rewrite(tmp_path / "tokenizer_config.json", eos_token={"content": "A", "special": True})
+    assert read_text_assets(tmp_path).eos_token_ids == (0, 2, 7, 8)
+
+
+def test_a_special_eos_token_counts_besides(text: TextAssets, tmp_path: Path) -> None:
+    write_text_assets(tmp_path, text)
+    rewrite(tmp_path / "generation_config.json", eos_token_id=7)
+    rewrite(tmp_path / "tokenizer_config.json", eos_token="<|begin|>")
+    assert read_text_assets(tmp_path).eos_token_ids == (0, 2, 3, 7)
+
+
+@pytest.mark.parametrize("generation", [None, {}, {"eos_token_id": None}, {"eos_token_id": []}])
+def test_other_files_name_the_ends_where_generation_config_names_none(
+    text: TextAssets, tmp_path: Path, generation: dict[str, object] | None
+) -> None:
+    write_text_assets(tmp_path, text)
+    path = tmp_path / "generation_config.json"
+    path.unlink() if generation is None else path.write_text(json.dumps(generation))
+    rewrite(tmp_path / "config.json", eos_token_id=[9, 10])
+    rewrite(tmp_path / "tokenizer_config.json", eos_token="A")
     a = json.loads(text.tokenizer_json)["model"]["vocab"]["A"]
-    assert read_text_assets(tmp_path).eos_token_ids == tuple(sorted({0, 2, 7, 8, 9, a}))
+    assert read_text_assets(tmp_path).eos_token_ids == tuple(sorted({0, 2, 9, 10, a}))
 
 
 def test_the_template_s_end_of_turn_counts_although_no_file_names_it(

@@ -164,6 +164,39 @@ def test_the_first_llama_3_instruct_folders(llama32_shaped: Path, tmp_path: Path
     assert found(folder) == [("eos.missing", "generation_config.json: eos_token_id")]
 
 
+def test_end_tokens_that_only_config_names_are_a_note(checkpoint: Path) -> None:
+    """`LlamaConfig`'s default of 2 where 2 is an ordinary word: nothing waits for it."""
+    edit(checkpoint / "generation_config.json", "eos_token_id", [0, 2])
+    edit(checkpoint / "config.json", "eos_token_id", 2)
+    assert not any("alone counts" in note for note in examined(checkpoint).notes)
+    edit(checkpoint / "config.json", "eos_token_id", 9)
+    diagnosis = examined(checkpoint)
+    assert diagnosis.findings == ()
+    assert (
+        "config.json names the end tokens [9] and generation_config.json [0, 2]: "
+        "generation_config.json alone counts, as in transformers"
+    ) in diagnosis.notes
+    edit(checkpoint / "generation_config.json", "eos_token_id", None)
+    assert not any("alone counts" in note for note in examined(checkpoint).notes)
+
+
+def test_an_ordinary_word_as_eos_token_need_not_be_waited_for(checkpoint: Path) -> None:
+    """It is no special token, which is a finding; generation_config.json is right without it."""
+    edit(checkpoint / "tokenizer_config.json", "eos_token", "A")
+    assert found(checkpoint) == [("tokenizer.special_tokens", "tokenizer.json: A")]
+    edit(checkpoint / "generation_config.json", "eos_token_id", None)
+    edit(checkpoint / "config.json", "eos_token_id", [0, 2])
+    assert ("eos.precedence", "config.json: eos_token_id") in found(checkpoint)
+
+
+def test_a_runner_waits_for_what_config_names(foreign: Callable[[str], Path]) -> None:
+    """Where generation_config.json names no end token, config.json's count."""
+    folder = foreign("onnx")
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text('{"eos_token_id": [2, 9]}')
+    assert ("eos.missing", "genai_config.json: model.eos_token_id") in found(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
