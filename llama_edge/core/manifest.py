@@ -5,11 +5,13 @@ that is written or read. The apps read the same schema.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import resources
+from itertools import islice
 from typing import Any, Final
 
 import jsonschema
@@ -29,6 +31,12 @@ from llama_edge.core.types import (
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 MANIFEST_VERSION: Final = 1
+#: Of `files`; the schema's pattern also says where a slash may be.
+_PATH_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._/-]*")
+#: A 3B manifest has some 10,000; the schema is applied to so many in a second or two.
+_MAX_VALUES: Final = 200_000
+#: Faults of the schema among which the one to tell is chosen: a hostile manifest has millions.
+_MAX_ERRORS: Final = 100
 
 
 class Verdict(StrEnum):
@@ -173,6 +181,8 @@ class Manifest:
                 ),
                 where,
             )
+        _check_count(value, where)
+        _check_names(value, where)
         check_schema(value, where)
         model, artifact = value["model"], value["artifact"]
         return cls(
@@ -243,10 +253,71 @@ def _text(value: Mapping[str, Any]) -> TextContract:
     )
 
 
+def _check_count(value: Mapping[str, Any], where: str) -> None:
+    """More values than any model needs are hours of work for who applies the schema.
+
+    Raises:
+        BreachError: There are more than `_MAX_VALUES`.
+    """
+    count = 0
+    unseen: list[object] = [value]
+    while unseen and count <= _MAX_VALUES:
+        found = unseen.pop()
+        inner = found.values() if isinstance(found, Mapping) else found
+        if isinstance(inner, (list, ValuesView)):
+            count += len(inner)
+            unseen.extend(item for item in inner if isinstance(item, (dict, list)))
+    if count > _MAX_VALUES:
+        finding = ContractFinding(
+            code="manifest.too_large",
+            where=MANIFEST_FILE,
+            expected=f"at most {_MAX_VALUES} values",
+            found="more",
+        )
+        raise BreachError(finding, where)
+
+
+def _check_names(value: Mapping[str, Any], where: str) -> None:
+    """Paths reach shells, file systems and reports: no character in them means anything to these.
+
+    Raises:
+        BreachError: A path of `files` has another character than the schema's pattern allows.
+    """
+    files = value.get("files")
+    for entry in files if isinstance(files, list) else ():
+        path = entry.get("path") if isinstance(entry, dict) else None
+        if isinstance(path, str) and not _PATH_CHARACTERS.fullmatch(path):
+            raise BreachError(
+                ContractFinding(
+                    code="files.name",
+                    where=f"{MANIFEST_FILE}: files",
+                    expected="letters, digits and ._-/ alone",
+                    found=ascii(path[:200]),
+                ),
+                where,
+            )
+
+
+def _unique_items(
+    validator: jsonschema.Draft202012Validator, unique: bool, items: object, schema: object
+) -> Iterator[jsonschema.ValidationError]:
+    """The keyword `uniqueItems` in linear time; the library compares objects pair by pair."""
+    del validator, schema
+    if not unique or not isinstance(items, list):
+        return
+    # JSON has one kind of number, so that 1.0 is 1.
+    plain = (int(item) if isinstance(item, float) and item.is_integer() else item for item in items)
+    if len({json.dumps(item, sort_keys=True) for item in plain}) != len(items):
+        yield jsonschema.ValidationError("has an item twice")
+
+
 @cache
 def _validator() -> jsonschema.Draft202012Validator:
     text = resources.files("llama_edge.core").joinpath("manifest.schema.json").read_text("utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))
+    linear = jsonschema.validators.extend(
+        jsonschema.Draft202012Validator, {"uniqueItems": _unique_items}
+    )
+    return linear(json.loads(text))
 
 
 def check_schema(value: Mapping[str, Any], where: str) -> None:
@@ -255,7 +326,8 @@ def check_schema(value: Mapping[str, Any], where: str) -> None:
     Raises:
         BreachError: Naming the field that breaks it.
     """
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(value))
+    errors = islice(_validator().iter_errors(value), _MAX_ERRORS)
+    error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         field = error.json_path.removeprefix("$").removeprefix(".")
         raise BreachError(
