@@ -1,12 +1,15 @@
 """Writing and reading a bundle: one flat folder of the artifact, its text files and the manifest.
 
 Layout: `manifest.json`, `parity.json` (the measurements in full), the backend's files, and the
-tokenizer as Hugging Face's tools expect it. The manifest lists every other file with its hash.
+tokenizer as Hugging Face's tools expect it. The manifest lists every other file with its hash, and
+nothing else may lie in the folder.
 """
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from llama_edge.core.errors import ArtifactError, CheckFailedError
@@ -21,6 +24,7 @@ from llama_edge.core.manifest import (
 )
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.types import QuantizedWeights
 
 PARITY_FILE: Final = "parity.json"
@@ -34,7 +38,7 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle on disk whose manifest follows the schema and whose files are all there, whole."""
+    """A bundle on disk, and its manifest, which follows the schema."""
 
     root: Path
     manifest: Manifest
@@ -42,7 +46,7 @@ class Bundle:
 
 def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
     """Every file of `folder` but the manifest: those of `first` in their order, then by name."""
-    found = _names(folder)
+    found = {name for name in _names(folder) if (folder / name).is_file()}
     names = [*first, *sorted(found.difference(first))]
     return tuple(
         FileEntry(
@@ -55,8 +59,13 @@ def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
 
 
 def _names(folder: Path) -> set[str]:
-    """Every file that a manifest has to list."""
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Every file that a manifest has to list, and every folder with nothing in it."""
+    found = set()
+    for root, folders, files in os.walk(folder):
+        here = Path(root).relative_to(folder)
+        found |= {(here / name).as_posix() for name in files}
+        if not folders and not files and here.parts:
+            found.add(here.as_posix())
     return found - _NOT_LISTED
 
 
@@ -122,29 +131,41 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_FILE).is_file()
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, trust: Trust = NO_KEY) -> Bundle:
     """Read an untrusted bundle and hold every file against its manifest.
 
+    Args:
+        folder: The bundle.
+        trust: Whose signature it must have, if anybody's.
+
     Raises:
-        BreachError: No bundle, a manifest that breaks the schema or is of a newer format, or a
-            path or symlink that leaves the folder.
-        BreachFoundError: A file is missing, or its size or hash is not the manifest's.
+        BreachError: As `read_manifest`.
+        BreachFoundError: As `read_manifest`; or a file is missing, or its size or hash is not the
+            manifest's.
     """
-    bundle = read_manifest(folder)
+    bundle = read_manifest(folder, trust)
     for finding in check_listed(bundle):
         raise BreachFoundError(finding, folder / finding.where)
     return bundle
 
 
-def read_manifest(folder: Path) -> Bundle:
-    """Read the manifest alone: for showing it, not for trusting the files.
+def read_manifest(folder: Path, trust: Trust = NO_KEY) -> Bundle:
+    """Read the manifest of a bundle whose files may be damaged; none of them is opened.
 
     Raises:
-        BreachError: As `open_bundle`, but no file is opened.
+        BreachError: No bundle, a manifest that breaks the schema or is of a newer format, a path
+            that leaves the folder, or something in the folder that is no regular file.
+        BreachFoundError: The signature is not the one that `trust` demands, or a file is there
+            that the manifest does not list.
     """
+    _require_manifest_file(folder)
+    for finding in trust.check(folder):
+        raise BreachFoundError(finding, folder / finding.where)
     bundle = parse_manifest(folder)
     for finding in check_places(bundle):
         raise BreachError(finding, folder / finding.where)
+    for finding in check_unlisted(bundle):
+        raise BreachFoundError(finding, folder / finding.where)
     return bundle
 
 
@@ -154,13 +175,8 @@ def parse_manifest(folder: Path) -> Bundle:
     Raises:
         BreachError: There is none, or it breaks the schema, or is of a newer format.
     """
+    _require_manifest_file(folder)
     path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise _unread("manifest.missing", path, MANIFEST_FILE, "no such file")
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        expected = f"at most {MAX_MANIFEST_BYTES} bytes"
-        raise _unread("manifest.too_large", path, expected, f"{size} bytes")
     try:
         value = read_json_object(path)
     except ArtifactError as error:
@@ -169,31 +185,53 @@ def parse_manifest(folder: Path) -> Bundle:
     return Bundle(root=folder, manifest=Manifest.from_json(value, str(path)))
 
 
+def _require_manifest_file(folder: Path) -> None:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise _unread("manifest.missing", path, MANIFEST_FILE, "no such file")
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        expected = f"at most {MAX_MANIFEST_BYTES} bytes"
+        raise _unread("manifest.too_large", path, expected, f"{size} bytes")
+
+
 def _unread(code: str, path: Path, expected: str, found: str) -> BreachError:
     finding = ContractFinding(code=code, where=MANIFEST_FILE, expected=expected, found=found)
     return BreachError(finding, path)
 
 
 def check_places(bundle: Bundle) -> Iterator[ContractFinding]:
-    """No absolute path, no `..`, no symlink that points out of the folder, listed or not."""
-    folder = bundle.root.resolve()
+    """Paths stay in the folder, and everything in it, listed or not, is a folder or a plain file.
+
+    A link is refused wherever it points: what it points to can be changed after the check. A named
+    pipe or a device gives its reader other bytes each time, or none.
+    """
     for entry in bundle.manifest.files:
-        path = PurePosixPath(entry.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.path:
+        if not {"", ".", ".."}.isdisjoint(entry.path.split("/")):
             yield ContractFinding(
                 code="files.outside",
                 where=MANIFEST_FILE,
                 expected="paths inside of the bundle",
                 found=repr(entry.path),
             )
-    for link in sorted(path for path in folder.rglob("*") if path.is_symlink()):
-        if not link.resolve().is_relative_to(folder):
-            yield ContractFinding(
-                code="files.symlink",
-                where=link.relative_to(folder).as_posix(),
-                expected="a file of the bundle's own",
-                found="a link out of the folder",
-            )
+    for path in sorted(bundle.root.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            continue
+        yield ContractFinding(
+            code="files.symlink" if stat.S_ISLNK(mode) else "files.kind",
+            where=path.relative_to(bundle.root).as_posix(),
+            expected="a file of the bundle's own",
+            found=_kind(mode),
+        )
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def check_listed(bundle: Bundle) -> Iterator[ContractFinding]:

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    print_json,
+    print_table,
+    progress_on_stderr,
+    trust_in,
+)
 
 
 def parity(
@@ -16,6 +23,7 @@ def parity(
         str | None,
         typer.Option(help="The full-precision MODEL; by default the built-in one it came from."),
     ] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Hold a bundle against its manifest and run the whole gate again on the written files."""
@@ -23,7 +31,7 @@ def parity(
     from llama_edge.pipeline.parity import check_bundle
 
     with progress_on_stderr() as progress:
-        outcome = check_bundle(bundle, against, progress)
+        outcome = check_bundle(bundle, against, progress, trust_in(public_key))
     if as_json:
         print_json(outcome.to_json())
     else:
@@ -41,13 +49,14 @@ def inspect(
         ),
     ],
     *,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Print a SHA-256 of all codes and scales read back out of a file, and what its bytes are."""
     from llama_edge.pipeline.inspect import inspect as look_into
 
     with progress_on_stderr() as progress:
-        found = look_into(path, progress)
+        found = look_into(path, progress, trust_in(public_key))
     if as_json:
         print_json(
             {
@@ -82,13 +91,15 @@ def inspect(
 def compare(
     bundles: Annotated[list[Path], typer.Argument(help="One or more bundles.")],
     *,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Show bundles side by side, and whether they hold the same codes."""
     from llama_edge.cli.report import print_bundles
     from llama_edge.export.bundle import open_bundle
 
-    opened = [open_bundle(path) for path in bundles]
+    trust = trust_in(public_key)
+    opened = [open_bundle(path, trust) for path in bundles]
     if as_json:
         manifests = [bundle.manifest for bundle in opened]
         print_json(
@@ -106,14 +117,18 @@ def report(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(help="Another file; by default the bundle's own report.html is replaced."),
+        typer.Option(
+            help="Another file, new or an earlier report; by default the bundle's own report.html "
+            "is replaced."
+        ),
     ] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Make a bundle's report.html again from its manifest.json and parity.json."""
     from llama_edge.pipeline.report.write import rebuild_report
 
-    path = rebuild_report(bundle, out)
+    path = rebuild_report(bundle, out, trust_in(public_key))
     size_bytes = path.stat().st_size
     if as_json:
         print_json({"report": str(path), "size_bytes": size_bytes})

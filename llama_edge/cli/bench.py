@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    print_json,
+    print_table,
+    progress_on_stderr,
+    trust_in,
+)
 from llama_edge.core.errors import MissingComponentError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ def bench(
         Path | None,
         typer.Option(help="With --adb: ExecuTorch's llama runner, built for the phone."),
     ] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Measure decode, time to first token, prefill, size and memory of bundles on this machine.
@@ -57,6 +65,7 @@ def bench(
         new_tokens=DEFAULT_NEW_TOKENS if new_tokens is None else new_tokens,
         threads=threads,
         repeats=DEFAULT_REPEATS if repeats is None else repeats,
+        trust=trust_in(public_key),
     )
     with progress_on_stderr() as progress:
         if adb:

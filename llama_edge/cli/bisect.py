@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    print_json,
+    print_table,
+    progress_on_stderr,
+    trust_in,
+)
 
 
 def bisect(
@@ -24,6 +31,7 @@ def bisect(
         typer.Option(help="Where to write bisect.json, layers.png and repro/; bisect/BUNDLE."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Name the first layer and operator at which an artifact is wrong, and write it down alone.
@@ -40,7 +48,7 @@ def bisect(
     place = out or Path("bisect") / bundle.resolve().name
     require_place(place, force=force)
     with progress_on_stderr() as progress:
-        found = search(bundle, against, progress)
+        found = search(bundle, against, progress, trust_in(public_key))
     with output_folder(place, force=force) as folder:
         write_bisection(found, folder)
     value = bisection_json(found)

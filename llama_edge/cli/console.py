@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from rich.table import Table
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
 
+if TYPE_CHECKING:
+    from llama_edge.core.signing import Trust
+
 #: `--json`, the same on every command.
 JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
 
@@ -32,6 +35,12 @@ RuntimeOption = typer.Option(
     "--runtime",
     help="What runs the artifact; by default what the gate uses. ios bundles: coreml (our "
     "interpreter, float32), coreml-fp16 (rounds each result as a device does), coreml-apple.",
+)
+
+#: `--public-key`, for the commands that open a bundle; its file is read by `trust_in`.
+PublicKeyOption = typer.Option(
+    "--public-key",
+    help="PEM file of the publisher's key: a bundle without a valid signature of it is refused.",
 )
 
 #: Columns of a table that goes to a file or a pipe.
@@ -146,6 +155,18 @@ class StageLines:
         if self._stage:
             typer.echo(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
         self._stage = ""
+
+
+def trust_in(public_key: Path | None) -> "Trust":
+    """Whose signature a bundle must have; stderr says of a signature that it was not checked.
+
+    Raises:
+        UsageError: The key cannot be read.
+    """
+    from llama_edge.core.signing import Trust, load_public_key
+
+    key = None if public_key is None else load_public_key(public_key)
+    return Trust(key=key, tell=lambda note: typer.echo(f"note: {note}", err=True))
 
 
 @contextlib.contextmanager

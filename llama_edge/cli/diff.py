@@ -1,10 +1,18 @@
 """`diff`: contents of two artifacts, bundles or checkpoints."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_table, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    print_json,
+    print_table,
+    progress_on_stderr,
+    trust_in,
+)
 
 _WHAT: Final = "A bundle, a .pte, .onnx folder or .mlpackage, a quantized checkpoint, or a MODEL."
 #: Differences of one kind that the table shows; `--json` has them all.
@@ -15,6 +23,7 @@ def diff(
     first: Annotated[str, typer.Argument(metavar="A", help=_WHAT)],
     second: Annotated[str, typer.Argument(metavar="B", help="Likewise, of any format.")],
     *,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Say what differs in the files: config, codes and scales, graph, tokenizer, template, size.
@@ -27,7 +36,7 @@ def diff(
     from llama_edge.pipeline.diff import diff as hold
 
     with progress_on_stderr() as progress:
-        report = hold(first, second, progress)
+        report = hold(first, second, progress, trust_in(public_key))
     if as_json:
         print_json(report.to_json())
     else:

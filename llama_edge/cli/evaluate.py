@@ -8,10 +8,12 @@ import typer
 
 from llama_edge.cli.console import (
     JsonOption,
+    PublicKeyOption,
     RuntimeOption,
     print_json,
     print_table,
     progress_on_stderr,
+    trust_in,
 )
 from llama_edge.pipeline.eval_report import (
     DEFAULT_WINDOW,
@@ -60,6 +62,7 @@ def evaluate(
         typer.Option(help="A bundle's full-precision MODEL; by default the built-in one."),
     ] = None,
     runtime: Annotated[str | None, RuntimeOption] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
@@ -73,6 +76,7 @@ def evaluate(
         max_windows=max_windows,
         against=against,
         runtime=runtime,
+        trust=trust_in(public_key),
     )
     with progress_on_stderr() as progress:
         report = measure(request, progress)

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, RuntimeOption, print_json
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    RuntimeOption,
+    print_json,
+    trust_in,
+)
 
 
 def push(
@@ -19,12 +25,13 @@ def push(
     name: Annotated[
         str | None, typer.Option(help="The folder's name on the phone; by default its name here.")
     ] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Check a bundle as the demo app will, and copy it into the app's folder over adb."""
     from llama_edge.pipeline.push import push_bundle
 
-    pushed = push_bundle(bundle, serial=serial, name=name)
+    pushed = push_bundle(bundle, serial=serial, name=name, trust=trust_in(public_key))
     if as_json:
         print_json(asdict(pushed))
         return
@@ -38,6 +45,7 @@ def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     *,
     runtime: Annotated[str | None, RuntimeOption] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
 ) -> None:
     """Answer JSON lines on stdin with token ids on stdout, until `close` or the end of input.
 
@@ -48,4 +56,4 @@ def serve(
     from llama_edge.pipeline.serve import BundleModel
     from llama_edge.pipeline.serve import serve as answer
 
-    answer(BundleModel(bundle, runtime), sys.stdin, sys.stdout)
+    answer(BundleModel(bundle, runtime, trust_in(public_key)), sys.stdin, sys.stdout)

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, RuntimeOption, print_json
+from llama_edge.cli.console import (
+    JsonOption,
+    PublicKeyOption,
+    RuntimeOption,
+    print_json,
+    trust_in,
+)
 from llama_edge.core.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
 
 
@@ -32,6 +38,7 @@ def run(
     ] = GREEDY.top_k,
     seed: Annotated[int, typer.Option(help="The same seed samples the same text.")] = GREEDY.seed,
     runtime: Annotated[str | None, RuntimeOption] = None,
+    public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Let a bundle answer a prompt on this machine; the text streams to stdout."""
@@ -46,7 +53,7 @@ def run(
         sampling=sampling,
         runtime=runtime,
     )
-    answer = Answer(bundle, request)
+    answer = Answer(bundle, request, trust_in(public_key))
     if answer.failed_gate:
         typer.echo("warning: this bundle failed its gate; see its parity.json", err=True)
     pieces = []

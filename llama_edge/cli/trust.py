@@ -1,5 +1,6 @@
 """`doctor`, `keygen`, `sign` and `verify`: what a bundle is worth before it is run."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +73,7 @@ def keygen(
         print_json({"private_key": str(key), "public_key": str(public), "key_id": identity})
         return
     typer.echo(f"private key {key}: keep it secret; public key {public}: ship it\nid {identity}")
-    print_next(f"sign BUNDLE --key {key}")
+    print_next(f"sign BUNDLE --key {shlex.quote(str(key))}")
 
 
 def sign(
@@ -83,17 +84,17 @@ def sign(
 ) -> None:
     """Sign a bundle: an Ed25519 signature of its manifest, which names every file's hash.
 
-    Only a bundle that passed its gate and whose files are whole is signed; signing again replaces
-    the signature.
+    Only a bundle in which `doctor` finds nothing is signed; signing again replaces the signature.
     """
     from llama_edge.pipeline.sign import sign_bundle
 
-    signature = sign_bundle(bundle, key)
+    with progress_on_stderr() as progress:
+        signature = sign_bundle(bundle, key, progress)
     if as_json:
         print_json({"bundle": str(bundle), "key_id": signature.key_id})
         return
     typer.echo(f"{bundle}: signed with the key {signature.key_id}")
-    print_next(f"verify {bundle} --public-key {key}.pub")
+    print_next(f"verify {shlex.quote(str(bundle))} --public-key {shlex.quote(f'{key}.pub')}")
 
 
 def verify(

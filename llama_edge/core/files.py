@@ -242,7 +242,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Rename `folder`, which lies in a folder of `output_folder`, to `target`.
+    """Rename `folder`, which is in a folder of `output_folder`, to `target`.
 
     What llama-edge wrote at `target` is moved aside first, so that it is never half gone, and
     removed with the folder of what is not finished.

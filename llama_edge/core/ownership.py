@@ -1,6 +1,6 @@
 """Which folders llama-edge wrote: nothing else is ever replaced or removed.
 
-An output folder is recognised by what lies in it: a bundle's `manifest.json`, a quantized
+An output folder is recognised by what is in it: a bundle's `manifest.json`, a quantized
 checkpoint's `quantization.json`, or, in any other output, the record that `write_record` left.
 Each of them accounts for every file of the folder; one file more, and the folder is the user's.
 """
@@ -30,7 +30,7 @@ _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 def write_record(folder: Path) -> None:
-    """Note in `folder` what lies there, unless a manifest or `quantization.json` tells it."""
+    """Note in `folder` what is there, unless a manifest or `quantization.json` tells it."""
     if (folder / _BUNDLE_FILE).is_file() or (folder / _CHECKPOINT_FILE).is_file():
         return
     names = sorted(_relative(folder, path) for path in _entries(folder) if not path.is_dir())
@@ -181,7 +181,7 @@ def _mounts(folder: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove what lies at `path`, a link and never what it points to; nothing there is no fault.
+    """Remove what is at `path`, a link and never what it points to; nothing there is no fault.
 
     Raises:
         OutputError: Something is mounted below it.

@@ -7,6 +7,8 @@ The file is JSON of four fields, so that a phone reads it with what its system h
 import base64
 import binascii
 import hashlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,15 +63,20 @@ def new_key(path: Path) -> Path:
     for place in (path, public):
         if place.exists() or place.is_symlink():
             raise OutputError(f"{place}: exists already; a key is never replaced: name another")
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public_pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     try:
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        public.write_bytes(
-            private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        )
+        with open(path, "xb", opener=_for_owner_alone) as stream:
+            stream.write(pem)
+        with public.open("xb") as stream:
+            stream.write(public_pem)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
     return public
+
+
+def _for_owner_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _read_key(path: Path, kind: str) -> bytes:
@@ -186,3 +193,41 @@ def check_signature(folder: Path, key: Ed25519PublicKey | None) -> ContractFindi
     except InvalidSignature:
         return finding("invalid", trusted, "a signature of other bytes")
     return None
+
+
+def _say_nothing(note: str) -> None:
+    del note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Whose signature a bundle must have when it is opened, and who is told where none is asked."""
+
+    #: None: a signature is not demanded, and one that is there cannot be checked
+    key: Ed25519PublicKey | None = None
+    #: told in one sentence of a signature that nobody checks
+    tell: Callable[[str], None] = _say_nothing
+
+    def check(self, folder: Path) -> Iterator[ContractFinding]:
+        """What is wrong with the signature of `manifest.json`; see `check_signature`."""
+        finding = check_signature(folder, self.key)
+        if finding is not None:
+            yield finding
+        elif self.key is None and (folder / SIGNATURE_FILE).is_file():
+            self.tell(
+                f"{folder}: is signed with the key {read_signature(folder).key_id}, and the "
+                "signature was not checked: give the publisher's key with --public-key"
+            )
+
+    def require_bundle(self, name: object) -> None:
+        """Refuse a key for `name`, which is no bundle.
+
+        Raises:
+            UsageError: There is a key: only a bundle has a signature.
+        """
+        if self.key is not None:
+            raise UsageError(f"{name}: --public-key belongs to a bundle, and this is none")
+
+
+#: No signature is demanded.
+NO_KEY: Final = Trust()

@@ -208,7 +208,7 @@ def _is_marker_of(folder: int, marker: int) -> bool:
 
 def _foreign(path: Path) -> OutputError:
     return OutputError(
-        f"{path}: is needed for work that is not finished, and what lies there was not made there "
+        f"{path}: is needed for work that is not finished, and what is there was not made there "
         "by llama-edge for this user; nothing in it was touched: move it away or remove it"
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from llama_edge.core.errors import UsageError
 from llama_edge.core.manifest import TensorEntry
 from llama_edge.core.progress import Progress
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.types import Artifact
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export import get_exporter
@@ -43,6 +44,8 @@ class BenchRequest:
     #: None: one a processor
     threads: int | None = None
     repeats: int = DEFAULT_REPEATS
+    #: whose signature every bundle must have
+    trust: Trust = NO_KEY
 
     def __post_init__(self) -> None:
         numbers = {
@@ -135,8 +138,8 @@ def _artifact_mib(bundle: Bundle, artifact: Artifact) -> float:
 class _Subject:
     """One open bundle and its readings so far, by prompt length."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.bundle = open_bundle(folder)
+    def __init__(self, folder: Path, threads: int, trust: Trust) -> None:
+        self.bundle = open_bundle(folder, trust)
         backend = self.bundle.manifest.backend
         self._factory_name = timed_name(backend, threads)
         self.artifact = get_exporter(backend).read_artifact(folder)
@@ -203,7 +206,7 @@ def bench_bundles(request: BenchRequest, progress: Progress) -> BenchReport:
         RuntimeCrashError: A runtime died or hung.
     """
     threads = request.threads or os.cpu_count() or 1
-    subjects = [_Subject(folder, threads) for folder in request.bundles]
+    subjects = [_Subject(folder, threads, request.trust) for folder in request.bundles]
     _check_context([subject.artifact for subject in subjects], request)
     plans = [
         SpeedPlan(prompt_tokens=prompt, new_tokens=request.new_tokens)
@@ -235,7 +238,7 @@ def bench_on_phone(request: BenchRequest, runner: Path, progress: Progress) -> B
         UsageError: A bundle is not for ExecuTorch, or its context is too short.
         SessionError: The phone or its runner fails.
     """
-    bundles = [open_bundle(folder) for folder in request.bundles]
+    bundles = [open_bundle(folder, request.trust) for folder in request.bundles]
     for bundle in bundles:
         if bundle.manifest.backend != "executorch":
             raise UsageError(

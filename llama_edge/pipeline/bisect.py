@@ -21,6 +21,7 @@ from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, OperatorTrace
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedWeights
@@ -165,7 +166,9 @@ def first_place(found: Bisection) -> Place | None:
 
 
 @torch.no_grad()
-def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
+def bisect(
+    folder: Path, against: str | None, progress: Progress, trust: Trust = NO_KEY
+) -> Bisection:
     """Look into a bundle's artifact, whether or not its files are still those of the manifest.
 
     Args:
@@ -173,16 +176,17 @@ def bisect(folder: Path, against: str | None, progress: Progress) -> Bisection:
         against: A full-precision MODEL, or another bundle or quantized checkpoint whose codes are
             the right ones; None: the built-in model that the bundle came from, if it is one.
         progress: One stage per question.
+        trust: Whose signature the bundle must have, and the one of `against`.
 
     Raises:
         ArtifactError: The bundle has no readable manifest or artifact.
         SessionError: The runtime refuses the artifact.
     """
-    manifest = read_manifest(folder).manifest
+    manifest = read_manifest(folder, trust).manifest
     exporter = get_exporter(manifest.backend)
     artifact = exporter.read_artifact(folder)
     _require_shape(artifact, manifest)
-    other = open_against(against, manifest)
+    other = open_against(against, manifest, trust)
     own = exporter.read_weights(artifact)
     weights = check_weights(own, manifest, other, progress)
     reference = _reference(artifact, manifest, other.codes or own)

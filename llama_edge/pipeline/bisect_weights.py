@@ -21,6 +21,7 @@ from llama_edge.core.quantized_checkpoint import (
     quantized_names,
     read_quantized_checkpoint,
 )
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.types import (
     ActivationQuantization,
     Checkpoint,
@@ -108,7 +109,7 @@ class ReadableSource:
         return self._source.embedding_rows(tokens_T)
 
 
-def open_against(against: str | None, manifest: Manifest) -> Against:
+def open_against(against: str | None, manifest: Manifest, trust: Trust = NO_KEY) -> Against:
     """A bundle, a quantized checkpoint or a full-precision model.
 
     Raises:
@@ -117,7 +118,7 @@ def open_against(against: str | None, manifest: Manifest) -> Against:
     """
     path = None if against is None else Path(against)
     if path is not None and is_bundle(path):
-        return _open_bundle(path, manifest)
+        return _open_bundle(path, manifest, trust)
     if path is not None and (path / CONFIG_FILE).is_file():
         quantized = read_quantized_checkpoint(path)
         return _of_codes(path, quantized.weights, quantized.config, manifest)
@@ -135,8 +136,8 @@ def open_against(against: str | None, manifest: Manifest) -> Against:
     )
 
 
-def _open_bundle(path: Path, manifest: Manifest) -> Against:
-    other = read_manifest(path).manifest
+def _open_bundle(path: Path, manifest: Manifest, trust: Trust) -> Against:
+    other = read_manifest(path, trust).manifest
     exporter = get_exporter(other.backend)
     artifact = exporter.read_artifact(path)
     weights = exporter.read_weights(artifact)

@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress
+from llama_edge.core.signing import NO_KEY, Trust
+from llama_edge.core.text_assets import TOKENIZER_FILE, parse_tokenizer
 from llama_edge.core.types import TextAssets
+from llama_edge.export.bundle import is_bundle
 from llama_edge.pipeline.diff_sides import Side, open_side
 from llama_edge.pipeline.matrix_difference import MatrixDifference
 
@@ -72,18 +76,22 @@ class DiffReport:
         return {"equal": self.equal, "a": self.first, "b": self.second, "sections": sections}
 
 
-def diff(first: str, second: str, progress: Progress) -> DiffReport:
+def diff(first: str, second: str, progress: Progress, trust: Trust = NO_KEY) -> DiffReport:
     """Hold two things against each other.
 
     Args:
         first: A bundle, an artifact's file or folder, a quantized checkpoint, or a MODEL.
         second: Likewise.
         progress: One step per tensor.
+        trust: Whose signature each of them that is a bundle must have.
 
     Raises:
         LlamaEdgeError: What a reader says of a thing that cannot be opened.
+        UsageError: `trust` has a key, and neither is a bundle.
     """
-    one, other = open_side(first), open_side(second)
+    if not any(is_bundle(Path(name)) for name in (first, second)):
+        trust.require_bundle(f"{first} and {second}")
+    one, other = open_side(first, trust), open_side(second, trust)
     same_backend = one.backend == other.backend
     sections = [
         _mapping("config", one.config, other.config, matters=True),
@@ -256,9 +264,7 @@ def _text(first: TextAssets | None, second: TextAssets | None) -> Iterator[Secti
 
 def _tokenizers(first: str, second: str) -> Iterator[Difference]:
     """Which tokens have another id; without any, the rest of the file differs."""
-    from tokenizers import Tokenizer as Library
-
-    left, right = (Library.from_str(text).get_vocab() for text in (first, second))
+    left, right = (parse_tokenizer(TOKENIZER_FILE, text).get_vocab() for text in (first, second))
     names = sorted(dict.fromkeys((*left, *right)))
     unequal = [name for name in names if left.get(name) != right.get(name)]
     for name in unequal[:_MOST]:

@@ -20,6 +20,7 @@ from llama_edge.core.quantized_checkpoint import (
     quantized_names,
     read_quantized_checkpoint,
 )
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.types import Artifact, Checkpoint, QuantizedWeights, TextAssets
 from llama_edge.core.weight_names import LM_HEAD
@@ -82,7 +83,7 @@ class Side:
         return self.checkpoint.weights.read(name)
 
 
-def open_side(name: str) -> Side:
+def open_side(name: str, trust: Trust = NO_KEY) -> Side:
     """A bundle, an artifact, a quantized checkpoint, or a checkpoint in any of its forms.
 
     Raises:
@@ -90,7 +91,7 @@ def open_side(name: str) -> Side:
     """
     path = Path(name)
     if is_bundle(path):
-        manifest = read_manifest(path).manifest
+        manifest = read_manifest(path, trust).manifest
         return _artifact(path, manifest.backend, manifest)
     if (path / CONFIG_FILE).is_file():
         return _quantized(path)

@@ -20,7 +20,7 @@ from llama_edge.core.finding_codes import BreachError, ContractFinding
 from llama_edge.core.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
-from llama_edge.core.signing import check_signature
+from llama_edge.core.signing import Trust
 from llama_edge.core.text_assets import TOKENIZER_FILE, read_text_assets
 from llama_edge.core.text_contract import rebuild_text_contract
 from llama_edge.core.types import Artifact
@@ -75,17 +75,31 @@ def examine_bundle(folder: Path, key: Ed25519PublicKey | None, progress: Progres
     except BreachError as error:
         examination.add(error.finding)
         return examination.diagnosis()
-    signature = check_signature(folder, key)
-    examination.check("signature", () if signature is None else (signature,))
+    examination.check("signature", Trust(key=key, tell=examination.note).check(folder))
+    _examine_contract(examination, bundle)
+    return examination.diagnosis()
+
+
+def examine_before_signing(folder: Path, progress: Progress) -> Diagnosis:
+    """As `examine_bundle`, but for the signature, which is about to be made or replaced.
+
+    Raises:
+        BreachError: There is no manifest that can be read.
+    """
+    examination = Examination(folder, "bundle", progress)
+    _examine_contract(examination, parse_manifest(folder))
+    return examination.diagnosis()
+
+
+def _examine_contract(examination: Examination, bundle: Bundle) -> None:
     if not examination.check("places of files", check_places(bundle)):
-        return examination.diagnosis()  # nothing outside of the folder is opened
+        return  # nothing outside of the folder is opened
     examination.check("files and hashes", (*check_listed(bundle), *check_unlisted(bundle)))
     examination.check("verdict", _check_verdict(bundle))
     examination.check("context and target", _check_promises(bundle.manifest))
     examination.check("list of weights", check_tensor_list(bundle.manifest))
     _examine_text(examination, bundle)
     _examine_artifact(examination, bundle)
-    return examination.diagnosis()
 
 
 def _check_verdict(bundle: Bundle) -> Iterator[ContractFinding]:

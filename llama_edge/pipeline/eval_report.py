@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.core.errors import UsageError
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.verify.findings import rounded
 from llama_edge.verify.intervals import Estimate
 from llama_edge.verify.task_score import TaskScore
@@ -32,6 +33,8 @@ class EvalRequest:
     against: str | None = None
     #: of every bundle; None takes the one that the gate uses
     runtime: str | None = None
+    #: whose signature every bundle must have
+    trust: Trust = NO_KEY
 
     def __post_init__(self) -> None:
         if not self.texts and not self.tasks:

@@ -9,6 +9,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.manifest import TensorEntry
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.types import Artifact, Interface, Placement, StoredBytes
 from llama_edge.export import EXPORTERS, artifact_backend, get_exporter
 from llama_edge.export.bundle import is_bundle, list_tensors, read_manifest
@@ -27,15 +28,20 @@ class Inspection:
     storage: tuple[StoredBytes, ...] | None
 
 
-def inspect(path: Path, progress: Progress) -> Inspection:
+def inspect(path: Path, progress: Progress, trust: Trust = NO_KEY) -> Inspection:
     """Look into a quantized checkpoint, a `.pte`, an ONNX folder, a bundle or Meta's own codes.
 
     Raises:
         ArtifactError: It is none of these, or damaged.
+        CheckFailedError: A bundle has a file that its manifest does not list, or not the signature
+            that `trust` demands.
         CheckpointError: A checkpoint with codes of its own is damaged.
+        UsageError: `trust` has a key, and `path` is no bundle.
     """
     if not path.exists():
         raise ArtifactError(f"{path}: there is no such file or folder")
+    if not is_bundle(path):
+        trust.require_bundle(path)
     if (path / PARAMS_FILE).is_file():
         return _inspect_source(path, progress)
     if (path / CONFIG_FILE).is_file():
@@ -48,7 +54,7 @@ def inspect(path: Path, progress: Progress) -> Inspection:
             placement=None,
             storage=None,
         )
-    exporter = get_exporter(_backend(path))
+    exporter = get_exporter(_backend(path, trust))
     artifact = exporter.read_artifact(path)
     return Inspection(
         kind=artifact.backend,
@@ -78,10 +84,10 @@ def _inspect_source(path: Path, progress: Progress) -> Inspection:
     )
 
 
-def _backend(path: Path) -> str:
+def _backend(path: Path, trust: Trust) -> str:
     if not is_bundle(path):
         return artifact_backend(path)
-    backend = read_manifest(path).manifest.backend
+    backend = read_manifest(path, trust).manifest.backend
     if backend not in EXPORTERS:
         raise ArtifactError(
             f"{path}: its manifest names the backend {backend!r}; this program knows "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.types import KVCacheDtype
 from llama_edge.export import get_exporter
@@ -12,7 +13,9 @@ from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
 
 
-def check_bundle(folder: Path, against: str | None, progress: Progress) -> GateOutcome:
+def check_bundle(
+    folder: Path, against: str | None, progress: Progress, trust: Trust = NO_KEY
+) -> GateOutcome:
     """Hashes, codes, text, blocks and sequences; fidelity where the source model is at hand.
 
     The reference computes with the codes and norms read out of the artifact: that these are the
@@ -23,7 +26,7 @@ def check_bundle(folder: Path, against: str | None, progress: Progress) -> GateO
         CheckpointError: `against` is not a model of this shape.
     """
     try:
-        manifest = open_bundle(folder).manifest
+        manifest = open_bundle(folder, trust).manifest
     except CheckFailedError as error:
         return GateOutcome.failed(error)
     exporter = get_exporter(manifest.backend)

@@ -1,5 +1,11 @@
-"""A bundle to a phone over adb: checked as the app will check it, copied, and compared by size."""
+"""A bundle to a phone over adb: checked as the app will check it, copied, and compared by size.
 
+`adb shell` joins its arguments with spaces and gives them to the phone's shell: each of ours is
+quoted, whoever chose it.
+"""
+
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,13 +19,16 @@ from llama_edge.core.errors import (
     OutputError,
     UsageError,
 )
-from llama_edge.core.manifest import MANIFEST_FILE
-from llama_edge.export.bundle import parse_manifest
+from llama_edge.core.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from llama_edge.core.signing import NO_KEY, Trust
+from llama_edge.export.bundle import read_manifest
 from llama_edge.pipeline.app_check import AppTarget, check_for_app
 
 #: The demo app's own folder on the shared storage, which needs no permission to read.
 DEFAULT_PLACE: Final = "/sdcard/Android/data/org.llamaedge.demo/files/bundles"
 ANDROID_APP: Final = AppTarget(target="android", backend="executorch")
+#: What a folder on the phone may be called.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 #: A question to adb; a copy of gigabytes has no limit.
 _QUESTION_S: Final = 30
 
@@ -35,34 +44,45 @@ class Pushed:
 
 
 def push_bundle(
-    folder: Path, *, serial: str | None = None, place: str = DEFAULT_PLACE, name: str | None = None
+    folder: Path,
+    *,
+    serial: str | None = None,
+    place: str = DEFAULT_PLACE,
+    name: str | None = None,
+    trust: Trust = NO_KEY,
 ) -> Pushed:
     """Copy a bundle that the Android app would load, the manifest last.
 
     Without its manifest a folder is no bundle, so a copy that stops early is never taken for one.
 
     Raises:
-        CheckFailedError: The app would refuse the bundle, or a copy has another size.
+        CheckFailedError: The app would refuse the bundle, its signature is not the one that `trust`
+            demands, or a copy has another size.
         MissingComponentError: adb is not installed, or no phone is connected.
         OutputError: adb could not copy.
         UsageError: More than one phone is connected and none was named, or the name is no folder's.
     """
-    findings = check_for_app(folder, [ANDROID_APP])
+    findings = check_for_app(folder, [ANDROID_APP], trust.key)
     if findings:
         raise CheckFailedError(
             f"{folder}: the app would refuse it: {findings[0].code}: {findings[0].message}"
         )
     name = folder.resolve().name if name is None else name
-    if not name or name.startswith((".", "-")) or set(name) & set("/\\'\" $`;&|<>()*?~\n"):
-        raise UsageError(f"{name!r} is no plain name for a folder on the phone; give another")
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no plain name for a folder on the phone: letters, digits and ._- alone, "
+            "the first neither . nor -; give another with --name"
+        )
     adb = _adb()
     device = _device(adb, serial)
     target = f"{place.rstrip('/')}/{name}"
     command = [adb, "-s", device]
-    files = [entry.path for entry in parse_manifest(folder).manifest.files]
-    _run([*command, "shell", "rm", "-rf", target], "remove the old copy")
+    files = [entry.path for entry in read_manifest(folder, trust).manifest.files]
+    if (folder / SIGNATURE_FILE).is_file():
+        files.append(SIGNATURE_FILE)
+    _shell(command, ["rm", "-rf", target], "remove the old copy")
     for parent in sorted({str(Path(target, path).parent) for path in [*files, MANIFEST_FILE]}):
-        _run([*command, "shell", "mkdir", "-p", parent], "create the folder")
+        _shell(command, ["mkdir", "-p", parent], "create the folder")
     size_bytes = 0
     for path in [*files, MANIFEST_FILE]:
         _run([*command, "push", str(folder / path), f"{target}/{path}"], f"copy {path}")
@@ -106,13 +126,19 @@ def _device(adb: str, serial: str | None) -> str:
 def _check_size(command: Sequence[str], source: Path, target: str) -> int:
     """Adb reports success for some copies that ran out of room."""
     size = source.stat().st_size
-    answer = _run([*command, "shell", "stat", "-c", "%s", target], "measure", limit_s=_QUESTION_S)
+    answer = _shell(command, ["stat", "-c", "%s", target], "measure", limit_s=_QUESTION_S)
     if answer.strip() != str(size):
         raise CheckFailedError(
             f"{target}: has {answer.strip()[:40]!r} bytes on the phone and {size} here; free some "
             "space on the phone and push again"
         )
     return size
+
+
+def _shell(
+    adb: Sequence[str], words: Sequence[str], what: str, limit_s: float | None = None
+) -> str:
+    return _run([*adb, "shell", *map(shlex.quote, words)], what, limit_s)
 
 
 def _run(command: Sequence[str], what: str, limit_s: float | None = None) -> str:

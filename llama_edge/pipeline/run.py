@@ -13,6 +13,7 @@ from llama_edge.core.generate import (
     StopReason,
 )
 from llama_edge.core.manifest import Verdict
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer, TokenStream
 from llama_edge.export import get_exporter
@@ -44,16 +45,17 @@ class PromptRequest:
 class Answer:
     """Pieces of text as they come, whole characters only; the counts are known afterwards."""
 
-    def __init__(self, folder: Path, request: PromptRequest) -> None:
+    def __init__(self, folder: Path, request: PromptRequest, trust: Trust = NO_KEY) -> None:
         """Open the bundle and encode the prompt.
 
         Raises:
             ArtifactError: Not a bundle, or an unsafe one.
-            CheckFailedError: A file is not what the manifest says.
+            CheckFailedError: A file is not what the manifest says, or not listed there; or the
+                signature is not the one that `trust` demands.
             TokenizerError: No chat template, and `raw` is off.
             UsageError: The runtime is another backend's.
         """
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, trust)
         exporter = get_exporter(bundle.manifest.backend)
         self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
         self._request = request

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, Self, TextIO
 from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.core.generate import Generation, SamplingConfig
 from llama_edge.core.session import Session
+from llama_edge.core.signing import NO_KEY, Trust
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import open_bundle
 from llama_edge.runtimes import choose_runtime
@@ -41,15 +42,16 @@ class OpensSession(Protocol):
 class BundleModel:
     """A checked bundle with the runtime of its backend, in a child process."""
 
-    def __init__(self, folder: Path, runtime: str | None = None) -> None:
+    def __init__(self, folder: Path, runtime: str | None = None, trust: Trust = NO_KEY) -> None:
         """Hold every file against the manifest.
 
         Raises:
             ArtifactError: Not a bundle, or an unsafe one.
-            CheckFailedError: A file is not what the manifest says.
+            CheckFailedError: A file is not what the manifest says, or not listed there; or the
+                signature is not the one that `trust` demands.
             UsageError: The runtime is another backend's.
         """
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, trust)
         self._artifact = get_exporter(bundle.manifest.backend).read_artifact(folder)
         self._runtime = choose_runtime(self._artifact.backend, runtime)
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.finding_codes import BreachError
-from llama_edge.core.manifest import Verdict
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.signing import (
     Signature,
-    check_signature,
+    Trust,
     load_private_key,
     load_public_key,
     sign_manifest,
@@ -17,25 +16,30 @@ from llama_edge.export.bundle import (
     check_listed,
     check_places,
     check_unlisted,
-    open_bundle,
     parse_manifest,
 )
+from llama_edge.pipeline.doctor_bundle import examine_before_signing
 from llama_edge.pipeline.examination import Diagnosis, Examination
 
 
-def sign_bundle(folder: Path, private_key: Path) -> Signature:
-    """Write `manifest.sig` into a whole bundle.
+def sign_bundle(folder: Path, private_key: Path, progress: Progress) -> Signature:
+    """Write `manifest.sig` into a bundle in which `doctor` finds nothing.
 
     Raises:
-        ArtifactError: Not a bundle, or an unsafe one.
-        CheckFailedError: A file is not the manifest's, or the bundle failed its gate.
+        ArtifactError: Not a bundle.
+        CheckFailedError: `doctor` finds a fault: a file that the manifest does not list, say.
         UsageError: The key cannot be read.
     """
     key = load_private_key(private_key)
-    bundle = open_bundle(folder)
-    if bundle.manifest.verdict is Verdict.FAILED:
+    findings = examine_before_signing(folder, progress).findings
+    if any(finding.code == "verdict.failed" for finding in findings):
         raise CheckFailedError(
             f"{folder}: failed its gate and is not signed; parity.json has the reason"
+        )
+    if findings:
+        raise CheckFailedError(
+            f"{folder}: is not signed, since `llama-edge doctor` finds {len(findings)} fault(s); "
+            f"the first is {findings[0].code}: {findings[0].message}"
         )
     return sign_manifest(folder, key)
 
@@ -53,8 +57,7 @@ def verify_bundle(folder: Path, public_key: Path) -> Diagnosis:
     except BreachError as error:
         examination.add(error.finding)
         return examination.diagnosis()
-    signature = check_signature(folder, key)
-    examination.check("signature", () if signature is None else (signature,))
+    examination.check("signature", Trust(key=key).check(folder))
     if examination.check("places of files", check_places(bundle)):
         examination.check("files and hashes", (*check_listed(bundle), *check_unlisted(bundle)))
     return examination.diagnosis()

@@ -32,21 +32,26 @@ def assert_contract(bundle: Path, *, public_key: Path | None = None) -> "Diagnos
     return diagnosis
 
 
-def assert_parity(bundle: Path, *, against: str | None = None) -> "GateOutcome":
+def assert_parity(
+    bundle: Path, *, against: str | None = None, public_key: Path | None = None
+) -> "GateOutcome":
     """`llama-edge parity`: the whole gate again, on the written files, on the backend's runtime.
 
     Args:
         bundle: Its folder.
         against: The full-precision model; by default the built-in one that it came from.
+        public_key: PEM file of the key that must have signed the bundle; None demands none.
 
     Raises:
         AssertionError: With the reason.
         LlamaEdgeError: `bundle` or `against` cannot be read.
     """
     from llama_edge.core.progress import SilentProgress
+    from llama_edge.core.signing import Trust, load_public_key
     from llama_edge.pipeline.parity import check_bundle
 
-    outcome = check_bundle(bundle, against, SilentProgress())
+    key = None if public_key is None else load_public_key(public_key)
+    outcome = check_bundle(bundle, against, SilentProgress(), Trust(key=key))
     if not outcome.passed:
         raise AssertionError(f"{bundle}: {outcome.reason}")
     return outcome

@@ -1,5 +1,6 @@
 """Faults of files and of what a manifest promises."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,29 @@ def link_unlisted(folder: Path) -> None:
     (folder / "weights").symlink_to(folder.parent, target_is_directory=True)
 
 
+def link_inside(folder: Path) -> None:
+    (folder / "model.onnx.data").rename(folder / "model.data")
+    (folder / "model.onnx.data").symlink_to("model.data")
+
+
+def add_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "manifest.sig")
+
+
+def rename_file(folder: Path) -> None:
+    (folder / "parity.json").rename(folder / "parity $(id).json")
+
+    def change(found: Json) -> None:
+        entry = next(entry for entry in found["files"] if entry["path"] == "parity.json")
+        put(entry, "path", "parity $(id).json")
+
+    forge.edit_manifest(folder, change)
+
+
+def add_empty_folder(folder: Path) -> None:
+    (folder / "chat_template.jinja").mkdir()
+
+
 def add_file(folder: Path) -> None:
     (folder / "plugin.so").write_bytes(b"\x7fELF")
 
@@ -85,6 +109,10 @@ FILES: Final = (
     ),
     Fault("link out of the folder", "onnx", link_outside, "files.symlink", "model.onnx.data"),
     Fault("unlisted link out of the folder", "onnx", link_unlisted, "files.symlink", "weights"),
+    Fault("link inside of the folder", "onnx", link_inside, "files.symlink", "model.onnx.data"),
+    Fault("named pipe for a signature", "onnx", add_pipe, "files.kind", "manifest.sig"),
+    Fault("name for a shell", "android", rename_file, "files.name", "manifest.json: files"),
+    Fault("empty folder", "onnx", add_empty_folder, "files.unlisted", "chat_template.jinja"),
     Fault("lost file", "android", lose_file, "files.missing", "generation_config.json"),
     Fault("truncated data file", "onnx", truncate_data, "files.size", "model.onnx.data"),
     Fault("flipped bit", "android", flip_bit, "files.sha256", "model.pte"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -12,13 +13,17 @@ from llama_edge.core.errors import (
     OutputError,
     UsageError,
 )
+from llama_edge.core.files import file_sha256
+from llama_edge.core.signing import load_private_key, new_key, sign_manifest
 from llama_edge.pipeline.push import DEFAULT_PLACE, push_bundle
 from tests.app_fixtures.files import FIXTURES
 from tests.cli.conftest import Program, program
+from tests.faults.forging import edit_manifest
 
 __all__ = ["program"]
 
-_ADB = """#!/bin/sh
+#: As adb does, it joins the words behind `shell` and gives them to a shell.
+_ADB = """#!/bin/bash
 echo "$@" >> "$FAKE_PHONE/log"
 if [ "$1" = devices ]; then
     printf 'List of devices attached\\n'
@@ -34,11 +39,8 @@ case "$1" in
         exit 0 ;;
     shell)
         shift
-        case "$1" in
-            rm) rm -rf "$FAKE_PHONE$3" ;;
-            mkdir) mkdir -p "$FAKE_PHONE$3" ;;
-            stat) stat -c %s "$FAKE_PHONE$4" ;;
-        esac ;;
+        words="$*"
+        cd "$FAKE_PHONE" && exec sh -c "${words//\\/sdcard/$FAKE_PHONE/sdcard}" ;;
 esac
 """
 
@@ -74,6 +76,61 @@ def test_every_file_arrives_the_manifest_last(phone: Path, bundle: Path) -> None
     copies = [line for line in (phone / "log").read_text().splitlines() if " push " in line]
     assert copies[-1].endswith("/manifest.json")
     assert all(line.startswith("-s ABC123 ") for line in copies)
+
+
+HOSTILE_NAMES: Final = (
+    "a; touch PWNED; b",
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "a' && touch PWNED && echo '",
+    "a\ntouch PWNED",
+    "a|touch PWNED",
+    "a>PWNED",
+    "a&touch PWNED&",
+    "*",
+    "a b",
+    "~",
+    "ü",
+)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, *(f"{name}/x" for name in HOSTILE_NAMES)])
+def test_no_name_of_a_manifest_reaches_the_phones_shell(
+    program: Program, phone: Path, bundle: Path, name: str
+) -> None:
+    """A stranger's bundle, in which every hash agrees."""
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("x")
+    entry = {"path": name, "size_bytes": 1, "sha256": file_sha256(bundle / name)}
+    edit_manifest(bundle, lambda value: value["files"].append(entry))
+    with pytest.raises(CheckFailedError, match=r"files\.name"):
+        push_bundle(bundle)
+    assert [path.name for path in phone.iterdir()] == ["devices"]
+    result = program("doctor", bundle, "--json")
+    assert [found["code"] for found in result.json["findings"]] == ["files.name"]
+    assert name not in result.err or name == "*"
+
+
+def test_a_place_that_the_caller_chose_is_quoted(phone: Path, bundle: Path) -> None:
+    place = "/sdcard/my apps; touch PWNED"
+    (phone / place[1:]).mkdir(parents=True)
+    push_bundle(bundle, place=place)
+    assert (phone / place[1:] / "my-bundle/manifest.json").is_file()
+    assert sorted(path.name for path in phone.iterdir()) == ["devices", "log", "sdcard"]
+
+
+def test_the_signature_is_checked_and_goes_along(
+    program: Program, phone: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = new_key(tmp_path / "key")
+    assert program("push", bundle, "--public-key", public).code == 1, "not signed yet"
+    sign_manifest(bundle, load_private_key(tmp_path / "key"))
+    result = program("push", bundle, "--public-key", public)
+    assert (result.code, "note:" in result.err) == (0, False)
+    assert (phone / DEFAULT_PLACE[1:] / "my-bundle/manifest.sig").is_file()
+    other = new_key(tmp_path / "other")
+    assert "signature.unknown_key" in program("push", bundle, "--public-key", other).err
+    assert "signature was not checked" in program("push", bundle).err
 
 
 def test_what_the_app_would_refuse_is_not_copied(phone: Path, bundle: Path) -> None:
@@ -118,7 +175,10 @@ def test_the_phone_that_is_meant(
         push_bundle(bundle, serial=serial)
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "$(reboot)", "a b", "-rf"])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".hidden", "..", "a/b", "$(reboot)", "a b", "-rf", "{a,b}", "a!b", "a#b", "[ab]", "ab\t"],
+)
 def test_a_name_that_a_shell_would_read_is_refused(phone: Path, bundle: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no plain name"):
         push_bundle(bundle, name=name)

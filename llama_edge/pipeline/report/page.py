@@ -21,6 +21,8 @@ from llama_edge.quantize.measured import read_measurements
 from llama_edge.verify.samples import MAX_NEW_TOKENS
 
 _MIB: Final = 2**20
+#: In the head of every page: who made it.
+GENERATOR: Final = '<meta name="generator" content="llama-edge">'
 #: How far the worst blocks' table goes.
 _WORST: Final = 8
 
@@ -51,6 +53,7 @@ def render_page(manifest: Manifest, parity: Mapping[str, Any]) -> str:
     forms = () if target is None else target.formats
     form = next((form for form in forms if form.backend == manifest.backend), None)
     page: str = _template().render(
+        generator=Markup(GENERATOR),
         manifest=manifest,
         measured=measured,
         charts=_charts(manifest, measured, parts),

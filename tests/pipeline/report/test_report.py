@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llama_edge.core.errors import ArtifactError
+from llama_edge.core.errors import ArtifactError, OutputError
 from llama_edge.core.manifest import Manifest, Verdict
 from llama_edge.export.bundle import Bundle, open_bundle, read_manifest
 from llama_edge.pipeline.gate import GateOutcome
@@ -146,8 +147,32 @@ def test_a_page_that_was_changed_is_made_again(
     assert (folder / "report.html").read_bytes() == written
     open_bundle(folder)
     elsewhere = tmp_path / "elsewhere.html"
-    rebuild_report(folder, elsewhere)
-    assert elsewhere.read_bytes() == written
+    for _ in range(2):  # its own page is replaced
+        rebuild_report(folder, elsewhere)
+        assert elsewhere.read_bytes() == written
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "pipe", "in the bundle"])
+def test_what_is_no_report_is_not_replaced(
+    debug_bundles: Mapping[str, Bundle], tmp_path: Path, kind: str
+) -> None:
+    folder = shutil.copytree(debug_bundles["onnx"].root, tmp_path / "bundle")
+    out = tmp_path / "thesis.html"
+    (tmp_path / "victim").write_text("mine")
+    if kind == "file":
+        out.write_text("<!doctype html>\n<html>mine")
+    elif kind == "folder":
+        out.mkdir()
+    elif kind == "link":
+        out.symlink_to("victim")
+    elif kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out = folder / "second.html"
+    before = sorted((str(path), path.lstat()[:7]) for path in tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=r"is no report of llama-edge|is in the bundle"):
+        rebuild_report(folder, out)
+    assert sorted((str(path), path.lstat()[:7]) for path in tmp_path.rglob("*")) == before
 
 
 def test_a_bundle_of_before_gets_a_page(
