@@ -240,7 +240,17 @@ _CHANGED: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
     ("verdict-unknown", _with("verdict", value="perhaps"), ("manifest.schema",)),
     ("no-files", _with("files", value=[]), ("manifest.schema",)),
     ("absolute-path", _entry("model.pte", path="/data/model.pte"), ("manifest.schema",)),
-    ("backslash-path", _entry("model.pte", path="..\\model.pte"), ("manifest.schema",)),
+    ("backslash-path", _entry("model.pte", path="..\\model.pte"), ("files.name",)),
+    ("path-with-a-space", _entry("model.pte", path="the model.pte"), ("files.name",)),
+    ("path-for-a-shell", _entry("model.pte", path="$(id).pte"), ("files.name",)),
+    ("path-of-two-commands", _entry("model.pte", path="a;id"), ("files.name",)),
+    ("path-with-a-quote", _entry("model.pte", path="model'.pte"), ("files.name",)),
+    ("path-with-a-line-break", _entry("model.pte", path="model.pte\n"), ("files.name",)),
+    ("path-not-ascii", _entry("model.pte", path="mod\u00e8le.pte"), ("files.name",)),
+    ("path-in-other-digits", _entry("model.pte", path="model\u0662.pte"), ("files.name",)),
+    ("path-from-here", _entry("model.pte", path="./model.pte"), ("files.outside",)),
+    ("path-with-an-empty-part", _entry("model.pte", path="a//model.pte"), ("manifest.schema",)),
+    ("path-of-a-folder", _entry("model.pte", path="model.pte/"), ("manifest.schema",)),
     ("uppercase-hash", _entry("model.pte", sha256="A" * 64), ("manifest.schema",)),
     ("path-above", _entry("model.pte", path="../model.pte"), ("files.outside",)),
     ("path-through-above", _entry("model.pte", path="a/../../model.pte"), ("files.outside",)),
@@ -346,6 +356,22 @@ def bundle_cases() -> Iterator[tuple[Case, Files]]:
     case["symlinks"] = {"model.pte": "../outside.pte"}
     case["beside"] = {"outside.pte": "bundles/good-android/model.pte"}
     yield case, files
+    for name, what, code in _PLANTED:
+        case, files = _overlay(name, android, android, base, (code,))
+        yield {**case, **what}, files
+
+
+#: name, what is planted into the good Android bundle beside its files, the code
+_PLANTED: Final[tuple[tuple[str, dict[str, Any], str], ...]] = (
+    ("symlink-inside", {"symlinks": {"more.json": "parity.json"}}, "files.symlink"),
+    ("symlink-to-nothing", {"symlinks": {"chat_template.jinja": "nothing"}}, "files.symlink"),
+    ("symlink-to-a-folder", {"symlinks": {"more": ".."}}, "files.symlink"),
+    ("pipe", {"pipes": ["chat_template.jinja"]}, "files.kind"),
+    ("pipe-for-a-signature", {"pipes": ["manifest.sig"]}, "files.kind"),
+    ("pipe-in-a-folder", {"folders": ["more"], "pipes": ["more/pipe"]}, "files.kind"),
+    ("empty-folder", {"folders": ["more"]}, "files.unlisted"),
+    ("empty-folder-in-another", {"folders": ["more", "more/deep"]}, "files.unlisted"),
+)
 
 
 def _case(name: str, files: Files, app: Mapping[str, str]) -> tuple[Case, Files]:

@@ -3,6 +3,7 @@
 import base64
 import codecs
 import json
+import os
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ def build(case: Case, folder: Path) -> Path:
         (folder / name).write_bytes((FIXTURES / source).read_bytes())
     for name, target in case.get("symlinks", {}).items():
         (root / name).symlink_to(target)
+    for name in case.get("folders", ()):
+        (root / name).mkdir()
+    for name in case.get("pipes", ()):
+        os.mkfifo(root / name)
     return root
 
 

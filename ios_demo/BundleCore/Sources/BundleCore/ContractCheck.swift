@@ -52,8 +52,9 @@ public struct ContractCheck: Sendable {
             throw RefusedBundle(findings: [finding])
         }
         try refuse(try BundleSignature.check(folder: folder, publicKey: publicKey).map { [$0] } ?? [])
-        try refuse(Self.checkPlaces(folder, manifest))
-        try refuse(try Self.checkFiles(folder, manifest))
+        let entries = Entries(below: folder)
+        try refuse(Self.checkPlaces(entries, manifest))
+        try refuse(try Self.checkFiles(folder, entries, manifest))
         try refuse(checkPurpose(manifest))
         return try TextCheck(folder: folder, manifest: manifest).open()
     }
@@ -62,23 +63,21 @@ public struct ContractCheck: Sendable {
         if !findings.isEmpty { throw RefusedBundle(findings: findings) }
     }
 
-    private static func checkPlaces(_ folder: URL, _ manifest: Manifest) -> [Finding] {
-        manifest.files.compactMap { entry in
+    private static func checkPlaces(_ entries: Entries, _ manifest: Manifest) -> [Finding] {
+        let outside = manifest.files.filter { entry in
             let parts = entry.path.split(separator: "/", omittingEmptySubsequences: false)
-            if entry.path.hasPrefix("/") || entry.path.contains("\\") || parts.contains("..") {
-                return Finding("files.outside", at: Manifest.fileName, expected: "paths inside of the bundle", found: entry.path)
-            }
-            if !lies(folder.appendingPathComponent(entry.path), inside: folder) {
-                return Finding("files.symlink", at: entry.path, expected: "a file of the bundle's own", found: "a link out of the folder")
-            }
-            return nil
+            return parts.contains("..") || parts.contains(".") || parts.contains("")
         }
+        let own = "a file of the bundle's own"
+        return outside.map { Finding("files.outside", at: Manifest.fileName, expected: "paths inside of the bundle", found: $0.path) }
+            + entries.links.map { Finding("files.symlink", at: $0, expected: own, found: "a symbolic link") }
+            + entries.others.map { Finding("files.kind", at: $0, expected: own, found: "neither a file nor a folder") }
     }
 
-    private static func checkFiles(_ folder: URL, _ manifest: Manifest) throws -> [Finding] {
+    private static func checkFiles(_ folder: URL, _ entries: Entries, _ manifest: Manifest) throws -> [Finding] {
         let listed = Set(manifest.files.map { ExactString($0.path) })
         let others = [Manifest.fileName, BundleSignature.fileName]
-        let unlisted = filesBelow(folder).filter { !listed.contains(ExactString($0)) && !others.contains($0) }
+        let unlisted = entries.files.filter { !listed.contains(ExactString($0)) && !others.contains($0) } + entries.emptyFolders
         return try manifest.files.compactMap { try check($0, in: folder) }
             + unlisted.map {
                 Finding("files.unlisted", at: $0, expected: "the \(listed.count) files of \(Manifest.fileName) alone", found: "one more")

@@ -1,9 +1,13 @@
 import Foundation
 
-/// Whether a file is there, links followed.
+/// Whether a plain file is there, links followed: a named pipe is none, and reading it would wait for ever.
 func isRegularFile(_ url: URL) -> Bool {
-    var isFolder: ObjCBool = false
-    return FileManager.default.fileExists(atPath: url.path, isDirectory: &isFolder) && !isFolder.boolValue
+    kind(url.resolvingSymlinksInPath()) == .typeRegular
+}
+
+/// What is at a path itself: of a link, that it is one. Nil: nothing is there.
+private func kind(_ url: URL) -> FileAttributeType? {
+    (try? FileManager.default.attributesOfItem(atPath: url.path))?[.type] as? FileAttributeType
 }
 
 func fileSize(_ url: URL) -> Int? {
@@ -11,17 +15,32 @@ func fileSize(_ url: URL) -> Int? {
     return (attributes?[.size] as? NSNumber)?.intValue
 }
 
-/// Paths of all files below a folder, with forward slashes.
-func filesBelow(_ folder: URL) -> [String] {
-    FileManager.default.enumerator(atPath: folder.path)?
-        .compactMap { $0 as? String }
-        .filter { isRegularFile(folder.appendingPathComponent($0)) }
-        .sorted() ?? []
-}
+/// Everything below a folder. No link is followed: what one points to can be changed after the check.
+struct Entries {
+    /// Paths of all plain files, with forward slashes, sorted.
+    private(set) var files: [String] = []
+    /// Folders with nothing in them.
+    private(set) var emptyFolders: [String] = []
+    private(set) var links: [String] = []
+    /// Named pipes, sockets and devices.
+    private(set) var others: [String] = []
 
-/// Whether a path, links followed, stays in a folder.
-func lies(_ url: URL, inside folder: URL) -> Bool {
-    let inner = url.resolvingSymlinksInPath().standardizedFileURL.pathComponents
-    let outer = folder.resolvingSymlinksInPath().standardizedFileURL.pathComponents
-    return inner.count > outer.count && inner.starts(with: outer)
+    init(below folder: URL) {
+        add(folder, prefix: "")
+        files.sort()
+    }
+
+    private mutating func add(_ folder: URL, prefix: String) {
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []
+        if names.isEmpty && !prefix.isEmpty { emptyFolders.append(String(prefix.dropLast())) }
+        for name in names.sorted() {
+            let url = folder.appendingPathComponent(name)
+            switch kind(url) {
+            case .typeRegular?: files.append(prefix + name)
+            case .typeDirectory?: add(url, prefix: "\(prefix)\(name)/")
+            case .typeSymbolicLink?: links.append(prefix + name)
+            default: others.append(prefix + name)
+            }
+        }
+    }
 }

@@ -7,6 +7,8 @@ public struct Manifest: Codable, Equatable, Sendable {
     public static let version = 1
     /// A 3B manifest with a Llama 3 template has well under one MiB.
     public static let maxBytes = 16 << 20
+    /// Items of all lists and members of all objects; a 3B model's manifest has some 10,000.
+    static let maxValues = 200_000
 
     public struct Model: Codable, Equatable, Sendable {
         public let source: String
@@ -121,6 +123,12 @@ extension Manifest {
                 "manifest.version", at: "\(Self.fileName): format_version", expected: "at most \(Self.version)",
                 found: "\(version)")
         }
+        guard Self.count(value) <= Self.maxValues else {
+            throw Finding("manifest.too_large", at: Self.fileName, expected: "at most \(Self.maxValues) values", found: "more")
+        }
+        if let path = Self.strangePath(value) {
+            throw Finding("files.name", at: "\(Self.fileName): files", expected: "letters, digits and ._-/ alone", found: path)
+        }
         do {
             try JSONSchema(JSONValue(parsing: ownResource("manifest.schema"))).validate(value)
         } catch let violation as JSONSchema.Violation {
@@ -131,6 +139,26 @@ extension Manifest {
             generationDefaults[name] = number
         }
         try checkConfig()
+    }
+
+    private static func count(_ value: JSONValue) -> Int {
+        if let items = value.arrayValue { return items.count + items.map(count).reduce(0, +) }
+        if let object = value.objectValue { return object.members.count + object.members.map { count($0.1) }.reduce(0, +) }
+        return 0
+    }
+
+    /// The first path with a character that means something to a shell or a screen, which is escaped.
+    private static func strangePath(_ value: JSONValue) -> String? {
+        let paths = (value["files"]?.arrayValue ?? []).compactMap { $0["path"]?.stringValue }
+        let path = paths.first { !$0.utf8.allSatisfy(isPlain) }
+        return path?.unicodeScalars.prefix(200).map { $0.escaped(asASCII: true) }.joined()
+    }
+
+    private static func isPlain(_ byte: UInt8) -> Bool {
+        switch byte {
+        case UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "0")...UInt8(ascii: "9"): true
+        default: "._-/".utf8.contains(byte)
+        }
     }
 
     private static func decoded(_ data: Data) throws -> Manifest {

@@ -60,6 +60,15 @@ enum Fixtures {
             let place = root.appendingPathComponent(name).path
             try FileManager.default.createSymbolicLink(atPath: place, withDestinationPath: target.stringValue ?? "")
         }
+        for name in value["folders"]?.arrayValue ?? [] {
+            let place = root.appendingPathComponent(name.stringValue ?? "")
+            try FileManager.default.createDirectory(at: place, withIntermediateDirectories: false)
+        }
+        for name in value["pipes"]?.arrayValue ?? [] {
+            guard mkfifo(root.appendingPathComponent(name.stringValue ?? "").path, 0o600) == 0 else {
+                throw TextError("the pipe \(name) cannot be made")
+            }
+        }
         return root
     }
 

@@ -45,7 +45,7 @@ final class PartsTests: XCTestCase {
         let sources = Fixtures.folder.deletingLastPathComponent().appendingPathComponent("ios_demo")
         let expression = try NSRegularExpression(pattern: #"Finding\(\s*"([a-z_.]+)""#)
         var used: Set<String> = []
-        for name in filesBelow(sources) where name.hasSuffix(".swift") && name.contains("Sources/") || name.hasPrefix("App/") {
+        for name in Entries(below: sources).files where name.hasSuffix(".swift") && name.contains("Sources/") || name.hasPrefix("App/") {
             guard name.hasSuffix(".swift") else { continue }
             let text = try String(contentsOf: sources.appendingPathComponent(name), encoding: .utf8)
             for match in expression.matches(in: text, range: NSRange(text.startIndex..., in: text)) {

@@ -29,6 +29,21 @@ final class SharedFixtureTests: XCTestCase {
         if skipped > 0 { print("\(skipped) cases of them not judged: their signature needs CryptoKit or swift-crypto") }
     }
 
+    func testAManifestOfTooManyValuesIsRefusedUnread() throws {
+        let text = try Fixtures.text("bundles/good-android/manifest.json").dropFirst()
+        func code(_ values: Int) -> String? {
+            let many = "{\"surprise\":[" + String(repeating: "0,", count: values) + "0],"
+            do {
+                _ = try Manifest(json: Data((many + text).utf8))
+            } catch {
+                return (error as? Finding)?.code
+            }
+            return nil
+        }
+        XCTAssertEqual(code(Manifest.maxValues), "manifest.too_large")
+        XCTAssertEqual(code(Manifest.maxValues / 2), "manifest.schema")
+    }
+
     /// PEM, or the 32 bytes in hexadecimal digits or base64.
     private static func publicKey(_ text: String) -> Data? {
         if text.hasPrefix("-----") { return BundleSignature.publicKey(pem: text) }

@@ -31,8 +31,9 @@ class BundleReader(
         val bytes = manifestBytes(root)
         val manifest = Manifest.parse(bytes)
         SignatureFile(root).check(bytes, publicKey)?.let { throw Refused(it) }
-        refuse(places(root, manifest))
-        refuse(files(root, manifest) + unlisted(root, manifest))
+        val found = Entries(root)
+        refuse(places(manifest) + found.strange)
+        refuse(files(root, manifest) + unlisted(found, manifest))
         refuse(purpose(manifest))
         return TextContract(root, manifest).check()
     }
@@ -50,18 +51,14 @@ class BundleReader(
         return readAll(file)
     }
 
-    private fun places(root: File, manifest: Manifest): List<Finding> = manifest.files.mapNotNull { entry ->
+    private fun places(manifest: Manifest): List<Finding> = manifest.files.mapNotNull { entry ->
         val parts = entry.path.split('/')
-        when {
-            ".." in parts || "." in parts || '\\' in entry.path || entry.path.startsWith("/") ->
-                Finding("files.outside", Manifest.FILE, "paths inside of the bundle", "'${entry.path}'")
-            !inside(root, File(root, entry.path)) ->
-                Finding("files.symlink", entry.path, "a file of the bundle's own", "a link out of the folder")
-            else -> null
+        if (".." in parts || "." in parts || "" in parts) {
+            Finding("files.outside", Manifest.FILE, "paths inside of the bundle", "'${entry.path}'")
+        } else {
+            null
         }
     }
-
-    private fun inside(root: File, file: File) = file.canonicalFile.path.startsWith(root.canonicalFile.path + File.separator)
 
     private fun files(root: File, manifest: Manifest): List<Finding> {
         val total = manifest.files.sumOf { it.sizeBytes }
@@ -80,10 +77,9 @@ class BundleReader(
         }
     }
 
-    private fun unlisted(root: File, manifest: Manifest): List<Finding> {
+    private fun unlisted(found: Entries, manifest: Manifest): List<Finding> {
         val listed = manifest.files.map { it.path } + Manifest.FILE + SignatureFile.NAME
-        val found = root.walkTopDown().filter { it.isFile }.map { it.relativeTo(root).invariantSeparatorsPath }
-        return (found.toSet() - listed.toSet()).sorted().map {
+        return (found.names.toSet() - listed.toSet()).sorted().map {
             Finding("files.unlisted", it, "the ${manifest.files.size} files of ${Manifest.FILE} alone", "one more")
         }
     }
@@ -127,6 +123,40 @@ class BundleReader(
         } catch (error: IOException) {
             throw Refused(Finding("files.missing", file.name, "a file that can be read", error.message.orEmpty()))
         }
+    }
+}
+
+/**
+ * Everything below a folder: the paths of files and of empty folders, and what is neither a file nor a folder. A link is one
+ * of these wherever it points to, since what it points to can be changed after the check; none is followed.
+ */
+private class Entries(root: File) {
+    val names = ArrayList<String>()
+    val strange = ArrayList<Finding>()
+
+    init {
+        add(root, "")
+    }
+
+    private fun add(folder: File, prefix: String) {
+        val entries = folder.listFiles().orEmpty().sortedBy { it.name }
+        if (entries.isEmpty() && prefix.isNotEmpty()) names.add(prefix.dropLast(1))
+        // The class library that this module compiles against asks of no file whether it is a link.
+        val place = folder.canonicalFile
+        for (entry in entries) {
+            val name = prefix + entry.name
+            when {
+                // What is listed and does not exist is a link to nothing, which has no other canonical path.
+                entry.canonicalFile != File(place, entry.name) || !entry.exists() -> add("files.symlink", name, "a symbolic link")
+                entry.isDirectory -> add(entry, "$name/")
+                entry.isFile -> names.add(name)
+                else -> add("files.kind", name, "neither a file nor a folder")
+            }
+        }
+    }
+
+    private fun add(code: String, name: String, found: String) {
+        strange.add(Finding(code, name, "a file of the bundle's own", found))
     }
 }
 

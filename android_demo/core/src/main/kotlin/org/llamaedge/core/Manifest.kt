@@ -47,6 +47,9 @@ class Manifest private constructor(private val value: Map<String, Any?>) {
         const val FILE = "manifest.json"
         const val VERSION = 1L
         const val MAX_BYTES = 16L shl 20
+        /** Items of all lists and members of all objects; a 3B model's manifest has some 10,000. */
+        const val MAX_VALUES = 200_000
+        private val plainPath = Regex("[A-Za-z0-9._/-]*")
         private val schema by lazy { Schema(Json.parse(resource("manifest.schema.json")).asObject()) }
 
         /** Throws [Refused] with the first fault. */
@@ -62,12 +65,26 @@ class Manifest private constructor(private val value: Map<String, Any?>) {
                 val place = "$FILE: format_version"
                 throw Refused(Finding("manifest.version", place, "at most $VERSION", "format_version $version"))
             }
+            if (count(value) > MAX_VALUES) throw Refused(Finding("manifest.too_large", FILE, "at most $MAX_VALUES values", "more"))
+            strangePath(value)?.let { throw Refused(Finding("files.name", "$FILE: files", "letters, digits and ._-/ alone", it)) }
             schema.breach(value)?.let {
                 val place = if (it.field.isEmpty()) FILE else "$FILE: ${it.field}"
                 throw Refused(Finding("manifest.schema", place, "what the schema says", "${it.field} ${it.message}".trim()))
             }
             return Manifest(value.asObject())
         }
+
+        private fun count(value: Any?): Int = when (value) {
+            is Map<*, *> -> value.size + value.values.sumOf { count(it) }
+            is List<*> -> value.size + value.sumOf { count(it) }
+            else -> 0
+        }
+
+        /** The first path with a character that means something to a shell or a screen, which is escaped. */
+        private fun strangePath(value: Map<*, *>): String? = (value["files"] as? List<*>).orEmpty()
+            .mapNotNull { (it as? Map<*, *>)?.get("path") as? String }
+            .firstOrNull { !plainPath.matches(it) }
+            ?.take(200)?.map { if (it in ' '..'~') "$it" else "\\u%04x".format(it.code) }?.joinToString("")
     }
 }
 

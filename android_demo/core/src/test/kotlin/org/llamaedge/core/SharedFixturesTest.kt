@@ -44,6 +44,10 @@ class SharedFixturesTest {
             (case["symlinks"] ?: emptyMap<String, Any?>()).asObject().forEach { (name, target) ->
                 Files.createSymbolicLink(File(bundle, name).toPath(), Paths.get(target as String))
             }
+            (case["folders"] ?: emptyList<String>()).asList().forEach { assertTrue(File(bundle, it as String).mkdir()) }
+            (case["pipes"] ?: emptyList<String>()).asList().forEach {
+                assertEquals(0, ProcessBuilder("mkfifo", File(bundle, it as String).path).start().waitFor())
+            }
             val accepts = case["accepts"].asList().map { it.asObject() }.map { AppTarget(it["target"] as String, it["backend"] as String) }
             val key = (case["public_key"] as String?)?.let { java.util.Base64.getDecoder().decode(it) }
             val findings = try {
@@ -57,6 +61,19 @@ class SharedFixturesTest {
         } finally {
             folder.delete()
         }
+    }
+
+    @Test
+    fun aManifestOfTooManyValuesIsRefusedUnread() {
+        val text = fixture("bundles/good-android/manifest.json").readText()
+        fun codes(values: Int) = try {
+            Manifest.parse(text.replaceFirst("{", "{\"surprise\":[${"0,".repeat(values)}0],").toByteArray())
+            emptyList()
+        } catch (refused: Refused) {
+            refused.findings.map { it.code }
+        }
+        assertEquals(listOf("manifest.too_large"), codes(Manifest.MAX_VALUES))
+        assertEquals(listOf("manifest.schema"), codes(Manifest.MAX_VALUES / 2))
     }
 
     @Test
