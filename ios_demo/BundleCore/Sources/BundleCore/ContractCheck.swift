@@ -69,9 +69,12 @@ public struct ContractCheck: Sendable {
             return parts.contains("..") || parts.contains(".") || parts.contains("")
         }
         let own = "a file of the bundle's own"
-        return outside.map { Finding("files.outside", at: Manifest.fileName, expected: "paths inside of the bundle", found: $0.path) }
-            + entries.links.map { Finding("files.symlink", at: $0, expected: own, found: "a symbolic link") }
-            + entries.others.map { Finding("files.kind", at: $0, expected: own, found: "neither a file nor a folder") }
+        var findings = outside.map {
+            Finding("files.outside", at: Manifest.fileName, expected: "paths inside of the bundle", found: $0.path)
+        }
+        findings += entries.links.map { Finding("files.symlink", at: $0, expected: own, found: "a symbolic link") }
+        findings += entries.others.map { Finding("files.kind", at: $0, expected: own, found: "neither a file nor a folder") }
+        return findings
     }
 
     private static func checkFiles(_ folder: URL, _ entries: Entries, _ manifest: Manifest) throws -> [Finding] {

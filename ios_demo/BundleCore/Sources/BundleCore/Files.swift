@@ -35,11 +35,15 @@ struct Entries {
         if names.isEmpty && !prefix.isEmpty { emptyFolders.append(String(prefix.dropLast())) }
         for name in names.sorted() {
             let url = folder.appendingPathComponent(name)
-            switch kind(url) {
-            case .typeRegular?: files.append(prefix + name)
-            case .typeDirectory?: add(url, prefix: "\(prefix)\(name)/")
-            case .typeSymbolicLink?: links.append(prefix + name)
-            default: others.append(prefix + name)
+            let found = kind(url)
+            if found == .typeRegular {
+                files.append(prefix + name)
+            } else if found == .typeDirectory {
+                add(url, prefix: "\(prefix)\(name)/")
+            } else if found == .typeSymbolicLink {
+                links.append(prefix + name)
+            } else {
+                others.append(prefix + name)
             }
         }
     }
