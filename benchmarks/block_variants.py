@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
@@ -23,11 +24,12 @@ from stock_executorch import STEADY_MEMORY
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import QuantizedCheckpoint
-from llama_edge.core.weight_names import block_weight
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.executorch import lower
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
+from llama_edge.models.blocks import SwiGLU
+from llama_edge.models.network import Node
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
@@ -42,19 +44,20 @@ _CHANNELS = 16
 class StackedGateUp(BlockBuilder):
     """Gate and up as one linear, cut afterwards."""
 
-    def _mlp(self, graph: XnnpackGraph, layer: int, x: Value, attention: Value, out: Value) -> None:
-        o_proj = [block_weight(layer, "self_attn.o_proj")]
-        by_token = graph.transpose(attention, (1, 0, 2))
-        attention = graph.reshape(by_token, (1, 0, self.config.query_size))
-        x = graph.add(x, self._linear(graph, graph.quantize_per_token(attention), o_proj))
-        normed = self._rms_norm(graph, x, block_weight(layer, "post_attention_layernorm"))
-        names = [block_weight(layer, part) for part in ("mlp.gate_proj", "mlp.up_proj")]
-        both = self._linear(graph, graph.quantize_per_token(normed), names)
-        width = self.config.intermediate_size
-        gate, up = (graph.slice(both, {2: (start, width)}) for start in (0, width))
-        product = graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
-        down_proj = [block_weight(layer, "mlp.down_proj")]
-        graph.add(x, self._linear(graph, graph.quantize_per_token(product), down_proj), out=out)
+    def __init__(self, **given: Any) -> None:  # noqa: ANN401
+        super().__init__(**given)
+        for node in self.network.of_kind(SwiGLU):
+            linears = self.network.linears_before(node)
+            self.stacks |= {linear.name: linears for linear in linears}
+
+    def _heads(self, stacked: Value) -> Value:
+        is_mlp = stacked.shape[-1] == 2 * self.config.intermediate_size
+        return stacked if is_mlp else super()._heads(stacked)
+
+    def _swiglu(self, node: Node, gate: Value, up: Value) -> Value:
+        both, width = up, self.config.intermediate_size
+        gate, up = (self._graph.slice(both, {2: (start, width)}) for start in (0, width))
+        return super()._swiglu(node, gate, up)
 
 
 class PooledMean(BlockBuilder):

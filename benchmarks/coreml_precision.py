@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import PrefillLengths
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize import W4A8_RTN, get_recipe
 from llama_edge.runtimes import get_runtime
@@ -38,7 +39,9 @@ RUNTIMES = ("coreml", "coreml-fp16")
 def measure(recipe: str, count: int, prefill: PrefillLengths) -> list[tuple[str, ...]]:
     """Rows of the table: each prompt in each mode."""
     model = load_checkpoint(MODEL)
-    precise = Llama(model.config, CachedSource(FullPrecisionSource(model.config, model.weights)))
+    precise = Reference(
+        model.config, CachedSource(FullPrecisionSource(model.config, model.weights))
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         codes, place = Path(folder, "codes"), Path(folder, "package")
@@ -47,7 +50,7 @@ def measure(recipe: str, count: int, prefill: PrefillLengths) -> list[tuple[str,
         quantized = quantize_with_cache(model, get_recipe(recipe), (), codes, SilentProgress())
         options = LowerOptions(prefill=prefill)
         artifact = CoreMLExporter().lower(quantized, place, options, SilentProgress())
-        reference = Llama(quantized.config, CachedSource(DequantizedSource(quantized.weights)))
+        reference = Reference(quantized.config, CachedSource(DequantizedSource(quantized.weights)))
         vocab_size = quantized.config.vocab_size
         for prompt in gate_prompts(Tokenizer(model.text), artifact.max_context)[:count]:
             tokens = torch.tensor(prompt.sequence)

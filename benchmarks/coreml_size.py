@@ -29,7 +29,6 @@ from rich.table import Table
 from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import TABLES
@@ -46,6 +45,8 @@ from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.coreml import graph
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.groupwise import round_to_nearest
 from llama_edge.quantize.rotate import apply_rotations, choose_rotations
@@ -267,7 +268,7 @@ def measure(names: list[str], recipe: Recipe) -> list[Row]:
     model = load_checkpoint(MODEL)
     graph.quantized_matrix = lambda name, weight, _: weight.store(name)
     prompts = gate_prompts(Tokenizer(model.text), model.config.max_position_embeddings)
-    precise = Llama(model.config, FullPrecisionSource(model.config, model.weights))
+    precise = Reference(model.config, FullPrecisionSource(model.config, model.weights))
     expected = _logits(precise, prompts)
     given = model
     if recipe.rotations:
@@ -279,7 +280,7 @@ def measure(names: list[str], recipe: Recipe) -> list[Row]:
         quantized = quantize_checkpoint(model, recipe, Path(folder), SilentProgress())
         for name in names:
             weights: Any = ChangedWeights(given, quantized.weights, WAYS[name], precise=True)
-            found = _logits(Llama(quantized.config, DequantizedSource(weights)), prompts)
+            found = _logits(Reference(quantized.config, DequantizedSource(weights)), prompts)
             parts = zip(expected, found, prompts, strict=True)
             summary = summarize(
                 concatenate([compare(want, have, one.sequence) for want, have, one in parts])
@@ -306,7 +307,7 @@ class _Replaced:
 
 
 @torch.no_grad()
-def _logits(model: Llama, prompts: tuple[Prompt, ...]) -> list[np.ndarray[Any, Any]]:
+def _logits(model: Reference, prompts: tuple[Prompt, ...]) -> list[np.ndarray[Any, Any]]:
     sequences = [prompt.sequence for prompt in prompts]
     [hidden] = final_hidden([Variant(model=model)], sequences, SilentProgress())
     return [model.head(one).numpy() for one in hidden]

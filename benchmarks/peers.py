@@ -29,9 +29,10 @@ import torch
 from stock_executorch import STEADY_MEMORY, TEXT, export_stock, measure
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -212,7 +213,7 @@ def prepare(checkpoint: Checkpoint, work: Path) -> torch.Tensor:
     tokens = Tokenizer(checkpoint.text).encode(TEXT, add_bos=False)
     (work / "tokens.json").write_text(json.dumps(tokens))
     source = CachedSource(FullPrecisionSource(checkpoint.config, checkpoint.weights))
-    return Llama(checkpoint.config, source).logits(torch.tensor(tokens))
+    return Reference(checkpoint.config, source).logits(torch.tensor(tokens))
 
 
 def make(

@@ -33,7 +33,6 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
@@ -45,6 +44,8 @@ from llama_edge.core.types import (
     Rounding,
     Scales,
 )
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
 from llama_edge.quantize.calibration import (
     SEQUENCES,
@@ -212,9 +213,9 @@ def _evaluated(
         if recipe.activation_bits is None
         else ActivationQuantization.INT8_PER_TOKEN
     )
-    full = Llama(config, CachedSource(FullPrecisionSource(config, weights)))
+    full = Reference(config, CachedSource(FullPrecisionSource(config, weights)))
     source = CachedSource(DequantizedSource(quantized.weights))
-    reference = Llama(quantized.config, source, rounding)
+    reference = Reference(quantized.config, source, rounding)
     documents = held_out(checkpoint)
     prompts = fidelity_prompts(Tokenizer(checkpoint.text), WINDOW)
     sequences = [*documents, *(prompt.sequence for prompt in prompts)]

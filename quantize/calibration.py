@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import CalibrationRecord, Checkpoint
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
 
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
@@ -62,7 +63,7 @@ def generate_calibration(
     """
     length = min(length, checkpoint.config.max_position_embeddings)
     prompts = _encode_prompts(checkpoint, length // 2)
-    model = Llama(
+    model = Reference(
         checkpoint.config,
         CachedSource(
             FullPrecisionSource(checkpoint.config, checkpoint.weights), limit_bytes=WEIGHT_BYTES

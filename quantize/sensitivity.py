@@ -23,12 +23,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama, MatrixSource
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import BLOCK_LINEARS, block_weight
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import rounding_costs
 from llama_edge.quantize.groupwise import round_to_nearest
@@ -48,7 +49,7 @@ class _Moments:
     gradients: Tensor
 
 
-class _Measured(Llama):
+class _Measured(Reference):
     """Full precision; block linears that run with gradients leave their moments."""
 
     def __init__(self, config: ModelConfig, source: MatrixSource) -> None:
@@ -194,16 +195,16 @@ class _Measurement:
         return torch.tensor(columns, dtype=torch.float64).T
 
 
-def _block(model: Llama, layer: int, x_TD: Tensor) -> Tensor:
+def _block(model: Reference, layer: int, x_TD: Tensor) -> Tensor:
     config = model.config
     nothing = [torch.empty(config.num_key_value_heads, 0, config.head_dim)] * (layer + 1)
     cache = KVCache(keys=[*nothing], values=[*nothing])
     return model.mlp_block(layer, x_TD, model.attention_block(layer, x_TD, cache))
 
 
-def _head_gradients(model: Llama, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:
+def _head_gradients(model: Reference, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:
     """Of the log-probability of labels that the network draws itself, at its last hidden states."""
-    head = Llama(model.config, CachedSource(model.source))
+    head = Reference(model.config, CachedSource(model.source))
     generator = torch.Generator().manual_seed(seed)
     gradients: list[Tensor] = []
     for x_TD in hidden:
@@ -221,7 +222,7 @@ def _head_gradients(model: Llama, hidden: Iterable[Tensor], seed: int) -> list[T
 
 
 def _backward(
-    model: Llama, layer: int, inputs: Iterable[Tensor], gradients: Iterable[Tensor]
+    model: Reference, layer: int, inputs: Iterable[Tensor], gradients: Iterable[Tensor]
 ) -> list[Tensor]:
     """Gradients at the layer's input, from those at its output."""
     before: list[Tensor] = []

@@ -16,11 +16,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, FullPrecisionSource, KVCache, Llama
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.core.types import ActivationQuantization, Checkpoint
 from llama_edge.core.weight_names import block_weight
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import gptq_codes
 from llama_edge.quantize.kept_layers import KeptLayers
@@ -93,7 +94,7 @@ def _correction(hessian: Tensor, drift: Tensor) -> Tensor:
 class _CalibrationPass:
     """The calibration text on its way through the network: what each linear's input is."""
 
-    def __init__(self, model: Llama, tokens_NT: Tensor, scratch: Path) -> None:
+    def __init__(self, model: Reference, tokens_NT: Tensor, scratch: Path) -> None:
         config = model.config
 
         scratch.mkdir()
@@ -178,8 +179,8 @@ def round_blocks(
     activation = (
         ActivationQuantization.NONE if weight_only else ActivationQuantization.INT8_PER_TOKEN
     )
-    rounded = Llama(config, source, activation)
-    full = Llama(config, FullPrecisionSource(config, checkpoint.weights))
+    rounded = Reference(config, source, activation)
+    full = Reference(config, FullPrecisionSource(config, checkpoint.weights))
     with scratch_folder(kept.folder) as scratch:
         artifact = _CalibrationPass(rounded, tokens_NT, scratch / "rounded")
         wanted = _CalibrationPass(full, tokens_NT, scratch / "full")

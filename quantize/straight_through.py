@@ -1,6 +1,6 @@
 """The network that rotations are learned on: rotated, its activations rounded, with gradients.
 
-It is `core.model.Llama` over `RotatedWeights`. Weights stay in full precision, as SpinQuant does it
+It is `models.reference` over `RotatedWeights`. Weights stay in full precision, as SpinQuant does it
 where GPTQ follows: GPTQ makes up for most of what rounding weights to nearest costs, and rotations
 learned against that cost left SmolLM2 further from itself (KL 0.121 against 0.115 on the prompts of
 eight languages). Rounding passes gradients straight through (Bengio et al., 2013). A layer's
@@ -18,9 +18,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llama_edge.core.model import FullPrecisionSource, KVCache, Llama, rms_norm
 from llama_edge.core.types import ActivationQuantization, Checkpoint, Weights
 from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD
+from llama_edge.models.blocks import rms_norm
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations
 
 
@@ -71,7 +73,7 @@ class _Source:
         return self._weights.read(EMBEDDING)[tokens_BT] @ self._r1
 
 
-class _StraightThrough(Llama):
+class _StraightThrough(Reference):
     """The reference, whose rounding of activations passes gradients."""
 
     def quantize_activation(self, x: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class RotationLoss:
     def _full_hidden(self, tokens_BT: Tensor) -> Tensor:
         """The full-precision network's last hidden states (B, T, D)."""
         config = self._checkpoint.config
-        full = Llama(config, FullPrecisionSource(config, self._checkpoint.weights))
+        full = Reference(config, FullPrecisionSource(config, self._checkpoint.weights))
         with tokens_BT.device:
             return full.hidden(full.embed(tokens_BT), KVCache())
 

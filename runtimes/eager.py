@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import KVCache, Llama
 from llama_edge.core.session import ClosesOnExit, FloatArray, check_tokens
+from llama_edge.models.reference import KVCache, Reference
 
 
 class EagerSession(ClosesOnExit):
@@ -17,7 +17,7 @@ class EagerSession(ClosesOnExit):
         max_context: Tokens after which a prompt is refused, as an artifact of that size would.
     """
 
-    def __init__(self, model: Llama, max_context: int) -> None:
+    def __init__(self, model: Reference, max_context: int) -> None:
         self._model = model
         self._max_context = max_context
         self._cache = KVCache()

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama_edge.checkpoints.tiktoken import read_tiktoken
-from llama_edge.core.model import inverse_frequencies, llama3_frequency_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.text_assets import write_text_assets
 from llama_edge.core.types import TextAssets
@@ -31,6 +30,7 @@ from llama_edge.core.weight_names import (
     META_NAMES,
     weight_shapes,
 )
+from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 
 LLAMA32_CONFIG = ModelConfig(
     hidden_size=64,

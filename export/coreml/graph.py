@@ -1,4 +1,4 @@
-"""A Llama's building blocks as MIL operators (opset iOS 18).
+"""Building blocks as MIL operators (opset iOS 18).
 
 Shape legend: T tokens of this call, S tokens that the cache holds, D hidden, N query heads, K
 key/value heads, R = N / K, H head_dim, Q = N * H, V vocab, F intermediate, L layers.
@@ -117,7 +117,7 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Graph:
     """Adds operators to the program that is being built; constants are shared by their name."""
 
     config: ModelConfig
@@ -221,19 +221,21 @@ class Network:
         split = mb.transpose(x=mb.reshape(x=attended, shape=shape), perm=[0, 2, 1, 3])
         return mb.reshape(x=split, shape=[1, -1, config.query_size], name=output)
 
-    def product(self, gate: Var, up: Var, output: str) -> Var:
-        """`silu(gate) * up` fp16 (1, T, F), turned by R4 (`core.hadamard.rotate_product`)."""
-        if self.config.down_proj_rotation is None:
-            return mb.mul(x=mb.silu(x=gate), y=up, name=output)
-        first, second = self.config.down_proj_rotation
-        gate, up = mb.cast(x=gate, dtype="fp32"), mb.cast(x=up, dtype="fp32")
-        product = mb.mul(x=mb.silu(x=gate), y=up, name=output)
+    def swiglu(self, gate: Var, up: Var, output: str, *, wide: bool) -> Var:
+        """`silu(gate) * up` (1, T, F); `wide`: in fp32, as a rotation behind it needs it."""
+        if wide:
+            gate, up = mb.cast(x=gate, dtype="fp32"), mb.cast(x=up, dtype="fp32")
+        return mb.mul(x=mb.silu(x=gate), y=up, name=output)
+
+    def rotate_product(self, product: Var, factors: tuple[int, int], output: str) -> Var:
+        """R4 (`core.hadamard.rotate_product`) of fp32 (1, T, F), as fp16."""
+        first, second = factors
         matrix = mb.reshape(x=product, shape=[1, -1, first, second])
         half = mb.matmul(x=matrix, y=self._hadamard(second))
         half = mb.transpose(x=half, perm=[0, 1, 3, 2])
         turned = mb.matmul(x=half, y=self._hadamard(first))
         turned = mb.reshape(x=turned, shape=[1, -1, self.config.intermediate_size])
-        return mb.cast(x=turned, dtype="fp16", name=f"{output}.rotated")
+        return mb.cast(x=turned, dtype="fp16", name=output)
 
     def _hadamard(self, order: int) -> Var:
         return self.constant(f"hadamard_{order}", hadamard(order).T.contiguous().numpy())

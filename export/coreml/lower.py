@@ -12,24 +12,18 @@ import contextlib
 import io
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from llama_edge.core.errors import ExportError
-from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
 from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD_ROTATION,
-    LM_HEAD,
-    block_weight,
-)
+from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export.coreml.metadata import Lowering, PackageMetadata
 from llama_edge.export.coreml.package import (
     DECODE,
@@ -42,6 +36,19 @@ from llama_edge.export.coreml.package import (
     named_function,
     require_same_weights,
 )
+from llama_edge.models.blocks import (
+    Add,
+    Attention,
+    Embedding,
+    Hadamard,
+    Linear,
+    RMSNorm,
+    Rope,
+    Rotation,
+    SwiGLU,
+)
+from llama_edge.models.network import COS, SIN, TOKENS, Emitters, Network, Node, network_of
+from llama_edge.models.rope import rope_tables
 
 # On import it warns of Apple's frameworks, absent outside macOS, and of packages not used here.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -49,13 +56,14 @@ import coremltools as ct  # noqa: E402
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import Program, Var, get_new_symbol, types  # noqa: E402
 
-from llama_edge.export.coreml.graph import Cache, Call, Network  # noqa: E402
+from llama_edge.export.coreml.graph import Cache, Call, Graph  # noqa: E402
 
 TARGET: Final = ct.target.iOS18
 #: Nothing optimizes. A program that reads a state once per layer is right as built; after the
 #: default passes of coremltools 9.0 its prefill still is, but decoding is 5.2 off (a small random
 #: model's logits).
 PASSES: Final = ct.PassPipeline.EMPTY
+_HEAD_INPUT: Final = "lm_head.input"
 
 
 def write_package(
@@ -127,7 +135,7 @@ def _program(
     checkpoint: QuantizedCheckpoint, lowering: Lowering, tokens: int | None, progress: Progress
 ) -> Program:
     config = checkpoint.config
-    network = Network(config, checkpoint.weights)
+    graph, network = Graph(config, checkpoint.weights), network_of(config)
     length = tokens or get_new_symbol()
 
     @mb.program(  # type: ignore[untyped-decorator]
@@ -142,14 +150,13 @@ def _program(
     )
     def program(inputIds: Var, position: Var, keyCache: Var, valueCache: Var) -> Var:
         tables = rope_tables(config, 0, lowering.max_context)
-        call = network.begin_call(inputIds, position, tables)
+        call = graph.begin_call(inputIds, position, tables)
         caches = Cache.read(keyCache), Cache.read(valueCache)
-        x = network.embedding(inputIds, EMBEDDING, hidden_value(0))
-        progress.advance()
-        for layer in range(config.num_hidden_layers):
-            x = _block(network, layer, x, call, caches)
-            progress.advance()
-        return _head(network, x)
+        emit = _Lowering(graph, network, call, caches, progress).emit
+        inputs: dict[str, Any] = {TOKENS: inputIds, COS: call.cos, SIN: call.sin}
+        logits = network.walk(inputs, emit)
+        assert isinstance(logits, Var)
+        return logits
 
     return program
 
@@ -160,42 +167,101 @@ def _state(config: ModelConfig, lowering: Lowering) -> Any:  # noqa: ANN401
     return mb.StateTensorSpec(shape, dtype=types.fp16)
 
 
-def _block(network: Network, layer: int, x: Var, call: Call, caches: tuple[Cache, Cache]) -> Var:
-    """One block: the residual stream fp32 (1, T, D) to the same."""
-    config = network.config
+@dataclass(frozen=True, slots=True)
+class _Unturned:
+    """Heads (1, heads, T, H) that RoPE is still to rotate: keys are, before queries."""
 
-    def linear(source: Var, part: str) -> Var:
-        return network.linear(source, block_weight(layer, part), f"model.layers.{layer}.{part}")
-
-    def norm(source: Var, part: str) -> Var:
-        normed = network.rms_norm(source, block_weight(layer, part))
-        return _fp16(normed, f"model.layers.{layer}.{part}.output")
-
-    normed = norm(x, "input_layernorm")
-    queries = network.heads(linear(normed, "self_attn.q_proj"), config.num_attention_heads)
-    keys = network.heads(linear(normed, "self_attn.k_proj"), config.num_key_value_heads)
-    values = network.heads(linear(normed, "self_attn.v_proj"), config.num_key_value_heads)
-    key_cache, value_cache = caches
-    keys = key_cache.write(layer, network.rope(keys, call), call)
-    values = value_cache.write(layer, values, call)
-    attended = network.attention(
-        network.rope(queries, call), keys, values, call, attention_value(layer)
-    )
-    x = network.add(x, linear(attended, "self_attn.o_proj"), f"model.layers.{layer}.middle")
-    normed = norm(x, "post_attention_layernorm")
-    gate, up = linear(normed, "mlp.gate_proj"), linear(normed, "mlp.up_proj")
-    product = network.product(gate, up, f"model.layers.{layer}.mlp.product")
-    return network.add(x, linear(product, "mlp.down_proj"), hidden_value(layer + 1))
+    heads: Var
 
 
-def _head(network: Network, x: Var) -> Var:
-    normed = network.rms_norm(x, FINAL_NORM)
-    if network.config.head_rotation:
-        width = network.config.hidden_size
-        bias = network.constant(f"zeros_fp32_{width}", np.zeros(width, np.float32))
-        normed = mb.linear(x=normed, weight=network.vector(HEAD_ROTATION), bias=bias)
-    table = EMBEDDING if network.config.tie_word_embeddings else LM_HEAD
-    return network.linear(_fp16(normed, "lm_head.input"), table, "logits")
+class _Lowering:
+    """One emitter for each building block; values are fp16, the residual stream is fp32."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        network: Network,
+        call: Call,
+        caches: tuple[Cache, Cache],
+        progress: Progress,
+    ) -> None:
+        self._graph = graph
+        self._network = network
+        self._call = call
+        self._caches = caches
+        self._progress = progress
+        self.emit = Emitters[Any](
+            {
+                Embedding: self._embedding,
+                RMSNorm: self._rms_norm,
+                Linear: self._linear,
+                Rotation: self._rotation,
+                Rope: self._rope,
+                Attention: self._attention,
+                SwiGLU: self._swiglu,
+                Hadamard: self._hadamard,
+                Add: self._add,
+            }
+        )
+
+    def _embedding(self, node: Node, tokens: Var) -> Var:
+        x = self._graph.embedding(tokens, node.weight, hidden_value(0))
+        self._progress.advance()
+        return x
+
+    def _rms_norm(self, node: Node, x: Var) -> Var:
+        normed = self._graph.rms_norm(x, node.weight)
+        if node.layer is not None:
+            return _fp16(normed, f"{node.name}.output")
+        # What rotates it is fp32 as well.
+        return normed if self._graph.config.head_rotation else _fp16(normed, _HEAD_INPUT)
+
+    def _linear(self, node: Node, x: Var) -> Var:
+        if node.layer is not None:
+            return self._graph.linear(x, node.weight, node.name)
+        table = EMBEDDING if self._graph.config.tie_word_embeddings else node.weight
+        return self._graph.linear(x, table, "logits")
+
+    def _rotation(self, node: Node, x: Var) -> Var:
+        width = self._graph.config.hidden_size
+        bias = self._graph.constant(f"zeros_fp32_{width}", np.zeros(width, np.float32))
+        turned = mb.linear(x=x, weight=self._graph.vector(node.weight), bias=bias)
+        return _fp16(turned, _HEAD_INPUT)
+
+    def _rope(self, node: Node, x: Var, *_: Var) -> _Unturned:
+        assert isinstance(node.block, Rope)
+        return _Unturned(self._graph.heads(x, node.block.heads))
+
+    def _attention(self, node: Node, queries: _Unturned, keys: _Unturned, values: Var) -> Var:
+        assert isinstance(node.block, Attention)
+        assert node.layer is not None
+        graph, call, (key_cache, value_cache) = self._graph, self._call, self._caches
+        rows = graph.heads(values, node.block.key_value_heads)
+        known_keys = key_cache.write(node.layer, graph.rope(keys.heads, call), call)
+        known_values = value_cache.write(node.layer, rows, call)
+        return graph.attention(
+            graph.rope(queries.heads, call),
+            known_keys,
+            known_values,
+            call,
+            attention_value(node.layer),
+        )
+
+    def _swiglu(self, node: Node, gate: Var, up: Var) -> Var:
+        wide = any(isinstance(user.block, Hadamard) for user in self._network.users(node.name))
+        return self._graph.swiglu(gate, up, f"model.layers.{node.layer}.mlp.product", wide=wide)
+
+    def _hadamard(self, node: Node, x: Var) -> Var:
+        assert isinstance(node.block, Hadamard)
+        output = f"model.layers.{node.layer}.mlp.product.rotated"
+        return self._graph.rotate_product(x, node.block.factors, output)
+
+    def _add(self, node: Node, x: Var, branch: Var) -> Var:
+        assert node.layer is not None
+        if node.part == "attention_residual":
+            return self._graph.add(x, branch, f"model.layers.{node.layer}.middle")
+        self._progress.advance()
+        return self._graph.add(x, branch, hidden_value(node.layer + 1))
 
 
 def _fp16(x: Var, output: str) -> Var:

@@ -1,4 +1,4 @@
-"""What a Llama block is in XNNPACK's operators: one table entry per building block.
+"""A network's blocks in XNNPACK's operators: one emitter for each building block.
 
 The residual stream leaves a delegate only where attention needs the KV cache, so one graph runs
 from one attention to the next: o_proj, residual, norm, SwiGLU, residual, and the next block's
@@ -8,36 +8,118 @@ Shape legend: T tokens (an upper bound), D hidden, Q query_size, K key/value hea
 that share one of them, H head_dim.
 """
 
-from dataclasses import dataclass
-
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.weight_names import FINAL_NORM, LM_HEAD, block_weight
 from llama_edge.export.executorch.weights import WeightStore
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
+from llama_edge.models.blocks import (
+    Add,
+    Attention,
+    Embedding,
+    Hadamard,
+    Linear,
+    RMSNorm,
+    Rope,
+    Rotation,
+    SwiGLU,
+)
+from llama_edge.models.network import COS, SIN, TOKENS, Emitters, Node, network_of
 
-#: (1, T, 1, H / 2) each
-CosSin = tuple[Value, Value]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBuilder:
-    """Builds the delegates' graphs; weights are put into `store` as they are met."""
+    """Builds the delegates' graphs.
 
-    config: ModelConfig
-    store: WeightStore
-    max_tokens: int
-    #: R3: queries and keys are turned behind RoPE, as an int8 cache wants them
-    rotates_heads: bool = False
+    Args:
+        config: The model's.
+        store: Gets the weights as they are met.
+        max_tokens: Of one call.
+        rotates_heads: R3: queries and keys are rotated behind RoPE, as an int8 cache wants them.
+    """
 
-    def _hidden_shape(self) -> tuple[int, ...]:
-        return (1, self.max_tokens, self.config.hidden_size)
+    def __init__(
+        self,
+        *,
+        config: ModelConfig,
+        store: WeightStore,
+        max_tokens: int,
+        rotates_heads: bool = False,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.max_tokens = max_tokens
+        self.rotates_heads = rotates_heads
+        self.network = network_of(config)
+        attentions = [self.network.linears_before(node) for node in self._attentions()]
+        #: linears that are one product here, by the name of each
+        self.stacks = {linear.name: linears for linears in attentions for linear in linears}
+        self._emitters = Emitters[Value](
+            {
+                Embedding: self._embedding,
+                RMSNorm: self._norm,
+                Linear: self._linear,
+                Rotation: self._rotation,
+                Rope: self._turn,
+                Attention: self._attention,
+                SwiGLU: self._swiglu,
+                Hadamard: self._hadamard,
+                Add: self._add,
+            }
+        )
+        self._graphs: list[XnnpackGraph] = []
+        #: of the graph that is being built, by name
+        self._values: dict[str, Value] = {}
+        #: what several nodes share: stacked products, rounded inputs, rotated heads
+        self._shared: dict[str, Value] = {}
+        #: the name of the residual stream, and where the graph leaves it
+        self._stream = ""
+        self._out: Value | None = None
 
-    def _rope_shape(self) -> tuple[int, ...]:
-        return (1, self.max_tokens, 1, self.config.head_dim // 2)
+    def graphs(self) -> tuple[XnnpackGraph, ...]:
+        """Every delegate, in the order of the method's plan.
 
-    def _attended_shape(self) -> tuple[int, ...]:
-        groups = self.config.num_key_value_heads
-        return (groups, self.max_tokens, self.config.query_size // groups)
+        (x, cos, sin) -> (q, k, v) of the first block; (x, attention, cos, sin) -> (x', q, k, v)
+        from each attention to the next; (x, attention) -> x' behind the last; and of one token,
+        x (1, 1, D) -> logits (1, 1, V).
+        """
+        self._graphs = []
+        self.network.walk({name: name for name in (TOKENS, COS, SIN)}, self._emit)
+        return tuple(self._graphs)
+
+    def _attentions(self) -> tuple[Node, ...]:
+        return tuple(self.network.of_kind(Attention))
+
+    @property
+    def _graph(self) -> XnnpackGraph:
+        return self._graphs[-1]
+
+    def _emit(self, node: Node, names: tuple[str, ...]) -> str:
+        """The walk carries names: a value belongs to one graph, and the stream to each in turn."""
+        inputs = (self._values[name] for name in names if name != TOKENS)
+        self._values[node.name] = self._emitters(node, tuple(inputs))
+        return node.name
+
+    def _start(self, *shape: int) -> Value:
+        """A new graph, with its first input, which is the stream."""
+        self._graphs.append(XnnpackGraph())
+        stream = self._graph.input(shape)
+        self._values, self._shared = {self._stream: stream}, {}
+        return stream
+
+    def _take_rope(self) -> None:
+        shape = (1, self.max_tokens, 1, self.config.head_dim // 2)
+        self._values |= {name: self._graph.input(shape) for name in (COS, SIN)}
+
+    def _embedding(self, node: Node) -> Value:
+        """The look-up is an operator of the method; the first delegate gets its rows."""
+        self._stream = node.name
+        stream = self._start(1, self.max_tokens, self.config.hidden_size)
+        self._take_rope()
+        return stream
+
+    def _norm(self, node: Node, x: Value) -> Value:
+        if node.layer is None:  # the head, of a call's last token
+            x = self._start(1, 1, self.config.hidden_size)
+            self._out = self._graph.output((1, 1, self.config.vocab_size))
+        return self._rms_norm(self._graph, x, node.weight)
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
         """XNNPACK's schema has no mean over the last axis: a linear of 1 / D with bias eps is."""
@@ -49,35 +131,52 @@ class BlockBuilder:
         weight = graph.constant(self.store.vector(name), (1, 1, width))
         return graph.multiply(graph.multiply(x, inverse), weight)
 
-    def _linear(
-        self, graph: XnnpackGraph, x: Value, names: list[str], out: Value | None = None
-    ) -> Value:
-        """One linear over int8 activations; several names are stacked along the output."""
+    def _linear(self, node: Node, x: Value) -> Value:
+        """One linear over int8 activations; a stack of them is made with its first."""
+        stack = self.stacks.get(node.name, (node,))
+        first = stack[0].name
+        if first not in self._shared:
+            out = self._out if node.layer is None else None
+            names = [linear.weight for linear in stack]
+            product = self._product(self._rounded(node.inputs[0], x), names, out)
+            self._shared[first] = self._heads(product) if len(stack) > 1 else product
+        return self._shared[first]
+
+    def _rounded(self, name: str, x: Value) -> Value:
+        """The input of linears, rounded once for all of them."""
+        key = f"{name}, rounded"
+        if key not in self._shared:
+            self._shared[key] = self._graph.quantize_per_token(x)
+        return self._shared[key]
+
+    def _product(self, x: Value, names: list[str], out: Value | None) -> Value:
+        """Several names are stacked along the output."""
         if self.store.is_int8(names):
-            weight = graph.int8_filter(*self.store.int8(names))
+            weight = self._graph.int8_filter(*self.store.int8(names))
         else:
-            weight = graph.int4_filter(*self.store.int4(names))
-        return graph.linear(x, weight, out=out)
+            weight = self._graph.int4_filter(*self.store.int4(names))
+        return self._graph.linear(x, weight, out=out)
 
-    def _rotate_product(self, graph: XnnpackGraph, product: Value) -> Value:
-        """R4 (`core.hadamard.rotate_product`): two small float products around a transpose."""
-        if self.config.down_proj_rotation is None:
-            return product
-        first, second = (
-            graph.constant(self.store.hadamard(order), (order, order))
-            for order in self.config.down_proj_rotation
-        )
-        matrix = graph.reshape(product, (1, 0, *self.config.down_proj_rotation))
-        turned = graph.linear(graph.transpose(graph.linear(matrix, second), (0, 1, 3, 2)), first)
-        return graph.reshape(turned, (1, 0, self.config.intermediate_size))
+    def _heads(self, stacked: Value) -> Value:
+        """Stacked queries, keys and values as (K, T, G + 2, H)."""
+        groups, queries = self.config.num_key_value_heads, self.config.queries_per_group
+        by_token = self._graph.reshape(stacked, (0, groups, queries + 2, self.config.head_dim))
+        return self._graph.transpose(by_token, (1, 0, 2, 3))
 
-    def _rope(self, graph: XnnpackGraph, heads: Value, turned: int, cos_sin: CosSin) -> Value:
+    def _turn(self, node: Node, heads: Value, cos: Value, sin: Value) -> Value:
+        """RoPE, and R3, of queries and keys together: they are neighbours in the stack."""
+        del node
+        if "turned" not in self._shared:
+            turned = self._rope(heads, self.config.queries_per_group + 1, cos, sin)
+            self._shared["turned"] = self._rotate_heads(self._graph, turned)
+        return self._shared["turned"]
+
+    def _rope(self, heads: Value, turned: int, cos: Value, sin: Value) -> Value:
         """The first `turned` heads, each half against the other.
 
         Four products of halves move less than two of whole heads beside a swapped copy.
         """
-        half = self.config.head_dim // 2
-        cos, sin = cos_sin
+        graph, half = self._graph, self.config.head_dim // 2
         first, second = (
             graph.slice(heads, {2: (0, turned), 3: (start, half)}) for start in (0, half)
         )
@@ -92,76 +191,55 @@ class BlockBuilder:
         order = self.config.head_dim
         return graph.linear(heads, graph.constant(self.store.hadamard(order), (order, order)))
 
-    def _queries_keys_values(self, graph: XnnpackGraph, layer: int, x: Value, rope: CosSin) -> None:
-        """Norm, QKV and RoPE; defines the graph's outputs q (K,T,G,H), k and v (K,T,1,H)."""
-        config = self.config
-        groups, queries = config.num_key_value_heads, config.queries_per_group
-        normed = self._rms_norm(graph, x, block_weight(layer, "input_layernorm"))
-        parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        stacked = self._linear(
-            graph, graph.quantize_per_token(normed), [block_weight(layer, part) for part in parts]
+    def _attention(self, node: Node, turned: Value, _: Value, heads: Value) -> Value:
+        """The end of one graph, whose outputs are q (K,T,G,H), k and v (K,T,1,H), and the next one.
+
+        What is between them, caches and attention, is the method's.
+        """
+        config, tokens = self.config, self.max_tokens
+        groups, queries, head_dim = (
+            config.num_key_value_heads,
+            config.queries_per_group,
+            config.head_dim,
         )
-        by_token = graph.reshape(stacked, (0, groups, queries + 2, config.head_dim))
-        heads = graph.transpose(by_token, (1, 0, 2, 3))
-        turned = self._rotate_heads(graph, self._rope(graph, heads, queries + 1, rope))
-        tokens, head_dim = self.max_tokens, config.head_dim
-        query = graph.output((groups, tokens, queries, head_dim))
-        key, value = (graph.output((groups, tokens, 1, head_dim)) for _ in range(2))
-        graph.slice(turned, {2: (0, queries)}, out=query)
-        graph.slice(turned, {2: (queries, 1)}, out=key)
-        graph.slice(heads, {2: (queries + 1, 1)}, out=value)
+        query = self._graph.output((groups, tokens, queries, head_dim))
+        key, value = (self._graph.output((groups, tokens, 1, head_dim)) for _ in range(2))
+        self._graph.slice(turned, {2: (0, queries)}, out=query)
+        self._graph.slice(turned, {2: (queries, 1)}, out=key)
+        self._graph.slice(heads, {2: (queries + 1, 1)}, out=value)
+        self._start(1, tokens, config.hidden_size)
+        attended = self._graph.input((groups, tokens, config.query_size // groups))
+        if node is not self._attentions()[-1]:
+            self._take_rope()
+        self._out = self._graph.output((1, tokens, config.hidden_size))
+        by_token = self._graph.transpose(attended, (1, 0, 2))
+        return self._graph.reshape(by_token, (1, 0, config.query_size))
 
-    def _mlp(self, graph: XnnpackGraph, layer: int, x: Value, attention: Value, out: Value) -> None:
-        o_proj = [block_weight(layer, "self_attn.o_proj")]
-        by_token = graph.transpose(attention, (1, 0, 2))
-        attention = graph.reshape(by_token, (1, 0, self.config.query_size))
-        x = graph.add(x, self._linear(graph, graph.quantize_per_token(attention), o_proj))
-        normed = self._rms_norm(graph, x, block_weight(layer, "post_attention_layernorm"))
-        normed = graph.quantize_per_token(normed)
-        gate = self._linear(graph, normed, [block_weight(layer, "mlp.gate_proj")])
-        up = self._linear(graph, normed, [block_weight(layer, "mlp.up_proj")])
-        product = graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
-        product = self._rotate_product(graph, product)
-        down_proj = [block_weight(layer, "mlp.down_proj")]
-        graph.add(x, self._linear(graph, graph.quantize_per_token(product), down_proj), out=out)
+    def _swiglu(self, node: Node, gate: Value, up: Value) -> Value:
+        del node
+        graph = self._graph
+        return graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
 
-    def first(self) -> XnnpackGraph:
-        """(x, cos, sin) -> (q, k, v) of block 0."""
-        graph = XnnpackGraph()
-        x = graph.input(self._hidden_shape())
-        rope = graph.input(self._rope_shape()), graph.input(self._rope_shape())
-        self._queries_keys_values(graph, 0, x, rope)
-        return graph
+    def _hadamard(self, node: Node, product: Value) -> Value:
+        """R4 (`core.hadamard.rotate_product`): two small float products around a transpose."""
+        assert isinstance(node.block, Hadamard)
+        graph, factors = self._graph, node.block.factors
+        first, second = (
+            graph.constant(self.store.hadamard(order), (order, order)) for order in factors
+        )
+        matrix = graph.reshape(product, (1, 0, *factors))
+        turned = graph.linear(graph.transpose(graph.linear(matrix, second), (0, 1, 3, 2)), first)
+        return graph.reshape(turned, (1, 0, self.config.intermediate_size))
 
-    def between(self, layer: int) -> XnnpackGraph:
-        """(x, attention, cos, sin) -> (x', q, k, v): the end of `layer`, the start of the next."""
-        graph = XnnpackGraph()
-        x = graph.input(self._hidden_shape())
-        attention = graph.input(self._attended_shape())
-        rope = graph.input(self._rope_shape()), graph.input(self._rope_shape())
-        out = graph.output(self._hidden_shape())
-        self._mlp(graph, layer, x, attention, out)
-        self._queries_keys_values(graph, layer + 1, out, rope)
-        return graph
+    def _rotation(self, node: Node, x: Value) -> Value:
+        del node
+        width = self.config.hidden_size
+        return self._graph.linear(
+            x, self._graph.constant(self.store.head_rotation(), (width, width))
+        )
 
-    def last(self) -> XnnpackGraph:
-        """(x, attention) -> x' of the last block."""
-        graph = XnnpackGraph()
-        x = graph.input(self._hidden_shape())
-        attention = graph.input(self._attended_shape())
-        out = graph.output(self._hidden_shape())
-        self._mlp(graph, self.config.num_hidden_layers - 1, x, attention, out)
-        return graph
-
-    def head(self) -> XnnpackGraph:
-        """One token's x (1, 1, D) -> logits (1, 1, V)."""
-        graph = XnnpackGraph()
-        x = graph.input((1, 1, self.config.hidden_size))
-        out = graph.output((1, 1, self.config.vocab_size))
-        normed = self._rms_norm(graph, x, FINAL_NORM)
-        if self.config.head_rotation:
-            width = self.config.hidden_size
-            rotation = graph.constant(self.store.head_rotation(), (width, width))
-            normed = graph.linear(normed, rotation)
-        self._linear(graph, graph.quantize_per_token(normed), [LM_HEAD], out=out)
-        return graph
+    def _add(self, node: Node, x: Value, branch: Value) -> Value:
+        """A block's last one leaves the graph."""
+        self._stream = node.name
+        leaves = any(user.layer != node.layer for user in self.network.users(node.name))
+        return self._graph.add(x, branch, out=self._out if leaves else None)

@@ -9,7 +9,6 @@ from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
 
 from llama_edge.core.files import canonical_json
-from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
@@ -21,8 +20,8 @@ from llama_edge.export.executorch.attention import Positions, make_attention
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.program import PlanBuilder, constant_method
 from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
-from llama_edge.export.executorch.xnnpack_graph import XnnpackGraph
 from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
+from llama_edge.models.rope import rope_tables
 
 PTE_FILE: Final = "model.pte"
 BACKEND: Final = "XnnpackBackend"
@@ -172,15 +171,6 @@ def _text_method(name: str, text: str) -> schema.ExecutionPlan:
     return plan
 
 
-def _graphs(builder: BlockBuilder) -> Iterable[XnnpackGraph]:
-    """Every delegate in the order of the plan."""
-    yield builder.first()
-    for layer in range(builder.config.num_hidden_layers - 1):
-        yield builder.between(layer)
-    yield builder.last()
-    yield builder.head()
-
-
 def _data_segment(entry: StoredData) -> Segment:
     return Segment(entry.size_bytes, lambda: [tensor_bytes(entry.read())])
 
@@ -207,7 +197,7 @@ def lower_to_pte(
     )
     progress.start("lower (executorch)", config.num_hidden_layers + 2)
     payloads = []
-    for graph in _graphs(builder):
+    for graph in builder.graphs():
         payloads.append(graph.serialize())
         progress.advance()
 

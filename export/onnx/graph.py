@@ -1,4 +1,4 @@
-"""A Llama's building blocks as ONNX Runtime's operators; weights go to the data file as they come.
+"""Building blocks as ONNX Runtime's operators; weights go to the data file as they come.
 
 Values are float32 (batch, tokens, width). Block linears are `MatMulNBits`, attention with RoPE and
 cache is one `GroupQueryAttention`, a residual add with the norm behind it is one
@@ -154,8 +154,7 @@ class GraphBuilder:
 
     def rotate_product(self, product: str, output: str) -> str:
         """R4 (`core.hadamard.rotate_product`); needs `store_rotations`."""
-        if self.config.down_proj_rotation is None:
-            return product
+        assert self.config.down_proj_rotation is not None, "only such a network has this block"
         first, second = self.config.down_proj_rotation
         matrix = self.add("Reshape", [product, "rotation.split"], [f"{output}.matrix"])
         half = self.add("MatMul", [matrix, f"hadamard.{second}"], [f"{output}.half"])
@@ -203,7 +202,7 @@ class GraphBuilder:
         return last, total
 
     def attention(self, qkv: str, layer: int, lengths: tuple[str, str], output: str) -> str:
-        """RoPE, cache and causal attention over a packed QKV; tables come from `store_rope`."""
+        """RoPE (`rope.cos`, `rope.sin`), cache and causal attention over a packed QKV."""
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         return self.add(

@@ -1,29 +1,33 @@
 """QuantizedCheckpoint -> `model.onnx` and its data file, written directly: no exporter between."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
 from llama_edge.core.errors import ExportError
-from llama_edge.core.model import rope_tables
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.packing import QuantizedTensor, concatenate_rows
+from llama_edge.core.packing import concatenate_rows
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    FINAL_NORM,
-    FUSED_LINEARS,
-    HEAD_ROTATION,
-    LM_HEAD,
-    block_weight,
-)
 from llama_edge.export.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
 from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
 from llama_edge.export.onnx.metadata import Lowering, metadata_entries
+from llama_edge.models.blocks import (
+    Add,
+    Attention,
+    Embedding,
+    Hadamard,
+    Linear,
+    RMSNorm,
+    Rope,
+    Rotation,
+    SwiGLU,
+)
+from llama_edge.models.network import COS, SIN, TOKENS, Emitters, Network, Node, network_of
+from llama_edge.models.rope import rope_tables
 
 
 def write_model(
@@ -38,7 +42,10 @@ def write_model(
     progress.start("lower (onnx)", config.num_hidden_layers + 2)
     with ExternalDataWriter(out_dir / DATA_FILE) as data:
         graph = GraphBuilder(config, data, lowering.accuracy_level)
-        _network(graph, checkpoint.weights, lowering.max_context, progress)
+        network = network_of(config)
+        lower = _Lowering(graph, network, checkpoint.weights, lowering.max_context, progress)
+        inputs: dict[str, _Value] = {TOKENS: "input_ids", COS: "", SIN: ""}
+        network.walk(inputs, lower.emit)
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "llama", _inputs(config), _outputs(config), graph.initializers
@@ -57,76 +64,150 @@ def write_model(
         raise ExportError(f"{path}: onnx.checker refuses the graph: {error}") from error
 
 
-def _network(
-    graph: GraphBuilder, weights: QuantizedWeights, max_context: int, progress: Progress
-) -> None:
-    tied = graph.config.tie_word_embeddings
-    table = graph.int8_matrix(EMBEDDING, weights.quantized(EMBEDDING))
-    x = graph.embedding("input_ids", table, hidden_value(0))
-    progress.advance()
-    cos, sin = rope_tables(graph.config, 0, max_context)
-    graph.store("rope.cos", cos)
-    graph.store("rope.sin", sin)
-    graph.store_rotations()
-    lengths = graph.sequence_lengths("attention_mask")
-    norm = _store_norm(graph, weights, block_weight(0, "input_layernorm"))
-    normed = graph.rms_norm(x, norm, "model.layers.0.input_layernorm.output")
-    for layer in range(graph.config.num_hidden_layers):
-        x, normed = _block(graph, weights, layer, (x, normed), lengths)
-        progress.advance()
-    if not tied:
-        table = graph.int8_matrix(LM_HEAD, weights.quantized(LM_HEAD))
-    if graph.config.head_rotation:
-        rotation = graph.store(HEAD_ROTATION, weights.vector(HEAD_ROTATION))
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """One product for queries, keys and values: `GroupQueryAttention` takes it as it is."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """A residual add that waits for the norm behind it: the two are one operator."""
+
+    node: Node
+    x: str
+    branch: str
+
+
+_Value = str | _Packed | _Sum
+
+
+class _Lowering:
+    """One emitter for each building block; what ONNX Runtime has one kernel for is fused here.
+
+    Args:
+        graph: Gets the nodes; values are their names in it.
+        network: The model.
+        weights: Its codes and norms.
+        max_context: Rows of RoPE's tables.
+        progress: Advances once per attention, and at both ends.
+    """
+
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        network: Network,
+        weights: QuantizedWeights,
+        max_context: int,
+        progress: Progress,
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._max_context = max_context
+        self._progress = progress
+        self._packed = {
+            linear.name: linears
+            for node in network.of_kind(Attention)
+            for linears in [network.linears_before(node)]
+            for linear in linears
+        }
+        self._made: dict[str, _Packed] = {}
+        self._sums: dict[str, str] = {}
+        self._table = ("", "")
+        self._lengths = ("", "")
+        self.emit = Emitters[_Value](
+            {
+                Embedding: self._embedding,
+                RMSNorm: self._rms_norm,
+                Linear: self._linear,
+                Rotation: self._rotation,
+                Rope: lambda node, x, *tables: x,  # the attention kernel's own work
+                Attention: self._attention,
+                SwiGLU: self._swiglu,
+                Hadamard: self._hadamard,
+                Add: self._add,
+            }
+        )
+
+    def _embedding(self, node: Node, tokens: str) -> str:
+        graph = self._graph
+        self._table = graph.int8_matrix(node.weight, self._weights.quantized(node.weight))
+        x = graph.embedding(tokens, self._table, hidden_value(0))
+        self._progress.advance()
+        cos, sin = rope_tables(graph.config, 0, self._max_context)
+        graph.store("rope.cos", cos)
+        graph.store("rope.sin", sin)
+        graph.store_rotations()
+        self._lengths = graph.sequence_lengths("attention_mask")
+        return x
+
+    def _rms_norm(self, node: Node, x: str | _Sum) -> str:
+        weight = self._graph.store(node.weight, self._weights.vector(node.weight))
+        if isinstance(x, str):
+            return self._graph.rms_norm(x, weight, f"{node.name}.output")
+        normed, total = _sum_names(x.node)
+        self._sums[x.node.name] = total
+        return self._graph.add_rms_norm(x.x, x.branch, weight, (normed, total))
+
+    def _linear(self, node: Node, x: str) -> str | _Packed:
+        if node.name in self._packed:
+            return self._packed_linear(node, x)
+        if node.name == "lm_head":
+            return self._head(node, x)
+        weight = self._weights.quantized(node.weight)
+        return self._graph.linear(x, node.weight, weight, f"{node.name}.output")
+
+    def _packed_linear(self, node: Node, x: str) -> _Packed:
+        linears = self._packed[node.name]
+        name = f"{node.name.rpartition('.')[0]}.qkv_proj"
+        if name not in self._made:
+            weight = concatenate_rows([self._weights.quantized(each.weight) for each in linears])
+            value = self._graph.linear(x, f"{name}.weight", weight, f"{name}.output")
+            self._made[name] = _Packed(value)
+        return self._made[name]
+
+    def _head(self, node: Node, x: str) -> str:
+        config = self._graph.config
+        if not config.tie_word_embeddings:
+            self._table = self._graph.int8_matrix(node.weight, self._weights.quantized(node.weight))
+        shape = (config.vocab_size, config.hidden_size)
+        logits = self._graph.int8_linear(x, self._table, shape, "logits")
+        self._progress.advance()
+        return logits
+
+    def _rotation(self, node: Node, x: str) -> str:
+        rotation = self._graph.store(node.weight, self._weights.vector(node.weight))
         # The rotation is symmetric, so it needs no transpose before MatMul.
-        normed = graph.add("MatMul", [normed, rotation], ["lm_head.rotated"])
-    shape = (graph.config.vocab_size, graph.config.hidden_size)
-    graph.int8_linear(normed, table, shape, "logits")
-    progress.advance()
+        return self._graph.add("MatMul", [x, rotation], ["lm_head.rotated"])
+
+    def _attention(self, node: Node, queries: _Packed, *_: _Packed) -> str:
+        layer = _layer(node)
+        self._progress.advance()
+        return self._graph.attention(queries.value, layer, self._lengths, attention_value(layer))
+
+    def _swiglu(self, node: Node, gate: str, up: str) -> str:
+        return self._graph.swiglu(gate, up, f"model.layers.{_layer(node)}.mlp.product")
+
+    def _hadamard(self, node: Node, x: str) -> str:
+        return self._graph.rotate_product(x, f"model.layers.{_layer(node)}.mlp.rotated")
+
+    def _add(self, node: Node, x: str | _Sum, branch: str) -> _Sum:
+        return _Sum(node, x if isinstance(x, str) else self._sums[x.node.name], branch)
 
 
-def _block(
-    graph: GraphBuilder,
-    weights: QuantizedWeights,
-    layer: int,
-    stream: tuple[str, str],
-    lengths: tuple[str, str],
-) -> tuple[str, str]:
-    """One block; `stream` is the residual and its norm, and so is the result."""
-    x, normed = stream
+def _layer(node: Node) -> int:
+    assert node.layer is not None, f"{node.name} is in no layer"
+    return node.layer
+
+
+def _sum_names(add: Node) -> tuple[str, str]:
+    """Of the norm behind a residual add, and of the sum: the gate looks for the latter."""
+    layer = _layer(add)
     prefix = f"model.layers.{layer}."
-
-    def linear(source: str, part: str) -> str:
-        weight = _fused(weights, layer, FUSED_LINEARS[part])
-        return graph.linear(source, block_weight(layer, part), weight, f"{prefix}{part}.output")
-
-    qkv = linear(normed, "self_attn.qkv_proj")
-    attended = graph.attention(qkv, layer, lengths, attention_value(layer))
-    attended = linear(attended, "self_attn.o_proj")
-    norm = _store_norm(graph, weights, block_weight(layer, "post_attention_layernorm"))
-    middle = (f"{prefix}post_attention_layernorm.output", f"{prefix}middle")
-    normed = graph.add_rms_norm(x, attended, norm, middle)
-    gate, up = linear(normed, "mlp.gate_proj"), linear(normed, "mlp.up_proj")
-    product = graph.swiglu(gate, up, f"{prefix}mlp.product")
-    product = graph.rotate_product(product, f"{prefix}mlp.rotated")
-    branch = linear(product, "mlp.down_proj")
-    norm = _store_norm(graph, weights, _next_norm(graph.config, layer))
-    outputs = (f"{prefix}next_layernorm.output", hidden_value(layer + 1))
-    return outputs[1], graph.add_rms_norm(middle[1], branch, norm, outputs)
-
-
-def _next_norm(config: ModelConfig, layer: int) -> str:
-    """The norm that the output of block `layer` meets first."""
-    last = layer + 1 == config.num_hidden_layers
-    return FINAL_NORM if last else block_weight(layer + 1, "input_layernorm")
-
-
-def _store_norm(graph: GraphBuilder, weights: QuantizedWeights, name: str) -> str:
-    return graph.store(name, weights.vector(name))
-
-
-def _fused(weights: QuantizedWeights, layer: int, parts: Sequence[str]) -> QuantizedTensor:
-    return concatenate_rows([weights.quantized(block_weight(layer, part)) for part in parts])
+    if add.part == "attention_residual":
+        return f"{prefix}post_attention_layernorm.output", f"{prefix}middle"
+    return f"{prefix}next_layernorm.output", hidden_value(layer + 1)
 
 
 def _inputs(config: ModelConfig) -> list[onnx.ValueInfoProto]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.manifest import Manifest
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, OperatorTrace
@@ -29,6 +28,8 @@ from llama_edge.core.value_names import OPERATORS
 from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import read_manifest
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.pipeline.bisect_weights import (
     ReadableSource,
     WeightFinding,
@@ -250,11 +251,11 @@ def _require_shape(artifact: Artifact, manifest: Manifest) -> None:
             )
 
 
-def _reference(artifact: Artifact, manifest: Manifest, weights: QuantizedWeights) -> Llama:
+def _reference(artifact: Artifact, manifest: Manifest, weights: QuantizedWeights) -> Reference:
     """The manifest's network, whatever the artifact says of itself."""
     source = ReadableSource(DequantizedSource(weights), manifest.model.config)
     kv_cache = KVCacheDtype(manifest.artifact.kv_cache)
-    return Llama(manifest.model.config, source, artifact.activation, kv_cache)
+    return Reference(manifest.model.config, source, artifact.activation, kv_cache)
 
 
 def _calls(folder: Path, artifact: Artifact) -> list[list[int]]:
@@ -267,7 +268,7 @@ class _Search:
 
     def __init__(
         self,
-        reference: Llama,
+        reference: Reference,
         artifact: Artifact,
         calls: list[list[int]],
         wanted: Place | None,

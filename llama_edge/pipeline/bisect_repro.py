@@ -11,11 +11,12 @@ from torch import Tensor
 
 from llama_edge.core.files import write_json
 from llama_edge.core.hadamard import hadamard
-from llama_edge.core.model import DequantizedSource, rope_tables
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import KVCacheDtype, QuantizedWeights
 from llama_edge.core.weight_names import EMBEDDING, HEAD_ROTATION
 from llama_edge.export import get_exporter
+from llama_edge.models.rope import rope_tables
+from llama_edge.models.sources import DequantizedSource
 from llama_edge.pipeline.bisect import (
     Bisection,
     ConstantFinding,

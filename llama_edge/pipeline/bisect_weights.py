@@ -9,7 +9,6 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, QuantizeError
 from llama_edge.core.manifest import Manifest, TensorEntry
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama, MatrixSource
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
@@ -32,6 +31,8 @@ from llama_edge.core.types import (
 from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import is_bundle, read_manifest
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource, MatrixSource
 from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.pipeline.matrix_difference import MatrixDifference
 from llama_edge.quantize.stage import nearest_codes
@@ -45,7 +46,7 @@ class Against:
     #: the codes that the artifact should hold; None: those whose hashes the manifest has
     codes: QuantizedWeights | None
     #: whose residual stream is followed; None: no other model is at hand
-    network: Llama | None
+    network: Reference | None
     #: whether the two streams differ by a rotation
     aligned: bool
 
@@ -131,7 +132,7 @@ def open_against(against: str | None, manifest: Manifest, trust: Trust = NO_KEY)
     return Against(
         name=f"{full.source} ({full.precision})",
         codes=RoundedAgain(full, manifest) if again else None,
-        network=Llama(full.config, FullPrecisionSource(full.config, full.weights)),
+        network=Reference(full.config, FullPrecisionSource(full.config, full.weights)),
         aligned=bool(recipe.rotations) or recipe.rounding is Rounding.GIVEN,
     )
 
@@ -159,7 +160,7 @@ def _of_codes(
     return Against(
         name=path.name,
         codes=weights,
-        network=Llama(config, DequantizedSource(weights), activation),
+        network=Reference(config, DequantizedSource(weights), activation),
         aligned=False,
     )
 

@@ -9,7 +9,6 @@ from typing import Final
 
 from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
 from llama_edge.core.errors import MissingComponentError, TextError, UsageError
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.signing import NO_KEY, Trust
@@ -18,6 +17,8 @@ from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Artifact, Checkpoint, TextAssets
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import is_bundle, open_bundle
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.pipeline.eval_report import (
     TOTAL,
     EvalReport,
@@ -125,7 +126,7 @@ def _session(subject: Subject) -> Session:
     assert subject.full is not None, "a subject is a bundle or a model"
     config = subject.full.config
     source = CachedSource(FullPrecisionSource(config, subject.full.weights))
-    return EagerSession(Llama(config, source), subject.max_context)
+    return EagerSession(Reference(config, source), subject.max_context)
 
 
 def _score_texts(
@@ -259,7 +260,7 @@ def _windows(
 
 def _candidates(subjects: Sequence[Subject], stack: ExitStack) -> list[Candidate]:
     """Sessions that `stack` closes; subjects of one full-precision model share its network."""
-    networks: dict[str, Llama] = {}
+    networks: dict[str, Reference] = {}
     candidates = []
     for subject in subjects:
         session = full = None
@@ -268,7 +269,7 @@ def _candidates(subjects: Sequence[Subject], stack: ExitStack) -> list[Candidate
         if subject.full is not None:
             model = subject.full
             source = FullPrecisionSource(model.config, model.weights)
-            full = networks.setdefault(model.source, Llama(model.config, source))
+            full = networks.setdefault(model.source, Reference(model.config, source))
         candidates.append(Candidate(session=session, vocab_size=subject.vocab_size, full=full))
     return candidates
 

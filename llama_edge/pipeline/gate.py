@@ -5,7 +5,6 @@ from typing import Any, Self
 
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
 from llama_edge.core.manifest import TextContract
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace
@@ -19,6 +18,8 @@ from llama_edge.core.types import (
     Recipe,
     TextAssets,
 )
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.verify.blocks import BlocksReport, check_blocks
 from llama_edge.verify.contract import check_contract, check_end_tokens
@@ -180,9 +181,9 @@ def _check_text(subject: GateSubject) -> tuple[Finding, ...]:
     return tuple(Finding.of_contract(breach) for breach in breaches)
 
 
-def _reference(subject: GateSubject) -> Llama:
+def _reference(subject: GateSubject) -> Reference:
     source = DequantizedSource(subject.reference)
-    return Llama(subject.config, source, subject.artifact.activation, subject.kv_cache)
+    return Reference(subject.config, source, subject.artifact.activation, subject.kv_cache)
 
 
 def _check_blocks(
@@ -206,7 +207,9 @@ def _measure(
     artifact, full = subject.artifact, subject.full
     prompts = fidelity_prompts(Tokenizer(subject.text), artifact.max_context, subject.prompts)
     precise = (
-        None if full is None else Llama(full.config, FullPrecisionSource(full.config, full.weights))
+        None
+        if full is None
+        else Reference(full.config, FullPrecisionSource(full.config, full.weights))
     )
     progress.start("parity and fidelity, end to end", _steps(artifact, len(prompts)))
     with runtime.open(artifact) as session:

@@ -8,7 +8,6 @@ import torch
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.given_codes import GivenCodes, ScaleRounding
-from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import (
@@ -22,6 +21,8 @@ from llama_edge.core.quantized_checkpoint import (
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.export.bundle import compare_tensors, list_tensors
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.verify.metrics import compare, concatenate
@@ -133,8 +134,8 @@ def _mean_kl(checkpoint: Checkpoint, codes: GivenCodes, progress: Progress) -> f
     config = checkpoint.config
     prompts = gate_prompts(Tokenizer(checkpoint.text), config.max_position_embeddings)
     sequences = [prompt.sequence for prompt in prompts]
-    own = Llama(config, FullPrecisionSource(config, checkpoint.weights))
-    stored = Llama(config, DequantizedSource(codes))
+    own = Reference(config, FullPrecisionSource(config, checkpoint.weights))
+    stored = Reference(config, DequantizedSource(codes))
     progress.start("cost of bfloat16 scales", config.num_hidden_layers)
     hidden = final_hidden([Variant(model=own), Variant(model=stored)], sequences, progress)
     heads = [with_source(model, CachedSource(model.source)) for model in (own, stored)]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import llama_edge.core
+import llama_edge.models
 import llama_edge.quantize
 from llama_edge.core.errors import OutputError
 from llama_edge.core.files import canonical_json, output_folder
@@ -129,7 +130,8 @@ def _not_writable(parent: Path, error: OSError) -> OutputError:
 
 
 def _key(parts: Mapping[str, object]) -> str:
-    text = canonical_json({**parts, "code": code_sha256(llama_edge.quantize, llama_edge.core)})
+    code = code_sha256(llama_edge.quantize, llama_edge.models, llama_edge.core)
+    text = canonical_json({**parts, "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import llama_edge.core
 import llama_edge.export
 import llama_edge.formats
+import llama_edge.models
 import llama_edge.quantize
 from llama_edge.core.files import canonical_json, file_sha256
 from llama_edge.core.quantized_checkpoint import CONFIG_FILE
@@ -46,7 +47,11 @@ def export_key(checkpoint: Checkpoint, recipe: Recipe, backend: str, options: Lo
         "options": asdict(options),
         "versions": library_versions(backend),
         "code": code_sha256(
-            llama_edge.core, llama_edge.quantize, llama_edge.formats, llama_edge.export
+            llama_edge.core,
+            llama_edge.models,
+            llama_edge.quantize,
+            llama_edge.formats,
+            llama_edge.export,
         ),
     }
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

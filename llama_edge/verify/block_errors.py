@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.core.model import KVCache, Llama
 from llama_edge.core.types import ActivationQuantization
+from llama_edge.models.reference import KVCache, Reference
 from llama_edge.verify.rounding import (
     Distance,
     Flips,
@@ -73,13 +73,13 @@ def exact_errors(candidate: Tensor, reference: Tensor) -> RowErrors:
     return RowErrors(raw, raw, 0)
 
 
-def unrounded(model: Llama) -> Llama:
+def unrounded(model: Reference) -> Reference:
     """Its stages give a linear's input as it is before rounding."""
-    return Llama(model.config, model.source, ActivationQuantization.NONE, model.kv_cache)
+    return Reference(model.config, model.source, ActivationQuantization.NONE, model.kv_cache)
 
 
 def attention_errors(
-    model: Llama, layer: int, x_TD: Tensor, found_TQ: Tensor, limit: float
+    model: Reference, layer: int, x_TD: Tensor, found_TQ: Tensor, limit: float
 ) -> RowErrors:
     """Of attention's output, token by token: an explained flip is also taken back in the cache."""
     rounded = model.attention_input(layer, x_TD)
@@ -109,7 +109,7 @@ def _before(cache: KVCache, layer: int, token: int) -> tuple[Tensor, Tensor]:
 
 
 def _attention_run(
-    model: Llama, layer: int, unrounded_D: Tensor, earlier: tuple[Tensor, Tensor]
+    model: Reference, layer: int, unrounded_D: Tensor, earlier: tuple[Tensor, Tensor]
 ) -> RowRun:
     def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
         rows = unrounded_D.repeat(len(trials), 1)
@@ -122,7 +122,7 @@ def _attention_run(
 
 
 def mlp_errors(
-    model: Llama, layer: int, x_TD: Tensor, attention_TQ: Tensor, found_TD: Tensor, limit: float
+    model: Reference, layer: int, x_TD: Tensor, attention_TQ: Tensor, found_TD: Tensor, limit: float
 ) -> RowErrors:
     """Of the second half of a block; its three rounding places are o_proj's, gate's and down's."""
     raw = relative_errors(found_TD, model.mlp_block(layer, x_TD, attention_TQ))
@@ -145,7 +145,7 @@ def mlp_errors(
     return explain_rows(model, raw, row_run, lambda row: distance_to(found_TD[row]), limit)
 
 
-def head_errors(model: Llama, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
+def head_errors(model: Reference, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
     """Of the logits."""
     raw = relative_errors(found_TV, model.head(x_TD))
     exact = unrounded(model).head_input(x_TD)
@@ -175,7 +175,7 @@ def _codes(run: RowRun) -> int:
 
 
 def explain_rows(
-    model: Llama,
+    model: Reference,
     raw: Errors,
     row_run: Callable[[int], RowRun],
     distance: Callable[[int], Distance],

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.model import CachedSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace, FloatArray
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource
 from llama_edge.verify.block_errors import (
     Errors,
     RowErrors,
@@ -89,7 +90,7 @@ class BlocksReport:
 
 @torch.no_grad()
 def check_blocks(
-    reference: Llama, traces: Sequence[BlockTrace], tolerances: Tolerances, progress: Progress
+    reference: Reference, traces: Sequence[BlockTrace], tolerances: Tolerances, progress: Progress
 ) -> BlocksReport:
     """Hold every block of the traced artifact against the reference's, one layer in memory.
 
@@ -180,7 +181,7 @@ def _tensor(array: FloatArray) -> Tensor:
     return torch.tensor(array)  # a copy: arrays from another process are read-only
 
 
-def _embedding(reference: Llama, traces: Sequence[BlockTrace]) -> Iterator[RowErrors]:
+def _embedding(reference: Reference, traces: Sequence[BlockTrace]) -> Iterator[RowErrors]:
     lengths = [len(trace.tokens) for trace in traces]
     every_token = torch.tensor([token for trace in traces for token in trace.tokens])
     embedded = torch.split(reference.embed(every_token), lengths)
@@ -189,7 +190,7 @@ def _embedding(reference: Llama, traces: Sequence[BlockTrace]) -> Iterator[RowEr
 
 
 def _attention(
-    model: Llama, traces: Sequence[BlockTrace], layer: int, limit: float
+    model: Reference, traces: Sequence[BlockTrace], layer: int, limit: float
 ) -> Iterator[RowErrors]:
     for trace in traces:
         entering, found = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
@@ -201,7 +202,7 @@ def _attention(
 
 
 def _mlp(
-    model: Llama, traces: Sequence[BlockTrace], layer: int, limit: float
+    model: Reference, traces: Sequence[BlockTrace], layer: int, limit: float
 ) -> Iterator[RowErrors]:
     for trace in traces:
         entering, attended = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
@@ -209,7 +210,7 @@ def _mlp(
         yield mlp_errors(model, layer, entering, attended, found, limit)
 
 
-def _head(reference: Llama, traces: Sequence[BlockTrace], limit: float) -> Iterator[RowErrors]:
+def _head(reference: Reference, traces: Sequence[BlockTrace], limit: float) -> Iterator[RowErrors]:
     """Logits are traced after the last token of each call only."""
     model = with_source(reference, CachedSource(reference.source))
     for trace in traces:
@@ -217,7 +218,7 @@ def _head(reference: Llama, traces: Sequence[BlockTrace], limit: float) -> Itera
         yield head_errors(model, _tensor(trace.hidden[-1][last_rows]), _tensor(trace.logits), limit)
 
 
-def _require_shapes(reference: Llama, trace: BlockTrace) -> None:
+def _require_shapes(reference: Reference, trace: BlockTrace) -> None:
     config = reference.config
     tokens, layers = len(trace.tokens), config.num_hidden_layers
     rows = config.num_attention_heads + 2 * config.num_key_value_heads

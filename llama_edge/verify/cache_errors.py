@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.cache_rows import CacheRows, row_parameters
-from llama_edge.core.model import Llama, attention
+from llama_edge.models.blocks import attention
+from llama_edge.models.reference import Reference
 from llama_edge.verify.block_errors import (
     BROKEN,
     Errors,
@@ -34,7 +35,7 @@ def unpack_rows(packed: Tensor) -> CacheRows:
 
 
 def int8_attention_errors(
-    model: Llama, layer: int, x_TD: Tensor, rows: CacheRows, found_TQ: Tensor, limit: float
+    model: Reference, layer: int, x_TD: Tensor, rows: CacheRows, found_TQ: Tensor, limit: float
 ) -> RowErrors:
     """Of the rows (T, R, H) that a block made and of attention's output, the larger one."""
     made = _row_errors(model, layer, x_TD, rows, limit)
@@ -48,7 +49,9 @@ def int8_attention_errors(
     )
 
 
-def _row_errors(model: Llama, layer: int, x_TD: Tensor, rows: CacheRows, limit: float) -> RowErrors:
+def _row_errors(
+    model: Reference, layer: int, x_TD: Tensor, rows: CacheRows, limit: float
+) -> RowErrors:
     """A flipped code of the norm behind which the rows are made is explained, as elsewhere."""
     wanted = _unrounded_rows(model, layer, model.attention_input(layer, x_TD), 0)
     raw = row_distances(wanted, rows)
@@ -69,7 +72,7 @@ def _row_errors(model: Llama, layer: int, x_TD: Tensor, rows: CacheRows, limit: 
     return explain_rows(model, raw, row_run, distance, limit)
 
 
-def _unrounded_rows(model: Llama, layer: int, normed: Tensor, start: int) -> Tensor:
+def _unrounded_rows(model: Reference, layer: int, normed: Tensor, start: int) -> Tensor:
     """(..., T, D) to (..., T, R, H): queries, keys and values before they are rounded."""
     parts = model.queries_keys_values(layer, normed, start)
     return torch.cat(parts, dim=-3).transpose(-3, -2)

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, KVCache, Llama
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource
 from llama_edge.verify.block_errors import relative_errors
 from llama_edge.verify.operators import snr_db
 from llama_edge.verify.teacher import with_source
 
 
-def residual_streams(model: Llama, tokens: Sequence[int]) -> Iterator[Tensor]:
+def residual_streams(model: Reference, tokens: Sequence[int]) -> Iterator[Tensor]:
     """The stream (T, D) entering each layer, and leaving the last; one layer in memory."""
     x_TD = model.embed(torch.tensor(list(tokens)))
     cache = KVCache()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.model import CachedSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, Session
 from llama_edge.core.types import FULL_PRECISION
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource
 from llama_edge.verify.metrics import Comparison, compare, concatenate
 from llama_edge.verify.prompts import Prompt
 from llama_edge.verify.teacher import Variant, final_hidden, with_source
@@ -70,8 +71,8 @@ class EndToEnd:
 
 @torch.no_grad()
 def measure_end_to_end(
-    reference: Llama,
-    full: Llama | None,
+    reference: Reference,
+    full: Reference | None,
     session: Session,
     prompts: Sequence[Prompt],
     tolerances: Tolerances,
@@ -127,7 +128,7 @@ def measure_end_to_end(
     return EndToEnd(prompts=tuple(measured))
 
 
-def _logits(model: Llama, hidden_TD: Tensor) -> FloatArray:
+def _logits(model: Reference, hidden_TD: Tensor) -> FloatArray:
     logits: FloatArray = model.head(hidden_TD).numpy()
     return logits
 

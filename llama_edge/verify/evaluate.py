@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import CheckFailedError, TextError
-from llama_edge.core.model import CachedSource, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, Session
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource
 from llama_edge.verify.intervals import Estimate, WindowIndices, estimate
 from llama_edge.verify.metrics import Float64Array, compare, negative_log_likelihood
 from llama_edge.verify.teacher import Variant, final_hidden, with_source
@@ -67,7 +68,7 @@ class Candidate:
     session: Session | None
     vocab_size: int
     #: what it is held against; None when that model is not at hand
-    full: Llama | None
+    full: Reference | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +191,7 @@ def batches(windows: Sequence[tuple[int, ...]], hidden_size: int) -> Iterator[ra
 class _FullPrecision:
     """One full-precision network, and what left its last block for the current batch."""
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Reference) -> None:
         self.model = model
         self._head = with_source(model, CachedSource(model.source))
         self._hidden: list[Tensor] = []

@@ -11,7 +11,7 @@ Shape legend: T tokens, D hidden, Q query_size, K key/value heads, H head_dim.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -21,11 +21,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_edge.core.cache_rows import quantize_rows
-from llama_edge.core.hadamard import hadamard, rotate_product
-from llama_edge.core.model import Llama, apply_rope, attention, rms_norm, rope_tables
+from llama_edge.core.hadamard import hadamard
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype
-from llama_edge.core.weight_names import FINAL_NORM, HEAD_ROTATION, LM_HEAD, block_weight
+from llama_edge.models.blocks import (
+    Attention,
+    Linear,
+    RMSNorm,
+    Rope,
+    Rotation,
+    attention,
+    rms_norm,
+    split_heads,
+)
+from llama_edge.models.network import COS, SIN, Node
+from llama_edge.models.reference import Reference
+from llama_edge.models.rope import rope_tables
 from llama_edge.verify.block_errors import BROKEN, Errors, explain_rows, relative_errors
 from llama_edge.verify.rounding import Flips, RowRun, distance_to, with_flips
 
@@ -40,8 +51,6 @@ NORM_LIMIT: Final = 1e-5
 INT8_CACHE_LIMIT: Final = 2e-2
 #: Stands for "no difference": float32 holds 7 digits.
 MAX_SNR_DB: Final = 160.0
-
-_NORMS: Final = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,185 +116,137 @@ class _Values:
         return self._made[name] if found is None else found
 
 
-def _linear(
-    model: Llama, values: _Values, name: str, source: str, weight: str
-) -> Iterator[Comparison]:
-    x = values[source]
-    expected = F.linear(model.quantize_activation(x), model.source.matrix(weight))
-    values.make(name, expected)
-    found = values.shown(name)
-    if found is not None:
-        yield Comparison(
-            name=name,
-            found=found,
-            expected=expected,
-            inputs={source: x},
-            weight=weight,
-            unrounded=x,
-        )
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Nodes of one layer, or behind the last, with the artifact's values of them."""
 
+    model: Reference
+    nodes: Mapping[str, Node]
+    values: _Values
 
-def _plain(
-    values: _Values,
-    name: str,
-    expected: Tensor,
-    inputs: Sequence[str],
-    *,
-    weight: str | None = None,
-) -> Iterator[Comparison]:
-    given = {source: values[source] for source in inputs}
-    values.make(name, expected)
-    found = values.shown(name)
-    if found is not None:
-        limit = NORM_LIMIT if name in _NORMS else ROW_LIMIT
-        yield Comparison(
-            name=name,
-            found=found,
+    def compare(self) -> Iterator[Comparison]:
+        """Every operator that the artifact shows, in the graph's order."""
+        for node in self.nodes.values():
+            inputs = [self._local(name) for name in node.inputs if name not in (COS, SIN)]
+            match node.block:
+                case Linear():
+                    yield from self._linear(node, inputs[0])
+                case Rope():
+                    yield from self._rope(node, inputs[0])
+                case Attention():
+                    yield from self._cache(inputs)
+                    yield from self._attention(node, inputs)
+                case _:
+                    yield from self._plain(node, inputs)
+
+    def _local(self, name: str) -> str:
+        """A value's name in the artifact; what comes from elsewhere is the residual stream."""
+        part = name.rpartition(".")[2]
+        inside = part in self.nodes and self.nodes[part].name == name
+        return _shown_as(part) if inside else "hidden"
+
+    def _made(self, node: Node, made: Comparison) -> Iterator[Comparison]:
+        """Keep what the reference makes of the inputs; compare where the artifact shows it."""
+        name = _shown_as(node.part)
+        self.values.make(name, made.expected)
+        found = self.values.shown(name)
+        if found is not None:
+            yield replace(made, found=found)
+
+    def _comparison(self, node: Node, expected: Tensor, inputs: Sequence[str]) -> Comparison:
+        """Of a value with itself, until it is known whether the artifact shows one."""
+        given = {name: self.values[name] for name in inputs}
+        return Comparison(
+            name=_shown_as(node.part),
+            found=expected,
             expected=expected,
             inputs=given,
-            weight=weight,
-            row_limit=limit,
+            weight=node.weight if node.has_weight else None,
         )
 
+    def _linear(self, node: Node, source: str) -> Iterator[Comparison]:
+        model, x = self.model, self.values[source]
+        expected = F.linear(model.quantize_activation(x), model.source.matrix(node.weight))
+        made = self._comparison(node, expected, [source])
+        yield from self._made(node, replace(made, unrounded=x))
 
-def _norm(
-    model: Llama, values: _Values, name: str, source: str, weight: str
-) -> Iterator[Comparison]:
-    x = values[source]
-    expected = rms_norm(x, model.source.vector(weight), model.config.rms_norm_eps)
-    yield from _plain(values, name, expected, [source], weight=weight)
+    def _plain(self, node: Node, inputs: Sequence[str]) -> Iterator[Comparison]:
+        """What has no rounding: the block's own arithmetic."""
+        given = [self.values[name] for name in inputs]
+        limit = ROW_LIMIT
+        if isinstance(node.block, RMSNorm):
+            expected = rms_norm(given[0], self.model.source.vector(node.weight), node.block.eps)
+            limit = NORM_LIMIT
+        elif isinstance(node.block, Rotation):
+            expected = F.linear(given[0], self.model.source.matrix(node.weight))
+        else:
+            expected = node.block(*given)
+        made = self._comparison(node, expected, inputs)
+        yield from self._made(node, replace(made, row_limit=limit))
+
+    def _rope(self, node: Node, source: str) -> Iterator[Comparison]:
+        """From position 0 on, and R3 where the cache is int8."""
+        x = self.values[source]
+        cos, sin = rope_tables(self.model.config, 0, len(x))
+        heads = node.block(x, cos, sin)
+        if self.model.kv_cache is KVCacheDtype.INT8:
+            heads = heads @ hadamard(self.model.config.head_dim).T
+        made = self._comparison(node, _join(heads), [source])
+        yield from self._made(node, replace(made, name="rope"))
+
+    def _cache(self, inputs: Sequence[str]) -> Iterator[Comparison]:
+        """Keys behind RoPE are often seen in the cache alone; values tell whether to trust it."""
+        _, key, value = inputs
+        value_rows, key_rows = self.values.shown("value_cache"), self.values.shown("key_cache")
+        if value_rows is None or key_rows is None:
+            return
+        values, keys = self.values[value], self.values[key]
+        yield Comparison(name="kv_cache", found=value_rows, expected=values, inputs={value: values})
+        if self.values.shown(key) is not None:
+            yield Comparison(name="kv_cache", found=key_rows, expected=keys, inputs={key: keys})
+        elif relative_errors(value_rows, values).max() <= ROW_LIMIT:
+            source = self._local(self.nodes[key].inputs[0])
+            given = {source: self.values[source]}
+            yield Comparison(name="rope", found=key_rows, expected=keys, inputs=given)
+
+    def _attention(self, node: Node, inputs: Sequence[str]) -> Iterator[Comparison]:
+        head_dim = self.model.config.head_dim
+        heads = [split_heads(self.values[name], head_dim) for name in inputs]
+        limit = ROW_LIMIT
+        if self.model.kv_cache is KVCacheDtype.INT8:
+            heads = [quantize_rows(part).dequantize() for part in heads]
+            limit = INT8_CACHE_LIMIT
+        made = self._comparison(node, attention(*heads), inputs)
+        yield from self._made(node, replace(made, row_limit=limit))
 
 
-def compare_block(
-    model: Llama, layer: int, found: Mapping[str, FloatArray]
-) -> Iterator[Comparison]:
-    """Every operator of one block that the artifact shows, in network order."""
-    values = _Values(found)
-    if values.shown("hidden") is None:
-        return
-    name = "input_layernorm"
-    yield from _norm(model, values, name, "hidden", block_weight(layer, name))
-    for part in ("q_proj", "k_proj", "v_proj"):
-        weight = block_weight(layer, f"self_attn.{part}")
-        yield from _linear(model, values, part, "input_layernorm", weight)
-    yield from _rope_and_cache(model, values)
-    yield from _attention(model, values)
-    weight = block_weight(layer, "self_attn.o_proj")
-    yield from _linear(model, values, "o_proj", "attention", weight)
-    total = values["hidden"] + values["o_proj"]
-    yield from _plain(values, "attention_residual", total, ["hidden", "o_proj"])
-    yield from _mlp(model, values, layer)
-
-
-def _mlp(model: Llama, values: _Values, layer: int) -> Iterator[Comparison]:
-    name = "post_attention_layernorm"
-    yield from _norm(model, values, name, "attention_residual", block_weight(layer, name))
-    for part in ("gate_proj", "up_proj"):
-        weight = block_weight(layer, f"mlp.{part}")
-        yield from _linear(model, values, part, "post_attention_layernorm", weight)
-    product = F.silu(values["gate_proj"]) * values["up_proj"]
-    yield from _plain(values, "swiglu", product, ["gate_proj", "up_proj"])
-    source = "swiglu"
-    if model.config.down_proj_rotation is not None:
-        turned = rotate_product(values["swiglu"], model.config.down_proj_rotation)
-        yield from _plain(values, "down_rotation", turned, ["swiglu"])
-        source = "down_rotation"
-    weight = block_weight(layer, "mlp.down_proj")
-    yield from _linear(model, values, "down_proj", source, weight)
-    total = values["attention_residual"] + values["down_proj"]
-    yield from _plain(values, "mlp_residual", total, ["attention_residual", "down_proj"])
-
-
-def _split(x: Tensor, head_dim: int) -> Tensor:
-    """(T, heads * H) to (heads, T, H)."""
-    return x.view(len(x), -1, head_dim).transpose(0, 1)
+def _shown_as(part: str) -> str:
+    """What a written graph calls the value (`core.value_names`)."""
+    return "head_rotation" if part == "lm_head_rotation" else part
 
 
 def _join(x: Tensor) -> Tensor:
+    """(heads, T, H) to (T, heads * H)."""
     return x.transpose(0, 1).flatten(1)
 
 
-def _turned(model: Llama, x: Tensor) -> Tensor:
-    """RoPE from position 0 on, and R3 where the cache is int8."""
-    cos, sin = rope_tables(model.config, 0, len(x))
-    heads = apply_rope(_split(x, model.config.head_dim), cos, sin)
-    if model.kv_cache is KVCacheDtype.INT8:
-        heads = heads @ hadamard(model.config.head_dim).T
-    return _join(heads)
+def compare_block(
+    model: Reference, layer: int, found: Mapping[str, FloatArray]
+) -> Iterator[Comparison]:
+    """Every operator of one block that the artifact shows, in network order."""
+    values = _Values(found)
+    if values.shown("hidden") is not None:
+        yield from _Piece(model, model.network.in_layer(layer), values).compare()
 
 
-def _rope_and_cache(model: Llama, values: _Values) -> Iterator[Comparison]:
-    """Keys behind RoPE are often seen in the cache alone; values tell whether to trust it."""
-    for part, source in (("q_rope", "q_proj"), ("k_rope", "k_proj")):
-        for found in _plain(values, part, _turned(model, values[source]), [source]):
-            yield _renamed(found, "rope")
-    value_rows, key_rows = values.shown("value_cache"), values.shown("key_cache")
-    if value_rows is None or key_rows is None:
-        return
-    yield Comparison(
-        name="kv_cache",
-        found=value_rows,
-        expected=values["v_proj"],
-        inputs={"v_proj": values["v_proj"]},
-    )
-    misplaced = relative_errors(value_rows, values["v_proj"]).max() > ROW_LIMIT
-    if values.shown("k_rope") is not None:
-        expected = values["k_rope"]
-        yield Comparison(
-            name="kv_cache", found=key_rows, expected=expected, inputs={"k_rope": expected}
-        )
-    elif not misplaced:
-        yield Comparison(
-            name="rope",
-            found=key_rows,
-            expected=values["k_rope"],
-            inputs={"k_proj": values["k_proj"]},
-        )
-
-
-def _renamed(found: Comparison, name: str) -> Comparison:
-    return Comparison(
-        name=name,
-        found=found.found,
-        expected=found.expected,
-        inputs=found.inputs,
-        row_limit=found.row_limit,
-    )
-
-
-def _attention(model: Llama, values: _Values) -> Iterator[Comparison]:
-    rows = [values["q_rope"], values["k_rope"], values["v_proj"]]
-    heads = [_split(part, model.config.head_dim) for part in rows]
-    limit = ROW_LIMIT
-    if model.kv_cache is KVCacheDtype.INT8:
-        heads = [quantize_rows(part).dequantize() for part in heads]
-        limit = INT8_CACHE_LIMIT
-    expected = attention(*heads)
-    values.make("attention", expected)
-    found = values.shown("attention")
-    if found is not None:
-        names = ("q_rope", "k_rope", "v_proj")
-        inputs = dict(zip(names, rows, strict=True))
-        yield Comparison(
-            name="attention", found=found, expected=expected, inputs=inputs, row_limit=limit
-        )
-
-
-def compare_head(model: Llama, found: Mapping[str, FloatArray]) -> Iterator[Comparison]:
+def compare_head(model: Reference, found: Mapping[str, FloatArray]) -> Iterator[Comparison]:
     """The final norm, the head's rotation and lm_head, one row per call."""
     values = _Values(found)
-    if values.shown("hidden") is None:
-        return
-    yield from _norm(model, values, "norm", "hidden", FINAL_NORM)
-    source = "norm"
-    if model.config.head_rotation:
-        turned = F.linear(values["norm"], model.source.matrix(HEAD_ROTATION))
-        yield from _plain(values, "head_rotation", turned, ["norm"], weight=HEAD_ROTATION)
-        source = "head_rotation"
-    yield from _linear(model, values, "lm_head", source, LM_HEAD)
+    if values.shown("hidden") is not None:
+        yield from _Piece(model, model.network.head, values).compare()
 
 
-def judge(model: Llama, compared: Comparison, prefill_rows: int) -> OperatorResult:
+def judge(model: Reference, compared: Comparison, prefill_rows: int) -> OperatorResult:
     """Hold one operator against its limits; `prefill_rows` rows belong to the first call."""
     shape = compared.expected.shape
     if compared.found.shape != shape:
@@ -354,7 +315,7 @@ def _channel_errors(compared: Comparison, rows: NDArray[np.intp]) -> Errors:
     return result if len(result) else np.zeros(1)
 
 
-def _explain(model: Llama, compared: Comparison, raw: Errors) -> "_Rows":
+def _explain(model: Reference, compared: Comparison, raw: Errors) -> "_Rows":
     """Of a linear: which rows are what they are because a code lay on a rounding border."""
     assert compared.unrounded is not None
     assert compared.weight is not None

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llama_edge.core.model import ACTIVATION_BLOCK, Llama
 from llama_edge.core.types import ActivationQuantization
+from llama_edge.models.reference import ACTIVATION_BLOCK, Reference
 
 #: How near to a border, in steps, a value must lie for either code to be right, and how many
 #: combinations are followed: near borders one by one, wider ones when that explains nothing.
@@ -63,7 +63,7 @@ def rounding_steps(x: Tensor, activation: ActivationQuantization) -> Tensor:
     return steps.flatten(-2)[..., : x.shape[-1]]
 
 
-def border_flips(model: Llama, place: int, x: Tensor, border_steps: float) -> list[Flip]:
+def border_flips(model: Reference, place: int, x: Tensor, border_steps: float) -> list[Flip]:
     """The flips open to one row before rounding, x (n,)."""
     steps = rounding_steps(x, model.activation)
     rounded = model.quantize_activation(x)
@@ -103,7 +103,7 @@ class StagedRow:
     """
 
     def __init__(
-        self, model: Llama, carried: Tensor, value: Tensor, stages: Sequence[Stage]
+        self, model: Reference, carried: Tensor, value: Tensor, stages: Sequence[Stage]
     ) -> None:
         self._model = model
         self._stages = stages
@@ -139,7 +139,9 @@ def _flips_before(place: int, flips: Flips) -> Flips:
     return tuple(sorted(before, key=lambda flip: (flip.place, flip.index)))
 
 
-def explain_row(model: Llama, run: RowRun, distance: Distance, limit: float) -> tuple[Flips, float]:
+def explain_row(
+    model: Reference, run: RowRun, distance: Distance, limit: float
+) -> tuple[Flips, float]:
     """The fewest flips under which the reference's row agrees with the artifact's.
 
     Returns:
@@ -157,7 +159,7 @@ def explain_row(model: Llama, run: RowRun, distance: Distance, limit: float) -> 
 
 
 def _search(
-    model: Llama, run: RowRun, distance: Distance, limit: float, effort: tuple[float, int]
+    model: Reference, run: RowRun, distance: Distance, limit: float, effort: tuple[float, int]
 ) -> tuple[Flips, float]:
     """Beam search: the best trials of each length are each continued by every open flip."""
     border_steps, beam = effort

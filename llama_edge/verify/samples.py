@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.generate import Generation
-from llama_edge.core.model import CachedSource, KVCache, Llama
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import TextAssets
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, weight_shapes
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource
 from llama_edge.verify.teacher import with_source
 
 #: Language (BCP 47) and question.
@@ -49,7 +50,7 @@ class Sample:
 class _InMemory(CachedSource):
     """Of a tied model, one table for both ends."""
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Reference) -> None:
         super().__init__(model.source)
         self._tied = model.config.tie_word_embeddings
 
@@ -60,7 +61,7 @@ class _InMemory(CachedSource):
 class _FullPrecision:
     """The full-precision network's greedy answers, all of its weights in memory."""
 
-    def __init__(self, model: Llama, text: TextAssets) -> None:
+    def __init__(self, model: Reference, text: TextAssets) -> None:
         self._model = with_source(model, _InMemory(model))
         self._ends = frozenset(text.eos_token_ids)
 
@@ -101,7 +102,7 @@ def _forget(cache: KVCache, length: int) -> None:
 
 
 def write_samples(
-    session: Session, full: Llama | None, text: TextAssets, progress: Progress
+    session: Session, full: Reference | None, text: TextAssets, progress: Progress
 ) -> tuple[Sample, ...]:
     """Ask both the same; `full` is left out where it is None or too large."""
     tokenizer = Tokenizer(text)
@@ -126,7 +127,7 @@ def write_samples(
     return tuple(samples)
 
 
-def _fits(model: Llama) -> bool:
+def _fits(model: Reference) -> bool:
     numbers = sum(prod(shape) for shape in weight_shapes(model.config).values())
     return 4 * numbers <= MAX_FULL_BYTES
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, KVCache, Llama, MatrixSource
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, MatrixSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One way of running the network; `disturbance` is relative, on the embedding's output."""
 
-    model: Llama
+    model: Reference
     disturbance: float = 0.0
     seed: int = 0
 
@@ -30,9 +31,9 @@ def empty_cache(config: ModelConfig, layer: int) -> KVCache:
     return KVCache(keys=[nothing] * (layer + 1), values=[nothing] * (layer + 1))
 
 
-def with_source(model: Llama, source: MatrixSource) -> Llama:
+def with_source(model: Reference, source: MatrixSource) -> Reference:
     """The same network reading from elsewhere."""
-    return Llama(model.config, source, model.activation, model.kv_cache)
+    return Reference(model.config, source, model.activation, model.kv_cache)
 
 
 def _embed(variant: Variant, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

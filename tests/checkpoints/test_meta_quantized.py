@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from llama_edge.checkpoints.meta import load_meta
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.quantized_checkpoint import TABLES
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from tests.meta_quantized_writer import (
     LORA_RANK,
     LORA_SCALE,
@@ -44,7 +45,7 @@ def _no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     source = FullPrecisionSource(checkpoint.config, checkpoint.weights)
-    return Llama(checkpoint.config, source).logits(tokens)
+    return Reference(checkpoint.config, source).logits(tokens)
 
 
 class _Transformed(nn.Module):

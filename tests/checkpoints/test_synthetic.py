@@ -11,14 +11,15 @@ from llama_edge.checkpoints import synthetic as synthetic_module
 from llama_edge.checkpoints.synthetic import random_weight, write_synthetic
 from llama_edge.checkpoints.synthetic_text import synthetic_text
 from llama_edge.core.errors import ConfigError, OutputError, UnknownNameError
-from llama_edge.core.model import FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES, get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.weight_names import block_weight, weight_shapes
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import FullPrecisionSource
 
-#: Llama Guard's, shrunk: a head of its own, so every kind of weight is there.
+#: Reference Guard's, shrunk: a head of its own, so every kind of weight is there.
 SMALL = replace(
     get_shape("llama-guard-3-1b").config,
     hidden_size=64,
@@ -61,7 +62,7 @@ def test_transformers_computes_the_same(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = theirs(tokens).logits[0]
         source = FullPrecisionSource(checkpoint.config, checkpoint.weights)
-        found = Llama(checkpoint.config, source).logits(tokens[0])
+        found = Reference(checkpoint.config, source).logits(tokens[0])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from llama_edge.core.cache_rows import bytes_per_token, quantize_rows, row_parameters
 from llama_edge.core.hadamard import hadamard
-from llama_edge.core.model import FullPrecisionSource, KVCache, Llama, apply_rope, rope_tables
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.core.weight_names import block_weight
+from llama_edge.models.blocks import apply_rope
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.rope import rope_tables
+from llama_edge.models.sources import FullPrecisionSource
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
 
@@ -61,9 +64,9 @@ def test_bytes_of_a_token() -> None:
     assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.INT8) == 2 * 2 * 2 * 21
 
 
-def model(kv_cache: KVCacheDtype, config: ModelConfig = DEBUG_CONFIG) -> Llama:
+def model(kv_cache: KVCacheDtype, config: ModelConfig = DEBUG_CONFIG) -> Reference:
     source = FullPrecisionSource(config, MemoryWeights(config))
-    return Llama(config, source, ActivationQuantization.NONE, kv_cache)
+    return Reference(config, source, ActivationQuantization.NONE, kv_cache)
 
 
 def rounded(row: Tensor) -> Tensor:

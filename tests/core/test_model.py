@@ -10,14 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import (
-    CachedSource,
-    FullPrecisionSource,
-    KVCache,
-    Llama,
-    inverse_frequencies,
-    rope_tables,
-)
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import (
@@ -27,6 +19,9 @@ from llama_edge.core.weight_names import (
     META_NAMES,
     block_weight,
 )
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.rope import inverse_frequencies, rope_tables
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from tests.conftest import MemoryWeights
 from tests.meta_reference import import_meta_model
 
@@ -84,8 +79,8 @@ def tokens_of(config: ModelConfig, count: int = 200) -> Tensor:
     return torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(7))
 
 
-def llama(config: ModelConfig) -> Llama:
-    return Llama(config, FullPrecisionSource(config, MemoryWeights(config)))
+def llama(config: ModelConfig) -> Reference:
+    return Reference(config, FullPrecisionSource(config, MemoryWeights(config)))
 
 
 def worst(left: Tensor, right: Tensor) -> float:

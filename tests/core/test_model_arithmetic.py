@@ -6,20 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import (
-    CachedSource,
-    DequantizedSource,
-    FullPrecisionSource,
-    Llama,
-    apply_rope,
-    attention,
-    quantize_per_block,
-    quantize_per_token,
-    rms_norm,
-)
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import ActivationQuantization
 from llama_edge.core.weight_names import BLOCK_LINEARS, EMBEDDING, LM_HEAD, block_weight
+from llama_edge.models.blocks import apply_rope, attention, rms_norm
+from llama_edge.models.reference import Reference, quantize_per_block, quantize_per_token
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
 
@@ -109,17 +101,17 @@ def test_every_linear_and_only_linears_round_their_input(
     rounding: Callable[[Tensor], Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = Llama(
+    model = Reference(
         DEBUG_CONFIG, FullPrecisionSource(DEBUG_CONFIG, MemoryWeights(DEBUG_CONFIG)), activation
     )
     inputs: dict[str, Tensor] = {}
-    plain = Llama._linear
+    plain = Reference._linear
 
-    def record(self: Llama, x: Tensor, name: str) -> Tensor:
+    def record(self: Reference, x: Tensor, name: str) -> Tensor:
         inputs[name] = x
         return plain(self, x, name)
 
-    monkeypatch.setattr(Llama, "_linear", record)
+    monkeypatch.setattr(Reference, "_linear", record)
     model.logits(torch.arange(5))
     expected = {block_weight(layer, part) for layer in range(2) for part in BLOCK_LINEARS}
     assert set(inputs) == {*expected, LM_HEAD}

@@ -13,7 +13,6 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import Var
 from torch import Tensor
 
-from llama_edge.core import model as reference
 from llama_edge.core.errors import CheckFailedError, MissingComponentError, UsageError
 from llama_edge.core.manifest import Verdict
 from llama_edge.core.model_config import ModelConfig
@@ -22,7 +21,10 @@ from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpo
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.bundle import Bundle
-from llama_edge.export.coreml.graph import Cache, Call, Network
+from llama_edge.export.coreml.graph import Cache, Call, Graph
+from llama_edge.models import rope
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource
 from llama_edge.pipeline.doctor import diagnose
 from llama_edge.pipeline.eval_report import EvalRequest
 from llama_edge.pipeline.evaluate import evaluate
@@ -112,15 +114,15 @@ def test_a_fault_of_the_prefill_alone_is_found(
     debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its mask lets the last token of a call be seen by those before it."""
-    begin = Network.begin_call
+    begin = Graph.begin_call
 
-    def looks_ahead(self: Network, tokens: Var, position: Var, tables: Any) -> Call:  # noqa: ANN401
+    def looks_ahead(self: Graph, tokens: Var, position: Var, tables: Any) -> Call:  # noqa: ANN401
         call = begin(self, tokens, position, tables)
         if tokens.shape[1] == 1:
             return call
         return replace(call, mask=mb.mul(x=call.mask, y=np.float16(0)))
 
-    monkeypatch.setattr(Network, "begin_call", looks_ahead)
+    monkeypatch.setattr(Graph, "begin_call", looks_ahead)
     request = debug_request(debug_folder, "ios", tmp_path / "out")
     options = LowerOptions(max_context=512, prefill=PrefillLengths.FIXED)
     with pytest.raises(CheckFailedError, match=r"layers\.0\.attention \(prefill\)"):
@@ -245,7 +247,7 @@ def test_wrong_weights_are_named(fault: Fault, place: str, export: Export) -> No
 def test_a_wrong_rope_theta(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong_tables(config: ModelConfig, start: int, length: int) -> tuple[Tensor, Tensor]:
         wrong = replace(config, rope_theta=2 * config.rope_theta)
-        return reference.rope_tables(wrong, start, length)
+        return rope.rope_tables(wrong, start, length)
 
     monkeypatch.setattr("llama_edge.export.coreml.lower.rope_tables", wrong_tables)
     assert "blocks: layers.0.attention" in export()
@@ -294,8 +296,8 @@ def test_one_read_of_a_state_per_layer_is_right_as_built(
     tokens = [(7 * place * place + 3 * place) % 256 for place in range(20)]
     with get_runtime("coreml").open(artifact) as session:
         rows = [session.prefill(tokens[:12]), *map(session.decode, tokens[12:])]
-    source = reference.DequantizedSource(debug_quantized.weights)
-    network = reference.Llama(debug_quantized.config, source)
+    source = DequantizedSource(debug_quantized.weights)
+    network = Reference(debug_quantized.config, source)
     expected = network.logits(torch.tensor(tokens)).numpy()[11:]
     np.testing.assert_allclose(np.stack(rows), expected, atol=2e-5)
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray, Session
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export import get_exporter
 from llama_edge.export.bundle import Bundle, list_tensors
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.pipeline.eval_report import EvalRequest
 from llama_edge.pipeline.evaluate import evaluate
 from llama_edge.pipeline.export import ExportRequest, export_model
@@ -49,7 +50,7 @@ def test_exact_logits_are_the_references(
     assert len(prompt.continuation) == DECODE_STEPS == 64
     config = smollm2_quantized.config
     source = CachedSource(DequantizedSource(smollm2_quantized.weights))
-    expected = Llama(config, source).logits(torch.tensor(prompt.sequence)).numpy()
+    expected = Reference(config, source).logits(torch.tensor(prompt.sequence)).numpy()
     found = logits(get_runtime("coreml").open(artifact), prompt, config.vocab_size)
     assert np.abs(found - expected).max() <= 1e-3
     np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))

@@ -16,7 +16,6 @@ from executorch.exir import schema
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from llama_edge.core import model as reference
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
@@ -35,6 +34,7 @@ from llama_edge.core.types import (
 from llama_edge.export import get_exporter
 from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.formats.pte import PteFile, encode_program
+from llama_edge.models import rope
 from llama_edge.pipeline.export import export_model
 from tests.conftest import debug_request
 
@@ -175,7 +175,7 @@ def test_wrong_weights_are_named(target: str, fault: Fault, place: str, export: 
 def test_a_wrong_rope_theta(target: str, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong_tables(config: ModelConfig, start: int, length: int) -> tuple[Tensor, Tensor]:
         wrong = dataclasses.replace(config, rope_theta=2 * config.rope_theta)
-        return reference.rope_tables(wrong, start, length)
+        return rope.rope_tables(wrong, start, length)
 
     backend = {"android": "executorch", "onnx": "onnx"}[target]
     monkeypatch.setattr(f"llama_edge.export.{backend}.lower.rope_tables", wrong_tables)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from llama_edge.core.errors import MissingComponentError, OutputError, QuantizeError
-from llama_edge.core.model import FullPrecisionSource, Llama
 from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.types import (
     ActivationQuantization,
@@ -19,6 +18,8 @@ from llama_edge.core.types import (
     Recipe,
     RotationLearning,
 )
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.quantize import W4A8_SPINQUANT
 from llama_edge.quantize.learned_rotations import SAVE_EVERY, LearningPlace, learn_rotations
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
@@ -104,7 +105,7 @@ def test_the_full_precision_network_stays_the_same(
     assert not same(learned, start_of(checkpoint))
 
     def logits(of: Checkpoint) -> torch.Tensor:
-        model = Llama(of.config, FullPrecisionSource(of.config, of.weights))
+        model = Reference(of.config, FullPrecisionSource(of.config, of.weights))
         return model.logits(tokens(1)[0]).double().log_softmax(-1)
 
     wanted, found = logits(checkpoint), logits(apply_rotations(checkpoint, learned))

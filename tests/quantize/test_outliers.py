@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import ActivationQuantization, Checkpoint, Rotation, Weights
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.rotate import rotate
 
 EVERY, FACTOR = 24, 40.0
@@ -55,7 +56,7 @@ class OutlierWeights:
 
 def logits(checkpoint: Checkpoint, tokens: Tensor, activation: ActivationQuantization) -> Tensor:
     source = CachedSource(FullPrecisionSource(checkpoint.config, checkpoint.weights))
-    return Llama(checkpoint.config, source, activation).logits(tokens).double().log_softmax(-1)
+    return Reference(checkpoint.config, source, activation).logits(tokens).double().log_softmax(-1)
 
 
 @pytest.mark.slow

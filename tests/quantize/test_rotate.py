@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from llama_edge.core.errors import ConfigError
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
@@ -14,6 +13,8 @@ from llama_edge.core.types import Checkpoint, Rotation
 from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.rotate import rotate, tie_breaker
 from llama_edge.quantize.stage import quantize_checkpoint
@@ -48,7 +49,7 @@ def checkpoint_of(config: ModelConfig, like: Checkpoint) -> Checkpoint:
 
 def logits(checkpoint: Checkpoint) -> torch.Tensor:
     source = FullPrecisionSource(checkpoint.config, checkpoint.weights)
-    return Llama(checkpoint.config, source).logits(TOKENS).double()
+    return Reference(checkpoint.config, source).logits(TOKENS).double()
 
 
 def kl(reference: torch.Tensor, found: torch.Tensor) -> float:
@@ -142,7 +143,7 @@ def test_every_backend_runs_the_online_parts(
     options = LowerOptions(max_context=128, accuracy_level=accuracy_level)
     artifact = exporter.lower(quantized, out, options, SilentProgress())
     weights = exporter.read_weights(artifact)
-    reference = Llama(artifact.config, DequantizedSource(weights), artifact.activation)
+    reference = Reference(artifact.config, DequantizedSource(weights), artifact.activation)
     trace = get_runtime(backend).trace(artifact, [TOKENS.tolist()])
     hidden = [torch.from_numpy(array) for array in trace.hidden]
     with torch.no_grad():

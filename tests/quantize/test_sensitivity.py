@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import block_linear_names
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import W4A8_GPTQ
 from llama_edge.quantize.gptq import gptq_codes, rounding_costs
 from llama_edge.quantize.groupwise import choose_scales
@@ -67,10 +68,10 @@ class _OneChanged:
 
 def measured(checkpoint: Checkpoint, name: str) -> float:
     """KL when this linear alone is rounded to 4 bits by GPTQ, on the same text."""
-    full = Llama(checkpoint.config, FullPrecisionSource(checkpoint.config, checkpoint.weights))
+    full = Reference(checkpoint.config, FullPrecisionSource(checkpoint.config, checkpoint.weights))
     inputs: list[Tensor] = []
 
-    class Tapped(Llama):
+    class Tapped(Reference):
         def _linear(self, x: Tensor, given: str) -> Tensor:
             if given == name:
                 inputs.append(x)
@@ -83,7 +84,7 @@ def measured(checkpoint: Checkpoint, name: str) -> float:
     scales = search_scales(weight, 4, 32)
     codes = gptq_codes(name, weight, x.T @ x, scales, 4)
     change = codes * scales.float().repeat_interleave(32, dim=1) - weight
-    changed = Llama(checkpoint.config, _OneChanged(checkpoint, name, change))
+    changed = Reference(checkpoint.config, _OneChanged(checkpoint, name, change))
     found = [changed.logits(row).double().log_softmax(-1) for row in tokens()]
     parts = [(w.exp() * (w - f)).sum(-1).mean() for w, f in zip(wanted, found, strict=True)]
     return float(torch.stack(parts).mean())

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.model import DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import (
     ActivationQuantization,
@@ -15,6 +14,8 @@ from llama_edge.core.types import (
     Rotation,
     Rounding,
 )
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4_HADAMARD, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint
@@ -37,9 +38,9 @@ def quantize(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> QuantizedC
 
 def divergence(checkpoint: Checkpoint, quantized: QuantizedCheckpoint) -> float:
     """Mean KL to full precision on ids that calibration never saw, with int8 activations."""
-    full = Llama(checkpoint.config, FullPrecisionSource(checkpoint.config, checkpoint.weights))
+    full = Reference(checkpoint.config, FullPrecisionSource(checkpoint.config, checkpoint.weights))
     source = DequantizedSource(quantized.weights)
-    found = Llama(quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
+    found = Reference(quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
     total = 0.0
     for row in tokens(1, sequences=3):
         wanted = full.logits(row).double().log_softmax(-1)
@@ -106,7 +107,7 @@ def test_a_weight_only_recipe_calibrates_on_unrounded_activations(
     def refuse(x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("an activation was rounded")
 
-    monkeypatch.setattr("llama_edge.core.model.quantize_per_token", refuse)
+    monkeypatch.setattr("llama_edge.models.reference.quantize_per_token", refuse)
     quantize(debug_checkpoint, W4_HADAMARD, tmp_path / "weight-only")
     with pytest.raises(AssertionError, match="was rounded"):
         quantize(debug_checkpoint, W4A8_HADAMARD, tmp_path / "int8")

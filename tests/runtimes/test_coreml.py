@@ -11,7 +11,6 @@ import torch
 from coremltools.proto import Model_pb2
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import (
@@ -22,6 +21,8 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
@@ -54,13 +55,13 @@ def copied(package: Artifact, tmp_path: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
+def reference(debug_quantized: QuantizedCheckpoint) -> Reference:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
-    return Llama(debug_quantized.config, source, ActivationQuantization.NONE)
+    return Reference(debug_quantized.config, source, ActivationQuantization.NONE)
 
 
 @pytest.fixture(scope="module")
-def expected(reference: Llama) -> FloatArray:
+def expected(reference: Reference) -> FloatArray:
     """Logits after every token, in one pass: it needs no cache to be right."""
     logits: FloatArray = reference.logits(torch.tensor(TOKENS)).numpy()
     return logits
@@ -97,7 +98,7 @@ def test_int4_tables_equal_the_reference(debug_checkpoint: Checkpoint, tmp_path:
     stored = quantize_checkpoint(debug_checkpoint, recipe, tmp_path / "codes", progress)
     options = LowerOptions(max_context=CONTEXT)
     artifact = CoreMLExporter().lower(stored, tmp_path / "package", options, progress)
-    network = Llama(stored.config, CachedSource(DequantizedSource(stored.weights)))
+    network = Reference(stored.config, CachedSource(DequantizedSource(stored.weights)))
     expected = network.logits(torch.tensor(TOKENS)).numpy()
     np.testing.assert_allclose(run(artifact, TOKENS, PREFILL), expected, atol=2e-5)
 
@@ -109,7 +110,7 @@ def test_rounding_as_declared_estimates_a_device(package: Artifact, expected: Fl
     np.testing.assert_array_equal(half, half.astype(np.float16))
 
 
-def test_blocks_equal_the_reference(package: Artifact, reference: Llama) -> None:
+def test_blocks_equal_the_reference(package: Artifact, reference: Reference) -> None:
     """Each half block, fed what the artifact fed it."""
     calls = [TOKENS[:PREFILL], *([token] for token in TOKENS[PREFILL:])]
     trace = EXACT.trace(package, calls)

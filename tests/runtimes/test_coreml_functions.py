@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from llama_edge.core.errors import ArtifactError, SessionError
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import Artifact, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import FIXED_PREFILL, CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.runtimes.coreml.functions import InterpretedFunctions, pieces
 from llama_edge.runtimes.coreml.interpreter import Precision
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
@@ -51,7 +52,7 @@ def flexible(
 @pytest.fixture(scope="module")
 def expected(debug_quantized: QuantizedCheckpoint) -> FloatArray:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
-    network = Llama(debug_quantized.config, source)
+    network = Reference(debug_quantized.config, source)
     logits: FloatArray = network.logits(torch.tensor(TOKENS)).numpy()
     return logits
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.model import FullPrecisionSource, Llama
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
@@ -13,11 +14,11 @@ TOKENS = [(7 * position + 3) % 256 for position in range(40)]
 
 
 @pytest.fixture
-def model() -> Llama:
-    return Llama(DEBUG_CONFIG, FullPrecisionSource(DEBUG_CONFIG, MemoryWeights(DEBUG_CONFIG)))
+def model() -> Reference:
+    return Reference(DEBUG_CONFIG, FullPrecisionSource(DEBUG_CONFIG, MemoryWeights(DEBUG_CONFIG)))
 
 
-def test_prefill_then_decode_is_one_pass(model: Llama) -> None:
+def test_prefill_then_decode_is_one_pass(model: Reference) -> None:
     expected = model.logits(torch.tensor(TOKENS)).numpy()
     with EagerSession(model, max_context=40) as session:
         np.testing.assert_allclose(session.prefill_logits(TOKENS[:30]), expected[:30], atol=1e-5)
@@ -28,14 +29,14 @@ def test_prefill_then_decode_is_one_pass(model: Llama) -> None:
         np.testing.assert_allclose(session.prefill(TOKENS[39:]), expected[39], atol=1e-5)
 
 
-def test_reset_forgets(model: Llama) -> None:
+def test_reset_forgets(model: Reference) -> None:
     session = EagerSession(model, max_context=40)
     first = session.prefill(TOKENS)
     session.reset()
     np.testing.assert_array_equal(session.prefill(TOKENS), first)
 
 
-def test_context_and_vocabulary_are_limits(model: Llama) -> None:
+def test_context_and_vocabulary_are_limits(model: Reference) -> None:
     session = EagerSession(model, max_context=4)
     with pytest.raises(SessionError, match="no token"):
         session.prefill([])

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
-from llama_edge.core.model import DequantizedSource, KVCache, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized_checkpoint import matrix_shape
 from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import DequantizedSource
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
 from llama_edge.runtimes.executorch_native import load_operators
 from llama_edge.runtimes.executorch_trace import write_traced_copy
@@ -26,12 +27,12 @@ PROMPT = [3, 17, 41, 99, 200, 7, 7, 63, 128, 5]
 
 
 @pytest.fixture(scope="module")
-def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
+def reference(debug_quantized: QuantizedCheckpoint) -> Reference:
     source = DequantizedSource(debug_quantized.weights)
-    return Llama(debug_quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
+    return Reference(debug_quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
 
 
-def test_prefill_and_decode_equal_the_reference(debug_pte: Artifact, reference: Llama) -> None:
+def test_prefill_and_decode_equal_the_reference(debug_pte: Artifact, reference: Reference) -> None:
     cache = KVCache()
     expected = reference.logits(torch.tensor(PROMPT), cache)[-1].numpy()
     with ExecuTorchRuntime().open(debug_pte) as session:
@@ -42,7 +43,7 @@ def test_prefill_and_decode_equal_the_reference(debug_pte: Artifact, reference: 
             np.testing.assert_allclose(session.decode(token), expected, atol=1e-5)
 
 
-def test_all_logits_of_a_prompt(debug_pte: Artifact, reference: Llama) -> None:
+def test_all_logits_of_a_prompt(debug_pte: Artifact, reference: Reference) -> None:
     expected = reference.logits(torch.tensor(PROMPT)).numpy()
     with ExecuTorchRuntime().open(debug_pte) as session:
         np.testing.assert_allclose(session.prefill_logits(PROMPT), expected, atol=1e-5)
@@ -50,7 +51,7 @@ def test_all_logits_of_a_prompt(debug_pte: Artifact, reference: Llama) -> None:
 
 def test_rows_of_another_order_are_another_network(
     debug_quantized: QuantizedCheckpoint,
-    reference: Llama,
+    reference: Reference,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -80,7 +81,7 @@ def test_a_prompt_longer_than_one_call(
     artifact = lower(debug_quantized, tmp_path)
     assert artifact.max_prefill == 4
     source = DequantizedSource(debug_quantized.weights)
-    model = Llama(debug_quantized.config, source, artifact.activation)
+    model = Reference(debug_quantized.config, source, artifact.activation)
     expected = model.logits(torch.tensor(PROMPT))[-1].numpy()
     with ExecuTorchRuntime().open(artifact) as session:
         np.testing.assert_allclose(session.prefill(PROMPT), expected, atol=1e-5)
@@ -119,7 +120,7 @@ def test_a_file_that_is_no_program(debug_pte: Artifact, tmp_path: Path) -> None:
         ExecuTorchRuntime().open(broken)
 
 
-def test_the_trace_is_what_the_file_computes(debug_pte: Artifact, reference: Llama) -> None:
+def test_the_trace_is_what_the_file_computes(debug_pte: Artifact, reference: Reference) -> None:
     calls = [PROMPT, [1], [250]]
     trace = ExecuTorchRuntime().trace(debug_pte, calls)
     with ExecuTorchRuntime().open(debug_pte) as session:

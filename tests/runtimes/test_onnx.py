@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from llama_edge.core.errors import SessionError
-from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace, FloatArray
 from llama_edge.core.tokenizer import Tokenizer
@@ -21,6 +20,8 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes.onnx import OnnxRuntime
@@ -46,9 +47,9 @@ def run(artifact: Artifact, tokens: Sequence[int], prefill: int) -> FloatArray:
     return np.concatenate(rows)
 
 
-def reference(checkpoint: QuantizedCheckpoint, activation: ActivationQuantization) -> Llama:
+def reference(checkpoint: QuantizedCheckpoint, activation: ActivationQuantization) -> Reference:
     source = CachedSource(DequantizedSource(checkpoint.weights))
-    return Llama(checkpoint.config, source, activation)
+    return Reference(checkpoint.config, source, activation)
 
 
 def expect(checkpoint: QuantizedCheckpoint, tokens: Sequence[int]) -> FloatArray:
@@ -70,7 +71,7 @@ def relative_errors(found: FloatArray, expected: torch.Tensor) -> FloatArray:
 
 
 @torch.no_grad()
-def block_errors(model: Llama, trace: BlockTrace) -> tuple[FloatArray, FloatArray]:
+def block_errors(model: Reference, trace: BlockTrace) -> tuple[FloatArray, FloatArray]:
     """Each half block, fed what the artifact fed it: relative errors of all layers and tokens."""
     cache = KVCache()
     attention, output = [], []

@@ -5,10 +5,11 @@ from functools import cache
 
 import pytest
 
-from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import ActivationQuantization, Checkpoint, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify.blocks import check_blocks
 from llama_edge.verify.end_to_end import EndToEnd, measure_end_to_end
@@ -33,11 +34,11 @@ def measure(
     debug_prompts: tuple[Prompt, ...],
 ) -> Callable[[str, ActivationQuantization], EndToEnd]:
     config = debug_quantized.config
-    full = Llama(config, FullPrecisionSource(config, debug_checkpoint.weights))
+    full = Reference(config, FullPrecisionSource(config, debug_checkpoint.weights))
 
     @cache
     def run(fault: str, activation: ActivationQuantization) -> EndToEnd:
-        reference = Llama(config, DequantizedSource(debug_quantized.weights), activation)
+        reference = Reference(config, DequantizedSource(debug_quantized.weights), activation)
         candidate = candidates(config, debug_quantized.weights, activation)[fault]
         with EagerSession(candidate, MAX_CONTEXT) as session:
             return measure_end_to_end(
@@ -58,7 +59,7 @@ def judge(
 
     @cache
     def run(fault: str, activation: ActivationQuantization) -> ParityReport:
-        reference = Llama(config, CachedSource(DequantizedSource(weights)), activation)
+        reference = Reference(config, CachedSource(DequantizedSource(weights)), activation)
         candidate = candidates(config, weights, activation)[fault]
         traces = [
             trace_model(candidate, calls_of(prompt.tokens, prompt.continuation))

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from llama_edge.core.cache_rows import quantize_rows
-from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, unpack_int4
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedWeights
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 
 
-def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
+def trace_model(model: Reference, calls: Sequence[Sequence[int]]) -> BlockTrace:
     """What a runtime's `trace` would report if this model were the artifact."""
     layers = model.config.num_hidden_layers
     hidden: list[list[Tensor]] = [[] for _ in range(layers + 1)]
@@ -46,14 +47,14 @@ def trace_model(model: Llama, calls: Sequence[Sequence[int]]) -> BlockTrace:
     )
 
 
-def cache_rows(model: Llama, layer: int, x_TD: Tensor, start: int) -> Tensor:
+def cache_rows(model: Reference, layer: int, x_TD: Tensor, start: int) -> Tensor:
     """As `BlockTrace.cache_rows`."""
     parts = model.queries_keys_values(layer, model.attention_input(layer, x_TD), start)
     rows = quantize_rows(torch.cat(parts).transpose(0, 1))
     return torch.cat((rows.codes, rows.steps, rows.zero_points), dim=-1)
 
 
-class OtherOrder(Llama):
+class OtherOrder(Reference):
     """The same network by another order of float operations: what a right artifact amounts to."""
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
@@ -136,19 +137,19 @@ class NoResidual(OtherOrder):
 
 def candidates(
     config: ModelConfig, weights: QuantizedWeights, activation: ActivationQuantization
-) -> Mapping[str, Llama]:
+) -> Mapping[str, Reference]:
     """By name of the planted fault; `none` is right."""
 
     def model(
-        kind: type[Llama] = OtherOrder,
+        kind: type[Reference] = OtherOrder,
         config: ModelConfig = config,
         weights: QuantizedWeights = weights,
-    ) -> Llama:
+    ) -> Reference:
         return kind(config, CachedSource(DequantizedSource(weights)), activation)
 
     def changed(
         part: str, change: Callable[[QuantizedTensor], QuantizedTensor], layer: int = 1
-    ) -> Llama:
+    ) -> Reference:
         name = f"model.layers.{layer}.{part}.weight"
         return model(weights=ChangedWeights(weights, name, change))
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.types import ActivationQuantization
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.verify import block_errors
 from llama_edge.verify.block_errors import RowErrors, mlp_errors, most_suspects, unrounded
 from llama_edge.verify.rounding import border_flips, rounding_steps, with_flips
@@ -27,7 +28,7 @@ class ShiftedBorders(OtherOrder):
     tells it from a right artifact.
     """
 
-    def __init__(self, model: Llama, shift_steps: float) -> None:
+    def __init__(self, model: Reference, shift_steps: float) -> None:
         super().__init__(model.config, model.source, model.activation)
         self._shift = shift_steps
 
@@ -38,13 +39,13 @@ class ShiftedBorders(OtherOrder):
         )
 
 
-def mlp_of(intermediate: int) -> Llama:
+def mlp_of(intermediate: int) -> Reference:
     config = replace(DEBUG_CONFIG, intermediate_size=intermediate, num_hidden_layers=1)
     source = FullPrecisionSource(config, MemoryWeights(config))
-    return Llama(config, CachedSource(source), PER_BLOCK)
+    return Reference(config, CachedSource(source), PER_BLOCK)
 
 
-class ManyRoundings(Llama):
+class ManyRoundings(Reference):
     """SwiGLU with the float error that ONNX Runtime's has in 3B's shape: the median row's."""
 
     def mlp_product(self, layer: int, normed_TD: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class ManyRoundings(Llama):
         )
 
 
-class OtherSums(Llama):
+class OtherSums(Reference):
     """As BLAS does: several rows at once are summed in another order than one by itself."""
 
     moved = torch.zeros(0)
@@ -65,19 +66,19 @@ class OtherSums(Llama):
         return out if len(out) == 1 else out + self.moved
 
 
-def one_block(intermediate: int, kind: type[Llama] = Llama) -> Llama:
+def one_block(intermediate: int, kind: type[Reference] = Reference) -> Reference:
     config = replace(DEBUG_CONFIG, intermediate_size=intermediate, num_hidden_layers=1)
     source = FullPrecisionSource(config, MemoryWeights(config))
     return kind(config, CachedSource(source), PER_BLOCK)
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Llama:
+def narrow() -> Reference:
     return one_block(160)
 
 
 @pytest.fixture(scope="module")
-def wide() -> Llama:
+def wide() -> Reference:
     """16576 codes a row; Llama 3.2 3B has 14336."""
     return one_block(16384)
 
@@ -89,7 +90,7 @@ def stream() -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def judged(model: Llama, candidate: Llama) -> RowErrors:
+def judged(model: Reference, candidate: Reference) -> RowErrors:
     x_TD, attention_TQ = stream()
     found = candidate.mlp_block(0, x_TD, attention_TQ)
     return mlp_errors(model, 0, x_TD, attention_TQ, found, LIMIT)
@@ -99,21 +100,21 @@ def suspects(errors: RowErrors) -> int:
     return int((errors.raw > LIMIT).sum())
 
 
-def test_a_right_artifact_of_a_wide_model_has_flips_in_many_rows(wide: Llama) -> None:
+def test_a_right_artifact_of_a_wide_model_has_flips_in_many_rows(wide: Reference) -> None:
     errors = judged(wide, ManyRoundings(wide.config, wide.source, wide.activation))
     assert suspects(errors) > 0.3 * ROWS
     assert errors.explained.max() <= LIMIT
     assert errors.flips >= suspects(errors)
 
 
-def test_shifted_borders_touch_more_rows_than_flips_do(wide: Llama) -> None:
+def test_shifted_borders_touch_more_rows_than_flips_do(wide: Reference) -> None:
     errors = judged(wide, ShiftedBorders(wide, 3e-4))
     assert errors.flips == 0
     np.testing.assert_array_equal(errors.explained, errors.raw)
 
 
 def test_shifted_borders_of_a_narrow_model_are_told_by_their_number_alone(
-    narrow: Llama, monkeypatch: pytest.MonkeyPatch
+    narrow: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row in five, each with a flip or two that by itself would be excused."""
     candidate = ShiftedBorders(narrow, 1e-3)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.verify.block_errors import BROKEN, relative_errors
 from llama_edge.verify.blocks import BlocksReport, check_blocks
 from llama_edge.verify.prompts import Prompt
@@ -84,23 +85,23 @@ def test_a_wrong_eps_is_in_every_norm(judge: Judge, activation: ActivationQuanti
 
 
 @pytest.fixture(scope="module")
-def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
+def reference(debug_quantized: QuantizedCheckpoint) -> Reference:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
-    return Llama(debug_quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
+    return Reference(debug_quantized.config, source, ActivationQuantization.INT8_PER_TOKEN)
 
 
 @pytest.fixture(scope="module")
-def trace(reference: Llama, debug_prompts: tuple[Prompt, ...]) -> BlockTrace:
+def trace(reference: Reference, debug_prompts: tuple[Prompt, ...]) -> BlockTrace:
     prompt = debug_prompts[1]
     return trace_model(reference, calls_of(prompt.tokens, prompt.continuation))
 
 
-def check(reference: Llama, *traces: BlockTrace) -> BlocksReport:
+def check(reference: Reference, *traces: BlockTrace) -> BlocksReport:
     return check_blocks(reference, traces, Tolerances(), SilentProgress())
 
 
 def test_a_single_wrong_row_is_not_hidden_by_the_others(
-    reference: Llama, trace: BlockTrace
+    reference: Reference, trace: BlockTrace
 ) -> None:
     """Median and 90th percentile do not see one row of many; the largest error does."""
     logits = trace.logits.copy()
@@ -113,7 +114,7 @@ def test_a_single_wrong_row_is_not_hidden_by_the_others(
 
 
 def test_a_small_error_of_every_row_is_not_excused_as_rounding(
-    reference: Llama, trace: BlockTrace
+    reference: Reference, trace: BlockTrace
 ) -> None:
     logits = trace.logits * np.float32(1.0003)
     (block,) = check(reference, replace(trace, logits=logits)).wrong
@@ -121,7 +122,7 @@ def test_a_small_error_of_every_row_is_not_excused_as_rounding(
     assert block.severity == pytest.approx(3, rel=0.05)
 
 
-def test_nan_is_the_worst_error(reference: Llama, trace: BlockTrace) -> None:
+def test_nan_is_the_worst_error(reference: Reference, trace: BlockTrace) -> None:
     logits = trace.logits.copy()
     logits[3, 7] = np.nan
     (block,) = check(reference, replace(trace, logits=logits)).wrong
@@ -129,18 +130,18 @@ def test_nan_is_the_worst_error(reference: Llama, trace: BlockTrace) -> None:
     assert block.decode.max == BROKEN
 
 
-def test_a_wrong_embedding_row(reference: Llama, trace: BlockTrace) -> None:
+def test_a_wrong_embedding_row(reference: Reference, trace: BlockTrace) -> None:
     tokens = (trace.tokens[0] ^ 1, *trace.tokens[1:])
     assert where(check(reference, replace(trace, tokens=tokens))) == {"embedding": ("prefill",)}
 
 
-def test_prefill_alone_is_enough(reference: Llama) -> None:
+def test_prefill_alone_is_enough(reference: Reference) -> None:
     report = check(reference, trace_model(reference, [(5, 6, 7, 8)]))
     assert report.passed
     assert all(block.decode is None for block in report.blocks)
 
 
-def test_a_trace_of_another_shape_is_refused(reference: Llama, trace: BlockTrace) -> None:
+def test_a_trace_of_another_shape_is_refused(reference: Reference, trace: BlockTrace) -> None:
     for broken, name in (
         (replace(trace, hidden=trace.hidden[:-1]), "hidden"),
         (replace(trace, attention=tuple(rows[:, 1:] for rows in trace.attention)), "attention"),

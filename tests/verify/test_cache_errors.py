@@ -9,10 +9,11 @@ from torch import Tensor
 
 from llama_edge.core.cache_rows import CacheRows, quantize_rows
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.verify.block_errors import BROKEN
 from llama_edge.verify.blocks import BlocksReport, check_blocks
 from llama_edge.verify.cache_errors import row_distances
@@ -71,7 +72,7 @@ def test_nan_is_the_worst_error(x: Tensor) -> None:
     assert row_distances(x, rows)[0] == BROKEN
 
 
-def int8_model(quantized: QuantizedCheckpoint, kind: type[Llama] = Llama) -> Llama:
+def int8_model(quantized: QuantizedCheckpoint, kind: type[Reference] = Reference) -> Reference:
     source = CachedSource(DequantizedSource(quantized.weights))
     activation = ActivationQuantization.INT8_PER_TOKEN
     return kind(quantized.config, source, activation, KVCacheDtype.INT8)

@@ -1,13 +1,16 @@
 import pytest
 import torch
 
-from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.verify.drift import residual_streams, stream_snr_db
 
 
 def test_streams_are_the_models_own(debug_quantized: QuantizedCheckpoint) -> None:
-    model = Llama(debug_quantized.config, CachedSource(DequantizedSource(debug_quantized.weights)))
+    model = Reference(
+        debug_quantized.config, CachedSource(DequantizedSource(debug_quantized.weights))
+    )
     with torch.no_grad():
         streams = [*residual_streams(model, [3, 40, 41, 42])]
         expected = model.hidden(model.embed(torch.tensor([3, 40, 41, 42])), KVCache())

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from llama_edge.core.errors import CheckFailedError, TextError
-from llama_edge.core.model import CachedSource, DequantizedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import ActivationQuantization, Checkpoint, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify import evaluate
 from llama_edge.verify.evaluate import (
@@ -57,17 +58,17 @@ class CountingProgress(SilentProgress):
 
 
 @pytest.fixture(scope="module")
-def full(debug_checkpoint: Checkpoint) -> Llama:
+def full(debug_checkpoint: Checkpoint) -> Reference:
     config = debug_checkpoint.config
-    return Llama(config, FullPrecisionSource(config, debug_checkpoint.weights))
+    return Reference(config, FullPrecisionSource(config, debug_checkpoint.weights))
 
 
-def session_of(model: Llama) -> EagerSession:
-    cached = Llama(model.config, CachedSource(model.source), model.activation)
+def session_of(model: Reference) -> EagerSession:
+    cached = Reference(model.config, CachedSource(model.source), model.activation)
     return EagerSession(cached, 512)
 
 
-def score(full: Llama | None, *models: Llama | None) -> list[Scores]:
+def score(full: Reference | None, *models: Reference | None) -> list[Scores]:
     vocab_size = 256
     given = [
         Candidate(
@@ -131,7 +132,7 @@ def test_summary_by_hand() -> None:
     assert 0.0026 <= mean_kl.high <= 0.0065  # one window of ten, drawn two to five times
 
 
-def test_full_precision_is_its_own_forward_pass(full: Llama) -> None:
+def test_full_precision_is_its_own_forward_pass(full: Reference) -> None:
     tokens = torch.tensor(WINDOWS)
     [alone] = score(full, None)
     wanted = F.cross_entropy(
@@ -141,7 +142,9 @@ def test_full_precision_is_its_own_forward_pass(full: Llama) -> None:
     assert alone.kl is None
 
 
-def test_pieces_and_batches_change_nothing(full: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_and_batches_change_nothing(
+    full: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [whole] = score(full, full)
     monkeypatch.setattr(evaluate, "PIECE", 5)
     monkeypatch.setattr(evaluate, "BATCH_BYTES", 4 * 96 * 24 * 4)
@@ -164,7 +167,7 @@ def test_no_more_than_a_piece_of_logits_exists(monkeypatch: pytest.MonkeyPatch) 
     assert session.calls == [0, 10, 10, 3] * 6
 
 
-def test_progress_ends_where_it_said(full: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_ends_where_it_said(full: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "BATCH_BYTES", 4 * 96 * 24 * 4)
     progress = CountingProgress()
     score_windows([Candidate(session=None, vocab_size=256, full=full)], WINDOWS, progress)
@@ -172,9 +175,9 @@ def test_progress_ends_where_it_said(full: Llama, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_against_itself_differs_by_nothing(
-    full: Llama, debug_quantized: QuantizedCheckpoint
+    full: Reference, debug_quantized: QuantizedCheckpoint
 ) -> None:
-    quantized = Llama(debug_quantized.config, DequantizedSource(debug_quantized.weights))
+    quantized = Reference(debug_quantized.config, DequantizedSource(debug_quantized.weights))
     first, second = score(full, quantized, quantized)
     assert summarize_scores(first)["mean_kl"].value > 1e-3
     for found in summarize_difference(first, second).values():
@@ -183,7 +186,7 @@ def test_a_model_against_itself_differs_by_nothing(
 
 @pytest.mark.parametrize("fault", ["swapped nibbles", "wrong Q permutation"])
 def test_a_planted_fault_shows_up(
-    full: Llama, debug_quantized: QuantizedCheckpoint, fault: str
+    full: Reference, debug_quantized: QuantizedCheckpoint, fault: str
 ) -> None:
     models = candidates(debug_quantized.config, debug_quantized.weights, NONE)
     right, wrong = score(full, models["none"], models[fault])
@@ -193,7 +196,7 @@ def test_a_planted_fault_shows_up(
     assert found["top1_agreement"].value < 0
 
 
-def test_only_what_both_have_is_compared(full: Llama) -> None:
+def test_only_what_both_have_is_compared(full: Reference) -> None:
     alone, held = score(full, None, full)
     assert set(summarize_difference(alone, held)) == {"perplexity"}
     difference = summarize_difference(alone, held)["perplexity"].value
@@ -205,7 +208,7 @@ def test_only_what_both_have_is_compared(full: Llama) -> None:
     ("logits", "message"), [([np.nan] * 256, "NaN or infinity"), ([0.0] * 255, "its head is not")]
 )
 def test_broken_logits_are_a_failed_check(
-    full: Llama, logits: list[float], message: str, against: bool
+    full: Reference, logits: list[float], message: str, against: bool
 ) -> None:
     given: Any = FixedSession(logits)
     candidate = Candidate(session=given, vocab_size=256, full=full if against else None)

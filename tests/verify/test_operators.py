@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedCheckpoint
 from llama_edge.core.weight_names import block_weight
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.verify.operators import (
     MAX_SNR_DB,
     Comparison,
@@ -28,13 +29,13 @@ Values = dict[str, FloatArray]
 
 
 @pytest.fixture(params=[ActivationQuantization.INT8_PER_TOKEN, ActivationQuantization.NONE])
-def model(request: pytest.FixtureRequest, debug_quantized: QuantizedCheckpoint) -> Llama:
+def model(request: pytest.FixtureRequest, debug_quantized: QuantizedCheckpoint) -> Reference:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
-    return Llama(debug_quantized.config, source, request.param)
+    return Reference(debug_quantized.config, source, request.param)
 
 
 @torch.no_grad()
-def values_of(model: Llama, layer: int = 1) -> Values:
+def values_of(model: Reference, layer: int = 1) -> Values:
     """What a right artifact shows: each expectation is made the next operator's input."""
     shown: Values = {"hidden": (model.embed(torch.tensor(TOKENS)) * 2).numpy()}
     names = ["input_layernorm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attention"]
@@ -49,22 +50,22 @@ def values_of(model: Llama, layer: int = 1) -> Values:
 
 
 @torch.no_grad()
-def results(model: Llama, shown: Values, layer: int = 1) -> list[OperatorResult]:
+def results(model: Reference, shown: Values, layer: int = 1) -> list[OperatorResult]:
     return [judge(model, one, PREFILL) for one in compare_block(model, layer, shown)]
 
 
-def wrong(model: Llama, shown: Values) -> dict[str, tuple[str, ...]]:
+def wrong(model: Reference, shown: Values) -> dict[str, tuple[str, ...]]:
     return {one.name: one.wrong_in for one in results(model, shown) if not one.passed}
 
 
-def test_right_values_pass(model: Llama) -> None:
+def test_right_values_pass(model: Reference) -> None:
     shown = values_of(model)
     found = results(model, shown)
     assert len(found) == 17
     assert all(one.passed and one.snr_db > 140 for one in found)
 
 
-def test_a_value_that_is_not_shown_is_made(model: Llama) -> None:
+def test_a_value_that_is_not_shown_is_made(model: Reference) -> None:
     shown = values_of(model)
     for name in ("q_rope", "k_rope", "swiglu"):
         del shown[name]
@@ -74,16 +75,16 @@ def test_a_value_that_is_not_shown_is_made(model: Llama) -> None:
     assert "swiglu" not in [one.name for one in found]
 
 
-def with_matrix(model: Llama, name: str, change: Callable[[Tensor], Tensor]) -> Llama:
+def with_matrix(model: Reference, name: str, change: Callable[[Tensor], Tensor]) -> Reference:
     class Changed(CachedSource):
         def matrix(self, asked: str) -> Tensor:
             matrix = super().matrix(asked)
             return change(matrix.clone()) if asked == name else matrix
 
-    return Llama(model.config, Changed(model.source), model.activation)
+    return Reference(model.config, Changed(model.source), model.activation)
 
 
-def test_one_scale_one_step_off_is_seen_in_its_channel(model: Llama) -> None:
+def test_one_scale_one_step_off_is_seen_in_its_channel(model: Reference) -> None:
     shown = values_of(model)
     x = model.quantize_activation(torch.tensor(shown["attention"]))
     matrix = model.source.matrix(block_weight(1, "self_attn.o_proj")).clone()
@@ -97,7 +98,7 @@ def test_one_scale_one_step_off_is_seen_in_its_channel(model: Llama) -> None:
     assert next(name for name, one in found.items() if not one.passed) == "o_proj"
 
 
-def test_a_code_on_a_border_that_fell_the_other_way_is_no_fault(model: Llama) -> None:
+def test_a_code_on_a_border_that_fell_the_other_way_is_no_fault(model: Reference) -> None:
     if model.activation is ActivationQuantization.NONE:
         pytest.skip("nothing is rounded")
     shown = values_of(model)
@@ -121,7 +122,7 @@ def test_a_code_on_a_border_that_fell_the_other_way_is_no_fault(model: Llama) ->
 def test_activations_left_unrounded_are_no_flips(debug_quantized: QuantizedCheckpoint) -> None:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
     rounds, keeps = (
-        Llama(debug_quantized.config, source, activation)
+        Reference(debug_quantized.config, source, activation)
         for activation in (ActivationQuantization.INT8_PER_BLOCK, ActivationQuantization.NONE)
     )
     shown = values_of(rounds)
@@ -131,7 +132,7 @@ def test_activations_left_unrounded_are_no_flips(debug_quantized: QuantizedCheck
     assert "up_proj" in wrong(rounds, shown)
 
 
-def test_the_cache_is_told_from_rope_by_its_values(model: Llama) -> None:
+def test_the_cache_is_told_from_rope_by_its_values(model: Reference) -> None:
     shown = values_of(model)
     del shown["k_rope"], shown["q_rope"]
     keys, values = shown["key_cache"], shown["value_cache"]
@@ -144,14 +145,14 @@ def test_the_cache_is_told_from_rope_by_its_values(model: Llama) -> None:
     assert list(wrong(model, shown)) == ["kv_cache"]
 
 
-def test_a_fault_in_decode_alone_is_told(model: Llama) -> None:
+def test_a_fault_in_decode_alone_is_told(model: Reference) -> None:
     shown = values_of(model)
     shown["attention"] = shown["attention"].copy()
     shown["attention"][PREFILL:] *= 1.01
     assert wrong(model, shown)["attention"] == ("decode",)
 
 
-def test_another_shape_and_nan_are_wrong(model: Llama) -> None:
+def test_another_shape_and_nan_are_wrong(model: Reference) -> None:
     shown = values_of(model)
     shown["attention"] = shown["attention"][:, :-1]
     found = next(
@@ -168,7 +169,7 @@ def test_another_shape_and_nan_are_wrong(model: Llama) -> None:
 
 
 @torch.no_grad()
-def test_the_head(model: Llama) -> None:
+def test_the_head(model: Reference) -> None:
     hidden = model.embed(torch.tensor(TOKENS[:4]))
     normed = model.head_input(hidden) if model.activation is ActivationQuantization.NONE else None
     logits = model.head(hidden)
@@ -184,11 +185,11 @@ def test_the_head(model: Llama) -> None:
 def test_an_int8_cache_rounds_once_more(debug_quantized: QuantizedCheckpoint) -> None:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
     kind = ActivationQuantization.INT8_PER_TOKEN
-    model = Llama(debug_quantized.config, source, kind, KVCacheDtype.INT8)
+    model = Reference(debug_quantized.config, source, kind, KVCacheDtype.INT8)
     shown = values_of(model)
     del shown["key_cache"], shown["value_cache"]
     assert not wrong(model, shown)
-    plain = Llama(debug_quantized.config, source, kind)
+    plain = Reference(debug_quantized.config, source, kind)
     assert "rope" in wrong(plain, shown), "R3 turns queries and keys"
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from llama_edge.core.errors import CheckFailedError, SessionError
 from llama_edge.core.files import canonical_json
-from llama_edge.core.model import DequantizedSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import DequantizedSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify.end_to_end import EndToEnd, artifact_logits, measure_end_to_end
 from llama_edge.verify.findings import Finding
@@ -150,12 +151,12 @@ def test_fidelity_is_measured_against_full_precision(
 
 
 @pytest.fixture
-def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
-    return Llama(debug_quantized.config, DequantizedSource(debug_quantized.weights), NONE)
+def reference(debug_quantized: QuantizedCheckpoint) -> Reference:
+    return Reference(debug_quantized.config, DequantizedSource(debug_quantized.weights), NONE)
 
 
 def test_without_full_precision_there_is_no_fidelity(
-    reference: Llama, debug_prompts: tuple[Prompt, ...], debug_quantized: QuantizedCheckpoint
+    reference: Reference, debug_prompts: tuple[Prompt, ...], debug_quantized: QuantizedCheckpoint
 ) -> None:
     with EagerSession(reference, MAX_CONTEXT) as session:
         measured = measure_end_to_end(
@@ -167,7 +168,7 @@ def test_without_full_precision_there_is_no_fidelity(
 
 
 def test_a_context_too_small_for_the_prompt_is_the_sessions_error(
-    reference: Llama, debug_prompts: tuple[Prompt, ...]
+    reference: Reference, debug_prompts: tuple[Prompt, ...]
 ) -> None:
     prompt = debug_prompts[1]
     session = EagerSession(reference, len(prompt.tokens) + 2)
@@ -175,7 +176,9 @@ def test_a_context_too_small_for_the_prompt_is_the_sessions_error(
         artifact_logits(session, prompt, 256)
 
 
-def test_logits_of_another_width_fail(reference: Llama, debug_prompts: tuple[Prompt, ...]) -> None:
+def test_logits_of_another_width_fail(
+    reference: Reference, debug_prompts: tuple[Prompt, ...]
+) -> None:
     session = EagerSession(reference, MAX_CONTEXT)
     with pytest.raises(CheckFailedError, match=r"shape \(131, 256\); \(131, 300\) is needed"):
         artifact_logits(session, debug_prompts[1], 300)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import CachedSource, DequantizedSource, Llama
 from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.verify.block_errors import attention_errors, head_errors, mlp_errors
 from llama_edge.verify.rounding import border_flips, rounding_steps
 from llama_edge.verify.teacher import empty_cache
@@ -17,9 +18,9 @@ INT8 = (ActivationQuantization.INT8_PER_TOKEN, ActivationQuantization.INT8_PER_B
 
 
 @pytest.fixture(scope="module", params=INT8)
-def model(debug_quantized: QuantizedCheckpoint, request: pytest.FixtureRequest) -> Llama:
+def model(debug_quantized: QuantizedCheckpoint, request: pytest.FixtureRequest) -> Reference:
     source = CachedSource(DequantizedSource(debug_quantized.weights))
-    return Llama(debug_quantized.config, source, request.param)
+    return Reference(debug_quantized.config, source, request.param)
 
 
 @pytest.fixture(scope="module", name="x_TD")
@@ -32,10 +33,10 @@ def attended() -> Tensor:
     return torch.randn(12, 96, generator=torch.Generator().manual_seed(6))
 
 
-class Nudged(Llama):
+class Nudged(Reference):
     """One value of token 4's rounded input is a code away, as if float rounding had tipped it."""
 
-    def __init__(self, model: Llama, index: int) -> None:
+    def __init__(self, model: Reference, index: int) -> None:
         super().__init__(model.config, model.source, model.activation)
         self.index = index
 
@@ -54,9 +55,9 @@ class Nudged(Llama):
         return self._nudge(super().head_input(x_TD))
 
 
-def place_on_border(model: Llama, norm: str, x_TD: Tensor, index: int) -> Tensor:
+def place_on_border(model: Reference, norm: str, x_TD: Tensor, index: int) -> Tensor:
     """x_TD with token 4's value moved until the norm's output is just below a border."""
-    exact = Llama(model.config, model.source, ActivationQuantization.NONE)
+    exact = Reference(model.config, model.source, ActivationQuantization.NONE)
     stage = {
         "attention": lambda x: exact.attention_input(0, x),
         "mlp": lambda x: exact.mlp_input(0, x),
@@ -77,7 +78,7 @@ def calm_index(x_TD: Tensor) -> int:
     return int(magnitudes[0].argsort()[16])
 
 
-def test_attention_takes_a_flip_back_for_all_later_tokens(model: Llama, x_TD: Tensor) -> None:
+def test_attention_takes_a_flip_back_for_all_later_tokens(model: Reference, x_TD: Tensor) -> None:
     index = calm_index(x_TD)
     x_TD = place_on_border(model, "attention", x_TD, index)
     found = Nudged(model, index).attention_block(0, x_TD, empty_cache(model.config, 0))
@@ -89,7 +90,9 @@ def test_attention_takes_a_flip_back_for_all_later_tokens(model: Llama, x_TD: Te
     assert errors.explained.max() < 1e-5
 
 
-def test_mlp_and_head_take_a_flip_back(model: Llama, x_TD: Tensor, attention_TQ: Tensor) -> None:
+def test_mlp_and_head_take_a_flip_back(
+    model: Reference, x_TD: Tensor, attention_TQ: Tensor
+) -> None:
     index = calm_index(x_TD)
     nothing = torch.zeros_like(attention_TQ)  # so that the norm's input is x itself
     on_border = place_on_border(model, "mlp", x_TD, index)
@@ -107,11 +110,11 @@ def test_mlp_and_head_take_a_flip_back(model: Llama, x_TD: Tensor, attention_TQ:
 
 
 def test_a_code_that_is_on_no_border_stays_an_error(
-    model: Llama, x_TD: Tensor, attention_TQ: Tensor
+    model: Reference, x_TD: Tensor, attention_TQ: Tensor
 ) -> None:
     """The same one-code change, in the middle between two borders."""
     index = calm_index(x_TD)
-    exact = Llama(model.config, model.source, ActivationQuantization.NONE)
+    exact = Reference(model.config, model.source, ActivationQuantization.NONE)
     on_border = {flip.index for flip in border_flips(model, 0, exact.head_input(x_TD)[4], 1e-2)}
     index = next(i for i in range(index, 96) if i not in on_border)
     errors = head_errors(model, x_TD, Nudged(model, index).head(x_TD), LIMIT)
@@ -120,7 +123,9 @@ def test_a_code_that_is_on_no_border_stays_an_error(
     assert errors.explained[4] > LIMIT
 
 
-def test_a_wrong_weight_is_not_explained(model: Llama, x_TD: Tensor, attention_TQ: Tensor) -> None:
+def test_a_wrong_weight_is_not_explained(
+    model: Reference, x_TD: Tensor, attention_TQ: Tensor
+) -> None:
     found = model.mlp_block(0, x_TD, attention_TQ)
     found[:, 3] *= 1.01
     errors = mlp_errors(model, 0, x_TD, attention_TQ, found, LIMIT)
@@ -128,7 +133,9 @@ def test_a_wrong_weight_is_not_explained(model: Llama, x_TD: Tensor, attention_T
     np.testing.assert_array_equal(errors.explained, errors.raw)
 
 
-def test_one_wrong_row_is_not_explained(model: Llama, x_TD: Tensor, attention_TQ: Tensor) -> None:
+def test_one_wrong_row_is_not_explained(
+    model: Reference, x_TD: Tensor, attention_TQ: Tensor
+) -> None:
     found = model.mlp_block(0, x_TD, attention_TQ)
     found[4] *= 1.001
     errors = mlp_errors(model, 0, x_TD, attention_TQ, found, LIMIT)
@@ -154,7 +161,7 @@ def test_steps_and_borders_by_hand() -> None:
     torch.testing.assert_close(per_block, torch.full((32,), 128 / 127))
     per_token = rounding_steps(x, ActivationQuantization.INT8_PER_TOKEN)
     torch.testing.assert_close(per_token, torch.ones(32))
-    model = Llama.__new__(Llama)
+    model = Reference.__new__(Reference)
     model.activation = ActivationQuantization.INT8_PER_TOKEN
     (flip,) = [flip for flip in border_flips(model, 2, x, 1e-3) if flip.index < 3]
     assert (flip.place, flip.index, flip.value) == (2, 1, 4.0)

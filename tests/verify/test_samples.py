@@ -3,29 +3,30 @@
 import pytest
 
 from llama_edge.core.generate import Generation
-from llama_edge.core.model import FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify import samples
 from llama_edge.verify.samples import MAX_NEW_TOKENS, SAMPLE_QUESTIONS, write_samples
 
 
 @pytest.fixture(scope="module")
-def full(debug_checkpoint: Checkpoint) -> Llama:
-    return Llama(
+def full(debug_checkpoint: Checkpoint) -> Reference:
+    return Reference(
         debug_checkpoint.config,
         FullPrecisionSource(debug_checkpoint.config, debug_checkpoint.weights),
     )
 
 
-def greedy(model: Llama, prompt: list[int], checkpoint: Checkpoint) -> list[int]:
+def greedy(model: Reference, prompt: list[int], checkpoint: Checkpoint) -> list[int]:
     session = EagerSession(model, 512)
     ends = checkpoint.text.eos_token_ids
     return [*Generation(session, prompt, eos_token_ids=ends, max_new_tokens=MAX_NEW_TOKENS)]
 
 
-def test_a_draft_changes_nothing(full: Llama, debug_checkpoint: Checkpoint) -> None:
+def test_a_draft_changes_nothing(full: Reference, debug_checkpoint: Checkpoint) -> None:
     answers = samples._FullPrecision(full, debug_checkpoint.text)
     for prompt in ([3, 40, 41], [3, 70, 99, 120, 30]):
         wanted = greedy(full, prompt, debug_checkpoint)
@@ -33,7 +34,7 @@ def test_a_draft_changes_nothing(full: Llama, debug_checkpoint: Checkpoint) -> N
             assert answers.answer(prompt, draft) == wanted
 
 
-def test_both_answer_the_same_questions(full: Llama, debug_checkpoint: Checkpoint) -> None:
+def test_both_answer_the_same_questions(full: Reference, debug_checkpoint: Checkpoint) -> None:
     with EagerSession(full, 512) as session:
         found = write_samples(session, full, debug_checkpoint.text, SilentProgress())
     assert [sample.question for sample in found] == [question for _, question in SAMPLE_QUESTIONS]
@@ -43,7 +44,7 @@ def test_both_answer_the_same_questions(full: Llama, debug_checkpoint: Checkpoin
 
 
 def test_without_full_precision(
-    full: Llama, debug_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    full: Reference, debug_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with EagerSession(full, 512) as session:
         found = write_samples(session, None, debug_checkpoint.text, SilentProgress())
@@ -54,7 +55,7 @@ def test_without_full_precision(
 
 
 def test_a_context_that_holds_no_answer_is_left_out(
-    full: Llama, debug_checkpoint: Checkpoint
+    full: Reference, debug_checkpoint: Checkpoint
 ) -> None:
     with EagerSession(full, 20) as session:
         assert write_samples(session, None, debug_checkpoint.text, SilentProgress()) == ()

@@ -11,11 +11,12 @@ import torch
 from lm_eval.api.instance import Instance
 
 from llama_edge.core.errors import TextError
-from llama_edge.core.model import CachedSource, FullPrecisionSource, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
 from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.verify import tasks
 from llama_edge.verify.tasks import SessionLM, run_tasks
@@ -80,7 +81,7 @@ def ask(kind: str, *arguments: object) -> list[Instance]:
 def eager(debug_checkpoint: Checkpoint) -> EagerSession:
     config = debug_checkpoint.config
     source = CachedSource(FullPrecisionSource(config, debug_checkpoint.weights))
-    return EagerSession(Llama(config, source), 64)
+    return EagerSession(Reference(config, source), 64)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_continuations_likelihood_is_the_models(
     monkeypatch.setattr(tasks, "PIECE", piece)
     context, continuation = TOKENIZER.encode("the rain"), TOKENIZER.encode(" in the north")
     config = debug_checkpoint.config
-    full = Llama(config, FullPrecisionSource(config, debug_checkpoint.weights))
+    full = Reference(config, FullPrecisionSource(config, debug_checkpoint.weights))
     rows = full.logits(torch.tensor(context + continuation)).log_softmax(-1)
     wanted = sum(
         float(rows[len(context) - 1 + step, token]) for step, token in enumerate(continuation)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.model import FullPrecisionSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import ActivationQuantization
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.verify.teacher import Variant, final_hidden
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
@@ -32,7 +33,7 @@ def weights() -> CountingWeights:
 
 def test_each_variant_is_its_own_forward_pass(weights: CountingWeights) -> None:
     source = FullPrecisionSource(DEBUG_CONFIG, weights)
-    models = [Llama(DEBUG_CONFIG, source, activation) for activation in ActivationQuantization]
+    models = [Reference(DEBUG_CONFIG, source, activation) for activation in ActivationQuantization]
     found = final_hidden([Variant(model=model) for model in models], SEQUENCES, SilentProgress())
     for model, states in zip(models, found, strict=True):
         for tokens, state in zip(SEQUENCES, states, strict=True):
@@ -43,7 +44,7 @@ def test_each_variant_is_its_own_forward_pass(weights: CountingWeights) -> None:
 
 def test_every_matrix_is_read_once_for_all(weights: CountingWeights) -> None:
     source = FullPrecisionSource(DEBUG_CONFIG, weights)
-    model = Llama(DEBUG_CONFIG, source)
+    model = Reference(DEBUG_CONFIG, source)
     variants = [Variant(model=model), Variant(model=model, disturbance=1e-6)]
     final_hidden(variants, SEQUENCES * 3, SilentProgress())
     blocks = {name: count for name, count in weights.reads.items() if "layers" in name}
@@ -53,7 +54,7 @@ def test_every_matrix_is_read_once_for_all(weights: CountingWeights) -> None:
 
 
 def test_the_disturbance_is_small_and_seeded(weights: CountingWeights) -> None:
-    model = Llama(DEBUG_CONFIG, FullPrecisionSource(DEBUG_CONFIG, weights))
+    model = Reference(DEBUG_CONFIG, FullPrecisionSource(DEBUG_CONFIG, weights))
 
     def run(disturbance: float, seed: int = 0) -> Tensor:
         variant = Variant(model=model, disturbance=disturbance, seed=seed)

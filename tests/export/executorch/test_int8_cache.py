@@ -10,7 +10,6 @@ from executorch.exir import schema
 
 from llama_edge.core.cache_rows import bytes_per_token, quantize_rows
 from llama_edge.core.errors import ConfigError, UsageError
-from llama_edge.core.model import CachedSource, DequantizedSource, KVCache, Llama
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import (
     ActivationQuantization,
@@ -22,6 +21,8 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.executorch.exporter import ExecuTorchExporter
 from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.formats.pte import PteFile
+from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
 from llama_edge.verify.blocks import check_blocks
 from llama_edge.verify.tolerances import Tolerances
@@ -46,8 +47,8 @@ def int8_pte(
 
 
 @pytest.fixture(scope="module")
-def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
-    return Llama(
+def reference(debug_quantized: QuantizedCheckpoint) -> Reference:
+    return Reference(
         debug_quantized.config,
         CachedSource(DequantizedSource(debug_quantized.weights)),
         ActivationQuantization.INT8_PER_TOKEN,
@@ -55,7 +56,7 @@ def reference(debug_quantized: QuantizedCheckpoint) -> Llama:
     )
 
 
-def test_prefill_and_decode_equal_the_reference(int8_pte: Artifact, reference: Llama) -> None:
+def test_prefill_and_decode_equal_the_reference(int8_pte: Artifact, reference: Reference) -> None:
     cache = KVCache()
     with ExecuTorchRuntime().open(int8_pte) as session:
         for call in (PROMPT, [1], [250], [33, 34, 35], [33]):
@@ -71,7 +72,7 @@ def test_a_float_cache_gives_something_else(int8_pte: Artifact, debug_pte: Artif
 
 def test_a_prompt_over_several_calls(
     debug_quantized: QuantizedCheckpoint,
-    reference: Llama,
+    reference: Reference,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -85,7 +86,7 @@ def test_a_prompt_over_several_calls(
 
 
 def test_across_the_operators_own_blocks(
-    debug_quantized: QuantizedCheckpoint, reference: Llama, tmp_path: Path
+    debug_quantized: QuantizedCheckpoint, reference: Reference, tmp_path: Path
 ) -> None:
     """Attention takes 512 keys at a time, and a call 512 tokens."""
     config = replace(debug_quantized.config, max_position_embeddings=2048)
@@ -108,7 +109,7 @@ def test_reset_forgets(int8_pte: Artifact) -> None:
 
 
 def test_the_trace_shows_the_rows_that_the_cache_gets(
-    int8_pte: Artifact, debug_pte: Artifact, reference: Llama
+    int8_pte: Artifact, debug_pte: Artifact, reference: Reference
 ) -> None:
     calls = [PROMPT, [1], [250]]
     trace = ExecuTorchRuntime().trace(int8_pte, calls)
