@@ -1,6 +1,7 @@
 """Text to token ids and back, for a person's text, a dialog, and a stream of new tokens."""
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -14,6 +15,7 @@ from llama_edge.core.types import TextAssets
 #: Stands inside a control token that a message's content spells, while the dialog is rendered.
 _QUOTE: Final = "\ufdd0"  # a Unicode noncharacter: no text has it
 _REPLACEMENT: Final = "\ufffd"
+_SETTING: Final = threading.Lock()
 
 
 class Tokenizer:
@@ -119,8 +121,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text is not valid Unicode: {error}") from error
-        self._tokenizer.encode_special_tokens = not control_tokens
-        with _faults_told():
+        # The setting is the shared object's: nobody else encodes while it is ours.
+        with _SETTING, _faults_told():
+            self._tokenizer.encode_special_tokens = not control_tokens
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.tokenizer import Tokenizer, TokenStream
 from llama_edge.core.types import Checkpoint
+from tests.conftest import debug_text
 
 TEXTS = [
     "Hello, world! It's 2024.",
@@ -153,3 +155,29 @@ def test_hugging_face_s_tools_read_what_we_write_and_agree(llama32_shaped: Path)
     assert theirs.eos_token == "<|eot_id|>"
     generation = transformers.GenerationConfig.from_pretrained(llama32_shaped)
     assert generation.eos_token_id == [128001, 128008, 128009]
+
+
+def test_a_text_is_parsed_once_and_its_setting_is_a_calls_own() -> None:
+    text = debug_text()
+    one, other = Tokenizer(text), Tokenizer(replace(text, tokenizer_json=str(text.tokenizer_json)))
+    assert one._tokenizer is other._tokenizer
+    control, plain = one.encode_rendered("<|im_start|>"), one.encode("<|im_start|>")
+    assert control == [1]
+    assert len(plain) > 1
+    wrong = []
+
+    def encode(tokenizer: Tokenizer, wanted: list[int], *, rendered: bool) -> None:
+        for _ in range(300):
+            ids = tokenizer.encode_rendered if rendered else tokenizer.encode
+            if ids("<|im_start|>") != wanted:
+                wrong.append(wanted)
+
+    threads = [
+        threading.Thread(target=encode, args=(one, control), kwargs={"rendered": True}),
+        threading.Thread(target=encode, args=(other, plain), kwargs={"rendered": False}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
