@@ -21,7 +21,7 @@ from llama_edge.core.quantized_checkpoint import (
     matrix_shape,
     write_safetensors,
 )
-from llama_edge.core.weight_names import BLOCK_LINEARS, block_weight
+from llama_edge.models.network import network_of
 from llama_edge.quantize.whole_file import whole_file
 
 
@@ -63,9 +63,10 @@ class KeptLayers:
             OutputError: Its file is damaged.
         """
         path = self._layer_file(layer)
+        linears = network_of(self._layout.config).linears(layer)
         try:
             with safe_open(path, framework="pt") as file:
-                return [self._entry(file, block_weight(layer, part)) for part in BLOCK_LINEARS]
+                return [self._entry(file, node.weight) for node in linears]
         except (OSError, SafetensorError, QuantizeError) as error:
             raise self._damaged(path, str(error)) from error
 

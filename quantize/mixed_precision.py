@@ -1,8 +1,8 @@
 """Which block linears get 8-bit codes: those that buy most fidelity for their bytes.
 
-Linears that backends lower as one product change together (`FUSED_LINEARS`). The choice is greedy,
-by expected KL saved for each byte, and depends on nothing but the checkpoint, the recipe and the
-calibration text.
+Linears that backends lower as one product change together (`Network.stacked_linears`). The choice
+is greedy, by expected KL saved for each byte, and depends on nothing but the checkpoint, the recipe
+and the calibration text.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import FUSED_LINEARS, block_linear_names, block_weight
+from llama_edge.core.weight_names import block_linear_names
+from llama_edge.models.network import network_of
 from llama_edge.quantize.kept_costs import KeptCosts
 from llama_edge.quantize.sensitivity import measure_costs
 
@@ -82,9 +83,10 @@ def choose_int8(
         checkpoint, (layout, wide), tokens_NT, KeptCosts(folder), progress
     )
     candidates = []
+    network = network_of(layout.config)
     for layer in range(layout.config.num_hidden_layers):
-        for parts in FUSED_LINEARS.values():
-            fused = tuple(block_weight(layer, part) for part in parts)
+        for linears in network.stacked_linears(layer):
+            fused = tuple(node.weight for node in linears)
             candidates.append(
                 Candidate(
                     names=fused,

@@ -27,7 +27,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import BLOCK_LINEARS, block_weight
+from llama_edge.models.network import network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
@@ -106,12 +106,10 @@ def measure_costs(
     """
     layers, width = checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size
     tokens = tokens_NT[:: -(-len(tokens_NT) // SEQUENCES)]
-    names = [
-        block_weight(layer, part) for layer in reversed(range(layers)) for part in BLOCK_LINEARS
-    ]
+    network = network_of(checkpoint.config)
+    names = [node.weight for layer in reversed(range(layers)) for node in network.linears(layer)]
     found = kept.load(len(layouts), (*tokens.shape, width))
-    done = 0 if found is None else found.costs.shape[1] // len(BLOCK_LINEARS)
-    if found is None or done < layers:
+    if found is None or found.costs.shape[1] < len(names):
         with scratch_folder(kept.folder) as scratch:
             streams = activation_buffer((layers + 1, *tokens.shape, width), scratch / "streams")
             measurement = _Measurement(checkpoint, layouts, kept, progress)
@@ -146,7 +144,7 @@ class _Measurement:
         """
         model = self._model
         layers = model.config.num_hidden_layers
-        done = 0 if found is None else found.costs.shape[1] // len(BLOCK_LINEARS)
+        done = 0 if found is None else found.costs.shape[1] // len(model.network.linears(0))
         # The last layer's output is what the head starts from, and nothing else.
         forward = layers if found is None else layers - done - 1
         self._progress.start("measure sensitivity, forward", forward)
@@ -187,8 +185,7 @@ class _Measurement:
         """float64 (layouts, linears of the layer)."""
         model = self._model
         columns: list[list[float]] = []
-        for part in BLOCK_LINEARS:
-            name = block_weight(layer, part)
+        for name in (node.weight for node in model.network.linears(layer)):
             curvature = _Curvature(name, model.moments.pop(name), tokens)
             weight = model.source.matrix(name)
             columns.append([curvature.cost(weight, layout) for layout in self._layouts])

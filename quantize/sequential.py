@@ -19,7 +19,6 @@ from torch import Tensor
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.core.types import ActivationQuantization, Checkpoint
-from llama_edge.core.weight_names import block_weight
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
@@ -196,10 +195,10 @@ def round_blocks(
             # Every weight of the layer is read once, for the full-precision pass and for rounding.
             full.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
             entries: list[QuantizedEntry] = []
-            for parts, inputs_of in _STEPS:
+            groups = rounded.network.linears_by_input(layer)
+            for linears, inputs_of in zip(groups, _INPUTS, strict=True):
                 inputs, full_inputs = inputs_of(artifact, layer), inputs_of(wanted, layer)
-                names = [block_weight(layer, part) for part in parts]
-                weights = {name: full.source.matrix(name) for name in names}
+                weights = {node.weight: full.source.matrix(node.weight) for node in linears}
                 for entry in rounder.round(weights, inputs, full_inputs):
                     entries.append(entry)
                     yield entry
@@ -209,13 +208,10 @@ def round_blocks(
             kept.keep(layer, entries, (artifact.stream, wanted.stream))
 
 
-#: The linears of a block that share their input, in order, and what that input is.
-_STEPS: Final = (
-    (
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        _CalibrationPass.attention_inputs,
-    ),
-    (("self_attn.o_proj",), _CalibrationPass.attention_outputs),
-    (("mlp.gate_proj", "mlp.up_proj"), _CalibrationPass.mlp_inputs),
-    (("mlp.down_proj",), _CalibrationPass.mlp_products),
+#: What the linears of a block multiply, in order; those that share an input are one entry.
+_INPUTS: Final = (
+    _CalibrationPass.attention_inputs,
+    _CalibrationPass.attention_outputs,
+    _CalibrationPass.mlp_inputs,
+    _CalibrationPass.mlp_products,
 )

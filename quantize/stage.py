@@ -22,12 +22,8 @@ from llama_edge.core.quantized_checkpoint import (
     write_quantized_checkpoint,
 )
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
-from llama_edge.core.weight_names import (
-    BLOCK_LINEARS,
-    EMBEDDING,
-    block_linear_names,
-    block_weight,
-)
+from llama_edge.core.weight_names import EMBEDDING, block_linear_names
+from llama_edge.models.network import network_of
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.kept_layers import KeptLayers
@@ -195,7 +191,8 @@ def _counted(
     floats = float_shapes(layout.config)
     matrices = [name for name in stored_names(layout.config) if name not in floats]
     progress.start(f"quantize ({layout.recipe.name})", len(matrices))
-    done = {block_weight(layer, part) for layer in range(finished) for part in BLOCK_LINEARS}
+    network = network_of(layout.config)
+    done = {node.weight for layer in range(finished) for node in network.linears(layer)}
     if done:
         progress.skip(len(done))
     for entry in entries:

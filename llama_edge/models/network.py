@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from torch import fx, nn
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.models.blocks import Block, Linear
+from llama_edge.models.blocks import Attention, Block, Linear
 from llama_edge.models.llama import Llama
 
 V = TypeVar("V")
@@ -87,6 +87,32 @@ class Network:
     def in_layer(self, layer: int) -> Mapping[str, Node]:
         """The nodes of one block by `Node.part`, in order."""
         return self._layers[layer]
+
+    def linears(self, layer: int) -> tuple[Node, ...]:
+        """The linears of one block, in order."""
+        found = self.in_layer(layer).values()
+        return tuple(node for node in found if isinstance(node.block, Linear))
+
+    def linears_by_input(self, layer: int) -> tuple[tuple[Node, ...], ...]:
+        """The linears of one block, in order; those that multiply the same value are together."""
+        groups: dict[tuple[str, ...], list[Node]] = {}
+        for node in self.linears(layer):
+            groups.setdefault(node.inputs, []).append(node)
+        return tuple(tuple(group) for group in groups.values())
+
+    def stacked_linears(self, layer: int) -> tuple[tuple[Node, ...], ...]:
+        """The linears of one block, in order; those of one attention's operands are together.
+
+        Backends lower these as one product, their rows stacked: one width of codes each.
+        """
+        groups: dict[str, list[Node]] = {node.name: [node] for node in self.linears(layer)}
+        for node in self.in_layer(layer).values():
+            if isinstance(node.block, Attention):
+                first, *others = self.linears_before(node)
+                groups[first.name].extend(others)
+                for other in others:
+                    del groups[other.name]
+        return tuple(tuple(group) for group in groups.values())
 
     @cached_property
     def head(self) -> Mapping[str, Node]:

@@ -111,6 +111,33 @@ def test_what_shares_an_input_and_what_is_fused_comes_from_the_graph() -> None:
     ]
 
 
+def test_linears_share_an_input_where_those_of_transformers_do(tmp_path: Path) -> None:
+    weights = {name: value.float() for name, value in MemoryWeights(DEBUG_CONFIG).tensors.items()}
+    reference = theirs(tmp_path / "model", DEBUG_CONFIG, weights)
+    seen: list[tuple[str, Tensor]] = []
+    for name, module in reference.model.layers[1].named_modules(prefix="model.layers.1"):
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, x, name=name: seen.append((name, x[0])))
+    with torch.no_grad():
+        reference(torch.arange(5)[None])
+    inputs = list({id(x): x for _, x in seen}.values())
+    wanted = [[name for name, x in seen if x is shared] for shared in inputs]
+    groups = network_of(DEBUG_CONFIG).linears_by_input(1)
+    assert [[node.name for node in group] for group in groups] == wanted
+    assert list(map(len, wanted)) == [3, 1, 2, 1]
+
+
+def test_operands_of_an_attention_are_one_product() -> None:
+    groups = network_of(DEBUG_CONFIG).stacked_linears(1)
+    assert [[node.part for node in group] for group in groups] == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj"],
+        ["up_proj"],
+        ["down_proj"],
+    ]
+
+
 def test_rotations_are_blocks_of_their_own() -> None:
     rotated = replace(DEBUG_CONFIG, down_proj_rotation=(20, 8), head_rotation=True)
     plain, turned = network_of(DEBUG_CONFIG), network_of(rotated)
