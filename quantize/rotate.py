@@ -16,13 +16,9 @@ from torch import Tensor
 from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Checkpoint, Rotation, Weights
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD_ROTATION,
-    LM_HEAD,
-    block_weight,
-)
+from llama_edge.core.weight_names import FINAL_NORM, HEAD_ROTATION
+from llama_edge.models.blocks import Add, Attention, Embedding, Linear, RMSNorm, SwiGLU
+from llama_edge.models.network import Node, network_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +30,8 @@ class RotationMatrices:
     r4: tuple[int, int] | None
 
 
-_FIRST_NORM: Final = block_weight(0, "input_layernorm")
+#: Which of attention's inputs are the values.
+VALUES: Final = 2
 
 
 def tie_breaker(width: int) -> Tensor:
@@ -99,6 +96,14 @@ class RotatedWeights:
         self._config = config
         self._weights = weights
         self._matrices = matrices
+        #: before rotation: no online Hadamard matrices, no rotation before the head
+        self._network = network_of(config)
+        self._matrix_nodes = {
+            node.weight: node
+            for node in self._network.nodes
+            if isinstance(node.block, Embedding | Linear)
+        }
+        self._first_norm = next(self._network.of_kind(RMSNorm))
 
     def __iter__(self) -> Iterator[str]:
         yield from self._weights
@@ -118,48 +123,48 @@ class RotatedWeights:
             return self._turn_back(norm[:, None] * self._matrices.r1).float()
         weight = self._weights.read(name)
         if weight.ndim == 1:
-            return tie_breaker(len(weight)) if name == _FIRST_NORM else torch.ones_like(weight)
+            first = self._first_norm.weight
+            return tie_breaker(len(weight)) if name == first else torch.ones_like(weight)
         return self._rotate(name, weight.to(self._matrices.r1)).float()
 
     def _turn_back(self, weight_DI: Tensor) -> Tensor:
         """Of a matrix that writes to the residual stream: R1^T W."""
         return self._matrices.r1.T @ weight_DI
 
-    def _fold(self, weight_OD: Tensor, norm: str) -> Tensor:
+    def _fold(self, weight_OD: Tensor, norm: Node) -> Tensor:
         """Of a matrix behind a norm: W diag(norm) R1."""
-        return (weight_OD * self._weights.read(norm).to(weight_OD)) @ self._matrices.r1
+        folded = (weight_OD * self._weights.read(norm.weight).to(weight_OD)) @ self._matrices.r1
+        if norm is self._first_norm:
+            folded = folded / tie_breaker(folded.shape[1]).to(folded)
+        return folded
 
     def _rotate(self, name: str, weight: Tensor) -> Tensor:
-        if name == EMBEDDING:
+        """What a matrix reads and writes, by the graph, says which sides of it turn."""
+        node = self._matrix_nodes[name]
+        if isinstance(node.block, Embedding):
             return weight @ self._matrices.r1
-        if name == LM_HEAD:
-            return self._fold(weight, FINAL_NORM)
-        layer, part = self._place(name)
-        if part == "self_attn.o_proj":
-            return self._turn_back(self._turn_heads_in(weight, self._matrices.r2[layer]))
-        if part == "mlp.down_proj":
-            turned = self._turn_back(weight)
-            return (
-                turned if self._matrices.r4 is None else rotate_product(turned, self._matrices.r4)
-            )
-        before = "input_layernorm" if part.startswith("self_attn") else "post_attention_layernorm"
-        norm = block_weight(layer, before)
-        folded = self._fold(weight, norm)
-        if norm == _FIRST_NORM:
-            folded = folded / tie_breaker(folded.shape[1]).to(folded)
-        if part == "self_attn.v_proj":
-            heads = folded.view(-1, self._config.head_dim, folded.shape[1])
-            return (self._matrices.r2[layer].T @ heads).view_as(folded)
-        return folded
+        before, users = self._network.by_name[node.inputs[0]], self._network.users(node.name)
+        if isinstance(before.block, RMSNorm):
+            weight = self._fold(weight, before)
+        if isinstance(before.block, Attention):
+            weight = self._turn_heads_in(weight, self._r2(before))
+        if any(isinstance(user.block, Add) for user in users):
+            weight = self._turn_back(weight)
+        if isinstance(before.block, SwiGLU) and self._matrices.r4 is not None:
+            weight = rotate_product(weight, self._matrices.r4)
+        for user in users:
+            if isinstance(user.block, Attention) and user.inputs[VALUES] == node.name:
+                heads = weight.view(-1, self._config.head_dim, weight.shape[1])
+                weight = (self._r2(user).T @ heads).view_as(weight)
+        return weight
+
+    def _r2(self, attention: Node) -> Tensor:
+        assert attention.layer is not None
+        return self._matrices.r2[attention.layer]
 
     def _turn_heads_in(self, weight_OI: Tensor, r2_HH: Tensor) -> Tensor:
         heads = weight_OI.view(weight_OI.shape[0], -1, self._config.head_dim)
         return (heads @ r2_HH).reshape(weight_OI.shape)
-
-    @staticmethod
-    def _place(name: str) -> tuple[int, str]:
-        _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-        return int(layer), part
 
 
 def apply_rotations(checkpoint: Checkpoint, matrices: RotationMatrices) -> Checkpoint:
