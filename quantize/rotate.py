@@ -17,7 +17,7 @@ from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Checkpoint, Rotation, Weights
 from llama_edge.core.weight_names import FINAL_NORM, HEAD_ROTATION
-from llama_edge.models.blocks import Add, Attention, Embedding, Linear, RMSNorm, SwiGLU
+from llama_edge.models.blocks import Add, Attention, Embedding, RMSNorm, SwiGLU
 from llama_edge.models.network import Node, network_of
 
 
@@ -98,11 +98,6 @@ class RotatedWeights:
         self._matrices = matrices
         #: before rotation: no online Hadamard matrices, no rotation before the head
         self._network = network_of(config)
-        self._matrix_nodes = {
-            node.weight: node
-            for node in self._network.nodes
-            if isinstance(node.block, Embedding | Linear)
-        }
         self._first_norm = next(self._network.of_kind(RMSNorm))
 
     def __iter__(self) -> Iterator[str]:
@@ -140,7 +135,7 @@ class RotatedWeights:
 
     def _rotate(self, name: str, weight: Tensor) -> Tensor:
         """What a matrix reads and writes, by the graph, says which sides of it turn."""
-        node = self._matrix_nodes[name]
+        node = self._network.by_name[name.removesuffix(".weight")]
         if isinstance(node.block, Embedding):
             return weight @ self._matrices.r1
         before, users = self._network.by_name[node.inputs[0]], self._network.users(node.name)

@@ -105,13 +105,15 @@ class Network:
 
         Backends lower these as one product, their rows stacked: one width of codes each.
         """
-        groups: dict[str, list[Node]] = {node.name: [node] for node in self.linears(layer)}
-        for node in self.in_layer(layer).values():
-            if isinstance(node.block, Attention):
-                first, *others = self.linears_before(node)
-                groups[first.name].extend(others)
-                for other in others:
-                    del groups[other.name]
+        attention_of = {
+            linear.name: node.name
+            for node in self.in_layer(layer).values()
+            if isinstance(node.block, Attention)
+            for linear in self.linears_before(node)
+        }
+        groups: dict[str, list[Node]] = {}
+        for node in self.linears(layer):
+            groups.setdefault(attention_of.get(node.name, node.name), []).append(node)
         return tuple(tuple(group) for group in groups.values())
 
     @cached_property
