@@ -91,7 +91,7 @@ wheel-check: dev-setup
 	build/venv/bin/python -m pip install --quiet --no-deps --no-index build/wheel/llama_edge-*.whl
 	cd / && PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		$(CURDIR)/build/venv/bin/python -c 'import llama_edge.pipeline.export as p; \
-		import llama_edge.core.manifest as m; m.check_schema; m._validator(); \
+		import llama_edge.bundle.manifest as m; m.check_schema; m._validator(); \
 		assert "build/venv" in p.__file__, p.__file__'
 
 check: lint types imports test wheel-check

@@ -22,12 +22,12 @@ from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as sc
 from stock_executorch import STEADY_MEMORY
 
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.executorch import lower
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
+from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.models.blocks import SwiGLU
 from llama_edge.models.network import Node
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model

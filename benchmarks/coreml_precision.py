@@ -19,18 +19,18 @@ from rich.table import Table
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import PrefillLengths
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.gate.end_to_end import artifact_logits
+from llama_edge.gate.metrics import compare
+from llama_edge.gate.prompts import gate_prompts
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize import W4A8_RTN, get_recipe
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.end_to_end import artifact_logits
-from llama_edge.verify.metrics import compare
-from llama_edge.verify.prompts import gate_prompts
+from llama_edge.text.tokenizer import Tokenizer
 
 MODEL = "smollm2-135m"
 RUNTIMES = ("coreml", "coreml-fp16")

@@ -31,8 +31,6 @@ from torch import Tensor
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import TABLES
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     Checkpoint,
     QuantizedCheckpoint,
@@ -45,6 +43,10 @@ from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.coreml import graph
 from llama_edge.export.coreml.lower import write_package
 from llama_edge.export.coreml.metadata import Lowering
+from llama_edge.formats.quantized_checkpoint import TABLES
+from llama_edge.gate.metrics import compare, concatenate, summarize
+from llama_edge.gate.prompts import Prompt, gate_prompts
+from llama_edge.gate.teacher import Variant, final_hidden
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import W4A8_RTN
@@ -52,9 +54,7 @@ from llama_edge.quantize.groupwise import round_to_nearest
 from llama_edge.quantize.rotate import apply_rotations, choose_rotations
 from llama_edge.quantize.scale_search import search_scales
 from llama_edge.quantize.stage import quantize_checkpoint
-from llama_edge.verify.metrics import compare, concatenate, summarize
-from llama_edge.verify.prompts import Prompt, gate_prompts
-from llama_edge.verify.teacher import Variant, final_hidden
+from llama_edge.text.tokenizer import Tokenizer
 
 MODEL: Final = "smollm2-135m"
 ROTATED: Final = replace(

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import torch
 
+from llama_edge.bundle.folder import list_tensors
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.synthetic import write_synthetic
 from llama_edge.core.model_config import ModelConfig
@@ -33,7 +34,6 @@ from llama_edge.core.types import Checkpoint, QuantizedCheckpoint
 from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import list_tensors
 from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint

@@ -29,11 +29,11 @@ import torch
 from stock_executorch import STEADY_MEMORY, TEXT, export_stock, measure
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE
+from llama_edge.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.checkpoint_writers import write_gguf, write_huggingface

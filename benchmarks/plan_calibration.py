@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_edge.export import get_exporter
-from llama_edge.pipeline.plan import planned_config
 from llama_edge.plan.devices import DEVICES, get_device
 from llama_edge.plan.estimate import DECODE_SHARE, MIB, RUNTIME_MIB, estimate
 from llama_edge.plan.host_rows import HOST_ROWS
+from llama_edge.plan.plan import planned_config
 from llama_edge.plan.published import CONTEXT, HELD_OUT, PROMPT, PUBLISHED
 from llama_edge.plan.workload import bundle_workload
 from llama_edge.quantize import W4A8_RTN

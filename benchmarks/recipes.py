@@ -34,7 +34,6 @@ from safetensors.torch import load_file, save_file
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     ActivationQuantization,
     Checkpoint,
@@ -44,6 +43,11 @@ from llama_edge.core.types import (
     Rounding,
     Scales,
 )
+from llama_edge.evaluate.windows import cut_windows
+from llama_edge.gate.metrics import Comparison, Divergence, compare, concatenate, summarize
+from llama_edge.gate.prompts import fidelity_prompts
+from llama_edge.gate.teacher import Variant, final_hidden
+from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
@@ -55,11 +59,7 @@ from llama_edge.quantize.calibration import (
 )
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.quantize.work_place import WorkPlace
-from llama_edge.verify.evaluate import cut_windows
-from llama_edge.verify.metrics import Comparison, Divergence, compare, concatenate, summarize
-from llama_edge.verify.prompts import fidelity_prompts
-from llama_edge.verify.teacher import Variant, final_hidden
-from llama_edge.verify.tolerances import Tolerances
+from llama_edge.text.tokenizer import Tokenizer
 
 MODEL: Final = "smollm2-135m"
 WINDOW: Final = 512

@@ -27,11 +27,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.export import TARGETS
-from llama_edge.export.bundle import PARITY_FILE
+from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan
 
 RECIPE: Final = "w4a8-rtn"
 PROMPTS: Final = PromptPlan(gate=1, fidelity=1, max_prompt_tokens=16, decode_steps=8)

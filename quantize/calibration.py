@@ -16,11 +16,11 @@ from torch import Tensor
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import CalibrationRecord, Checkpoint
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
+from llama_edge.text.tokenizer import Tokenizer
 
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
 #: SmolLM2, 32 x 256 against 16 x 512.

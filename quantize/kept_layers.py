@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import OutputError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.quantized_checkpoint import (
+from llama_edge.formats.quantized_checkpoint import (
     Layout,
     QuantizedEntry,
     matrix_shape,

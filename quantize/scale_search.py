@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Scales
+from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.quantize.groupwise import check_scales, choose_scales
 
 #: Candidates relative to the scale that clips nothing. Below 0.6 clipping always lost more on

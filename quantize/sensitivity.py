@@ -25,8 +25,8 @@ from torch import Tensor
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
+from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.core.types import ActivationQuantization, Checkpoint
+from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder

@@ -10,7 +10,9 @@ from torch import Tensor
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import (
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
+from llama_edge.core.weight_names import EMBEDDING, block_linear_names
+from llama_edge.formats.quantized_checkpoint import (
     TABLES,
     Layout,
     QuantizedEntry,
@@ -21,8 +23,6 @@ from llama_edge.core.quantized_checkpoint import (
     stored_names,
     write_quantized_checkpoint,
 )
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
-from llama_edge.core.weight_names import EMBEDDING, block_linear_names
 from llama_edge.models.network import network_of
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.text_assets import write_text_assets
 from llama_edge.core.types import TextAssets
 from llama_edge.core.weight_names import (
     EMBEDDING,
@@ -31,6 +30,7 @@ from llama_edge.core.weight_names import (
     weight_shapes,
 )
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
+from llama_edge.text.text_assets import write_text_assets
 
 LLAMA32_CONFIG = ModelConfig(
     hidden_size=64,

@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
-from llama_edge.core.manifest import (
+from llama_edge.bundle.folder import Bundle, list_tensors
+from llama_edge.bundle.manifest import (
     ArtifactInterface,
     FileEntry,
     Manifest,
     Model,
     Verdict,
 )
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.text_assets import write_text_assets
-from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import (
     Artifact,
     CalibrationRecord,
@@ -34,11 +33,12 @@ from llama_edge.core.types import (
 )
 from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import Bundle, list_tensors
 from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.text.contract import build_text_contract
+from llama_edge.text.text_assets import write_text_assets
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
 from tests.warm_children import warm_children
 

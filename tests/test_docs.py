@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llama_edge.core.manifest import MANIFEST_VERSION
+from llama_edge.bundle.manifest import MANIFEST_VERSION
 
 DOCS = Path(__file__).parents[1] / "docs"
 LLAMA_EDGE = "from llama_edge.cli import main; main()"
@@ -25,7 +25,9 @@ def code_block(page: str, language: str) -> str:
 
 
 def test_the_published_schema_is_the_one_that_is_applied() -> None:
-    applied = resources.files("llama_edge.core").joinpath("manifest.schema.json").read_text("utf-8")
+    applied = (
+        resources.files("llama_edge.bundle").joinpath("manifest.schema.json").read_text("utf-8")
+    )
     published = DOCS / f"manifest-v{MANIFEST_VERSION}.schema.json"
     assert published.read_text("utf-8") == applied
     assert json.loads(applied)["properties"]["format_version"] == {"const": MANIFEST_VERSION}

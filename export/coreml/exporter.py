@@ -7,7 +7,6 @@ from llama_edge.core.files import require_free_space
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
 from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
@@ -28,6 +27,7 @@ from llama_edge.export.coreml.program import read_interface, read_placement
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 from llama_edge.export.coreml.runner import read_runner_values
 from llama_edge.export.coreml.storage import read_storage
+from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
 #: that a prompt's last call, which is filled up to it, wastes little.

@@ -10,8 +10,8 @@ from typing import Final
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint, TextAssets
+from llama_edge.text.contract import build_text_contract
 
 FORMAT_VERSION: Final = 1
 _VERSION_KEY: Final = "llama_edge.format_version"

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
-from llama_edge.core.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.core.types import QuantizedWeights
 from llama_edge.core.weight_names import (
     EMBEDDING,
@@ -18,6 +17,7 @@ from llama_edge.core.weight_names import (
 )
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
+from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape
 
 MEAN_KEY: Final = "rms_norm.mean"
 EPS_KEY: Final = "rms_norm.eps"

@@ -8,7 +8,6 @@ from llama_edge.core.files import require_free_space
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE
 from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     ActivationQuantization,
@@ -34,6 +33,7 @@ from llama_edge.export.onnx.reader import (
     read_placement,
 )
 from llama_edge.export.onnx.runner import read_runner_values
+from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 from llama_edge.models.reference import ACTIVATION_BLOCK
 
 #: float32 activations, and int8 ones: the fastest, on phones as on desktops.

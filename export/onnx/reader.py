@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
-from llama_edge.core.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.weight_names import EMBEDDING, FUSED_LINEARS, LM_HEAD, block_weight
 from llama_edge.export.onnx.external_data import (
@@ -22,6 +21,7 @@ from llama_edge.export.onnx.external_data import (
 from llama_edge.export.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
 from llama_edge.export.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
 from llama_edge.export.onnx.metadata import read_metadata
+from llama_edge.formats.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
 
 #: Operators that are a linear.
 _LINEARS: Final = frozenset({"MatMulNBits", "MatMul", "Gemm"})

@@ -76,7 +76,7 @@ def load_checkpoint(model: str) -> Checkpoint:
         TokenizerError: The tokenizer is damaged or of another model.
         MissingComponentError: A built-in model's package is not installed.
     """
-    from llama_edge.core.text_assets import check_vocabulary
+    from llama_edge.text.text_assets import check_vocabulary
 
     path = _local_path(model)
     checkpoint = FORMS[checkpoint_form(path)]()(path, model)

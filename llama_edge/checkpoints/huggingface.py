@@ -13,9 +13,9 @@ from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.text_assets import read_text_assets
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.text.text_assets import read_text_assets
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"

@@ -28,7 +28,7 @@ def parity(
 ) -> None:
     """Hold a bundle against its manifest and run the whole gate again on the written files."""
     from llama_edge.cli.report import print_gate
-    from llama_edge.pipeline.parity import check_bundle
+    from llama_edge.gate.check_bundle import check_bundle
 
     with progress_on_stderr() as progress:
         outcome = check_bundle(bundle, against, progress, trust_in(public_key))
@@ -53,7 +53,7 @@ def inspect(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Print a SHA-256 of all codes and scales read back out of a file, and what its bytes are."""
-    from llama_edge.pipeline.inspect import inspect as look_into
+    from llama_edge.debug.inspect import inspect as look_into
 
     with progress_on_stderr() as progress:
         found = look_into(path, progress, trust_in(public_key))
@@ -95,8 +95,8 @@ def compare(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Show bundles side by side, and whether they hold the same codes."""
+    from llama_edge.bundle.folder import open_bundle
     from llama_edge.cli.report import print_bundles
-    from llama_edge.export.bundle import open_bundle
 
     trust = trust_in(public_key)
     opened = [open_bundle(path, trust) for path in bundles]
@@ -126,7 +126,7 @@ def report(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Make a bundle's report.html again from its manifest.json and parity.json."""
-    from llama_edge.pipeline.report.write import rebuild_report
+    from llama_edge.report.write import rebuild_report
 
     path = rebuild_report(bundle, out, trust_in(public_key))
     size_bytes = path.stat().st_size

@@ -16,7 +16,7 @@ from llama_edge.cli.console import (
 from llama_edge.core.errors import MissingComponentError, UsageError
 
 if TYPE_CHECKING:
-    from llama_edge.pipeline.bench import BenchReport, BenchRow, Spread
+    from llama_edge.bench.bench import BenchReport, BenchRow, Spread
 
 
 def bench(
@@ -50,7 +50,7 @@ def bench(
     Speeds are medians with lowest and highest. Compare within one run only: machines differ, and
     so do hours on one machine. Bundles for Core ML run in an emulation here and have no speed.
     """
-    from llama_edge.pipeline.bench import (
+    from llama_edge.bench.bench import (
         DEFAULT_NEW_TOKENS,
         DEFAULT_PROMPT_TOKENS,
         DEFAULT_REPEATS,

@@ -42,8 +42,8 @@ def bisect(
     is wrong.
     """
     from llama_edge.core.files import output_folder, require_place
-    from llama_edge.pipeline.bisect import bisect as search
-    from llama_edge.pipeline.bisect_repro import bisection_json, write_bisection
+    from llama_edge.debug.bisect import bisect as search
+    from llama_edge.debug.bisect_repro import bisection_json, write_bisection
 
     place = out or Path("bisect") / bundle.resolve().name
     require_place(place, force=force)

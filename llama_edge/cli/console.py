@@ -25,7 +25,7 @@ from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
 
 if TYPE_CHECKING:
-    from llama_edge.core.signing import Trust
+    from llama_edge.bundle.signing import Trust
 
 #: `--json`, the same on every command.
 JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
@@ -163,7 +163,7 @@ def trust_in(public_key: Path | None) -> "Trust":
     Raises:
         UsageError: The key cannot be read.
     """
-    from llama_edge.core.signing import Trust, load_public_key
+    from llama_edge.bundle.signing import Trust, load_public_key
 
     key = None if public_key is None else load_public_key(public_key)
     return Trust(key=key, tell=lambda note: typer.echo(f"note: {note}", err=True))

@@ -33,7 +33,7 @@ def diff(
     metadata and size never count; graph and arithmetic count within one format alone, since two
     formats compute the same by other operators.
     """
-    from llama_edge.pipeline.diff import diff as hold
+    from llama_edge.debug.diff import diff as hold
 
     with progress_on_stderr() as progress:
         report = hold(first, second, progress, trust_in(public_key))

@@ -15,14 +15,14 @@ from llama_edge.cli.console import (
     progress_on_stderr,
     trust_in,
 )
-from llama_edge.pipeline.eval_report import (
+from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+from llama_edge.evaluate.report import (
     DEFAULT_WINDOW,
     EvalReport,
     EvalRequest,
     TextResult,
 )
-from llama_edge.verify.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
-from llama_edge.verify.task_score import TaskScore
+from llama_edge.evaluate.task_score import TaskScore
 
 _LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "perplexity": ("perplexity", "{:.4g}".format),
@@ -66,7 +66,7 @@ def evaluate(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
-    from llama_edge.pipeline.evaluate import evaluate as measure
+    from llama_edge.evaluate.evaluate import evaluate as measure
 
     request = EvalRequest(
         subjects=(subject,) if other is None else (subject, other),

@@ -29,7 +29,7 @@ def push(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Check a bundle as the demo app will, and copy it into the app's folder over adb."""
-    from llama_edge.pipeline.push import push_bundle
+    from llama_edge.phone.push import push_bundle
 
     pushed = push_bundle(bundle, serial=serial, name=name, trust=trust_in(public_key))
     if as_json:
@@ -53,7 +53,7 @@ def serve(
     max_new_tokens where wanted; {"op": "cancel"}; {"op": "reset"}; {"op": "close"}. Replies:
     opened, token, done, reset or error; docs/apps.md has them in full.
     """
-    from llama_edge.pipeline.serve import BundleModel
-    from llama_edge.pipeline.serve import serve as answer
+    from llama_edge.generate.serve import BundleModel
+    from llama_edge.generate.serve import serve as answer
 
     answer(BundleModel(bundle, runtime, trust_in(public_key)), sys.stdin, sys.stdout)

@@ -18,7 +18,7 @@ from llama_edge.plan.host import CPU_BAND, MEMORY_BAND
 from llama_edge.quantize import DEFAULT_RECIPE
 
 if TYPE_CHECKING:  # it imports torch, and `llama-edge --help` must not
-    from llama_edge.pipeline.plan import Plan, PlannedDevice
+    from llama_edge.plan.plan import Plan, PlannedDevice
 
 HONEST = (
     f"Planned, not measured. On the six published rows that it is calibrated on, file sizes are "
@@ -69,7 +69,7 @@ def plan(
 
     Ends with 1 if a device that was named cannot hold the context.
     """
-    from llama_edge.pipeline.plan import PlanRequest, plan_model
+    from llama_edge.plan.plan import PlanRequest, plan_model
 
     request = PlanRequest(
         model=model,

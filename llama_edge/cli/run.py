@@ -13,7 +13,7 @@ from llama_edge.cli.console import (
     print_json,
     trust_in,
 )
-from llama_edge.core.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
+from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Let a bundle answer a prompt on this machine; the text streams to stdout."""
-    from llama_edge.pipeline.run import Answer, PromptRequest
+    from llama_edge.generate.run import Answer, PromptRequest
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     request = PromptRequest(

@@ -9,7 +9,7 @@ import typer
 from llama_edge.cli.console import JsonOption, print_json, print_next, progress_on_stderr
 
 if TYPE_CHECKING:
-    from llama_edge.pipeline.examination import Diagnosis
+    from llama_edge.bundle.examination import Diagnosis
 
 
 def doctor(
@@ -31,7 +31,7 @@ def doctor(
     Each finding has a stable code, the place, what was expected and found, and the remedy. The
     model is read and not run: `parity` does that.
     """
-    from llama_edge.pipeline.doctor import diagnose
+    from llama_edge.bundle.doctor import diagnose
 
     with progress_on_stderr() as progress:
         diagnosis = diagnose(path, public_key, progress)
@@ -65,7 +65,7 @@ def keygen(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Make an Ed25519 key pair for `sign`."""
-    from llama_edge.core.signing import key_id, load_public_key, new_key
+    from llama_edge.bundle.signing import key_id, load_public_key, new_key
 
     public = new_key(key)
     identity = key_id(load_public_key(public))
@@ -86,7 +86,7 @@ def sign(
 
     Only a bundle in which `doctor` finds nothing is signed; signing again replaces the signature.
     """
-    from llama_edge.pipeline.sign import sign_bundle
+    from llama_edge.bundle.sign import sign_bundle
 
     with progress_on_stderr() as progress:
         signature = sign_bundle(bundle, key, progress)
@@ -104,7 +104,7 @@ def verify(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Check a bundle's signature and that every file is what was signed."""
-    from llama_edge.pipeline.sign import verify_bundle
+    from llama_edge.bundle.sign import verify_bundle
 
     diagnosis = verify_bundle(bundle, public_key)
     if as_json:

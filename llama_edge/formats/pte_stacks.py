@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.quantized_checkpoint import matrix_shape
+from llama_edge.formats.quantized_checkpoint import matrix_shape
 
 #: Between the names of a stack whose rows lie as `stacked_rows` says. Earlier files had `+` and
 #: whole matrices one after the other; their stacks must not be found.

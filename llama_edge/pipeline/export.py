@@ -3,6 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llama_edge.bundle.describe import describe_artifact, library_versions
+from llama_edge.bundle.folder import (
+    PARITY_FILE,
+    Bundle,
+    compare_tensors,
+    list_files,
+    list_tensors,
+    write_manifest,
+)
+from llama_edge.bundle.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.errors import CheckFailedError, OutputError
 from llama_edge.core.files import (
     output_folder,
@@ -11,12 +21,7 @@ from llama_edge.core.files import (
     require_place,
     write_json,
 )
-from llama_edge.core.manifest import Manifest, Model, TensorEntry, Verdict
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
-from llama_edge.core.text_assets import read_text_assets, write_text_assets
-from llama_edge.core.text_contract import build_text_contract
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     Artifact,
     Checkpoint,
@@ -27,16 +32,9 @@ from llama_edge.core.types import (
 )
 from llama_edge.export import Format, get_exporter, get_format, get_target
 from llama_edge.export.base import Exporter, LowerOptions
-from llama_edge.export.bundle import (
-    PARITY_FILE,
-    Bundle,
-    compare_tensors,
-    list_files,
-    list_tensors,
-    write_manifest,
-)
-from llama_edge.pipeline.describe import describe_artifact, library_versions
-from llama_edge.pipeline.gate import GateOutcome, GateSubject, run_gate
+from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
+from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
+from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name, source_name
 from llama_edge.pipeline.quantize import (
@@ -44,11 +42,13 @@ from llama_edge.pipeline.quantize import (
     quantized_size_bytes,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.pipeline.report.write import with_report
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
 from llama_edge.quantize.stage import hash_weights
+from llama_edge.report.write import with_report
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.prompts import ALL_PROMPTS, PromptPlan, check_context
+from llama_edge.text.contract import build_text_contract
+from llama_edge.text.text_assets import read_text_assets, write_text_assets
+from llama_edge.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

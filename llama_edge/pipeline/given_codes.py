@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
+from llama_edge.bundle.folder import compare_tensors, list_tensors
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.given_codes import GivenCodes, ScaleRounding
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import (
+from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.formats.quantized_checkpoint import (
     Layout,
     QuantizedEntry,
     SourceDescription,
@@ -18,16 +20,14 @@ from llama_edge.core.quantized_checkpoint import (
     stored_names,
     write_quantized_checkpoint,
 )
-from llama_edge.core.tokenizer import Tokenizer
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
-from llama_edge.export.bundle import compare_tensors, list_tensors
+from llama_edge.gate.metrics import compare, concatenate
+from llama_edge.gate.prompts import gate_prompts
+from llama_edge.gate.teacher import Variant, final_hidden, with_source
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 from llama_edge.quantize.stage import hash_weights
-from llama_edge.verify.metrics import compare, concatenate
-from llama_edge.verify.prompts import gate_prompts
-from llama_edge.verify.teacher import Variant, final_hidden, with_source
+from llama_edge.text.tokenizer import Tokenizer
 
 
 def open_model(model: str, recipe: str | None) -> tuple[Checkpoint, Recipe]:

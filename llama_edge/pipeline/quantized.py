@@ -23,9 +23,9 @@ import llama_edge.quantize
 from llama_edge.core.errors import OutputError
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
-from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.core.unfinished import unfinished_folder
+from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration

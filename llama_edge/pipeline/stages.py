@@ -13,12 +13,12 @@ import llama_edge.export
 import llama_edge.formats
 import llama_edge.models
 import llama_edge.quantize
+from llama_edge.bundle.describe import library_versions
 from llama_edge.core.files import canonical_json, file_sha256
-from llama_edge.core.quantized_checkpoint import CONFIG_FILE
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
 from llama_edge.core.unfinished import empty
 from llama_edge.export.base import LowerOptions
-from llama_edge.pipeline.describe import library_versions
+from llama_edge.formats.quantized_checkpoint import CONFIG_FILE
 
 #: What a killed run's successor takes up; the gate always runs.
 QUANTIZED: Final = "quantized"

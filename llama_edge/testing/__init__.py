@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llama_edge.pipeline.examination import Diagnosis
-    from llama_edge.pipeline.gate import GateOutcome
+    from llama_edge.bundle.examination import Diagnosis
+    from llama_edge.gate.gate import GateOutcome
 
 __all__ = ["assert_contract", "assert_parity"]
 
@@ -22,8 +22,8 @@ def assert_contract(bundle: Path, *, public_key: Path | None = None) -> "Diagnos
         LlamaEdgeError: `bundle` is nothing that can be examined.
     """
     # Imported here: the plugin is loaded in every test run of the environment.
+    from llama_edge.bundle.doctor import diagnose
     from llama_edge.core.progress import SilentProgress
-    from llama_edge.pipeline.doctor import diagnose
 
     diagnosis = diagnose(bundle, public_key, SilentProgress())
     if not diagnosis.passed:
@@ -46,9 +46,9 @@ def assert_parity(
         AssertionError: With the reason.
         LlamaEdgeError: `bundle` or `against` cannot be read.
     """
+    from llama_edge.bundle.signing import Trust, load_public_key
     from llama_edge.core.progress import SilentProgress
-    from llama_edge.core.signing import Trust, load_public_key
-    from llama_edge.pipeline.parity import check_bundle
+    from llama_edge.gate.check_bundle import check_bundle
 
     key = None if public_key is None else load_public_key(public_key)
     outcome = check_bundle(bundle, against, SilentProgress(), Trust(key=key))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.core.text_contract import GOLDEN_TEXTS
+from llama_edge.text.contract import GOLDEN_TEXTS
 from tests.app_fixtures.files import ROOT
 
 DEMO = ROOT / "android_demo"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
-from llama_edge.pipeline.run import Answer, PromptRequest
+from llama_edge.bundle.folder import Bundle
+from llama_edge.generate.run import Answer, PromptRequest
 from tests.app_fixtures.files import ROOT
 
 BUILT = ROOT / "android_demo/check/build"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from llama_edge.core.manifest import (
+from llama_edge.bundle.manifest import (
     ArtifactInterface,
     FileEntry,
     Manifest,
@@ -16,10 +16,10 @@ from llama_edge.core.manifest import (
     TensorEntry,
     Verdict,
 )
-from llama_edge.core.text_assets import write_text_assets
-from llama_edge.core.text_contract import build_text_contract
 from llama_edge.core.types import Interface, Placement, TensorSpec, TextAssets
 from llama_edge.quantize import W4A8_RTN
+from llama_edge.text.contract import build_text_contract
+from llama_edge.text.text_assets import write_text_assets
 from tests.app_fixtures.files import Case, Files, compact_json, read_files
 from tests.app_fixtures.signatures import PUBLIC_KEY, signed_files
 from tests.app_fixtures.texts import chatml_text, llama_text

@@ -35,5 +35,5 @@ def fixture_files() -> Files:
 
 def resource_files() -> Files:
     """The catalog of findings and the manifest's schema, as the apps carry them."""
-    folder = resources.files("llama_edge.core")
+    folder = resources.files("llama_edge.bundle")
     return {name: folder.joinpath(name).read_bytes() for name in SHARED_RESOURCES}

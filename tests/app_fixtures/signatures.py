@@ -8,8 +8,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from llama_edge.core.manifest import SIGNATURE_FILE
-from llama_edge.core.signing import key_id
+from llama_edge.bundle.manifest import SIGNATURE_FILE
+from llama_edge.bundle.signing import key_id
 from tests.app_fixtures.files import Files, compact_json
 
 #: Of fixed bytes: fixtures are the same each time, and nothing about these keys is secret.

@@ -12,17 +12,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from llama_edge.core.chat_template import ChatTemplate
-from llama_edge.core.dialog import trim_dialog
+from llama_edge.bundle.app_check import AppTarget, check_for_app
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.finding_codes import finding_codes
 from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
-from llama_edge.core.finding_codes import finding_codes
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.stop_filter import StopFilter
-from llama_edge.core.tokenizer import Tokenizer, TokenStream
-from llama_edge.core.tool_calls import parse_tool_calls
 from llama_edge.core.types import TextAssets
-from llama_edge.pipeline.app_check import AppTarget, check_for_app
-from llama_edge.pipeline.doctor import diagnose
+from llama_edge.text.chat_template import ChatTemplate
+from llama_edge.text.dialog import trim_dialog
+from llama_edge.text.stop_filter import StopFilter
+from llama_edge.text.tokenizer import Tokenizer, TokenStream
+from llama_edge.text.tool_calls import parse_tool_calls
 from tests.app_fixtures.files import FIXTURES, INDEX, RESOURCE_FOLDERS, Case, read_files
 from tests.app_fixtures.generate import fixture_files, resource_files
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any, Final
 
-from llama_edge.core.chat_template import ChatTemplate
-from llama_edge.core.text_contract import GOLDEN_TEXTS
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import TextAssets
+from llama_edge.text.chat_template import ChatTemplate
+from llama_edge.text.contract import GOLDEN_TEXTS
+from llama_edge.text.tokenizer import Tokenizer
 from tests.app_fixtures.files import Case, Files
 from tests.app_fixtures.texts import (
     PLAIN_TEMPLATE,

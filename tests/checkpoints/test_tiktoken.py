@@ -10,7 +10,7 @@ from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.tokenizer import Tokenizer
+from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import llama3_text, meta_tokenizer_path
 
 TEXTS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
 
 KEYS = {"name", "shape", "bits", "group_size", "codes_sha256", "scales_sha256"}

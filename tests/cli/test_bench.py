@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
-from llama_edge.runtimes.adb import parse_report
+from llama_edge.bundle.folder import Bundle
+from llama_edge.phone.adb import parse_report
 from tests.cli.conftest import Program
 
 SPREADS = ("decode_tokens_per_s", "time_to_first_token_s", "prefill_tokens_per_s")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
 from tests.pipeline import damage
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
 
 
@@ -76,7 +76,7 @@ def test_tasks_run_through_the_bundle_beside_its_model(
 
 
 def test_tasks_need_lm_eval(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "llama_edge.verify.tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "llama_edge.evaluate.tasks", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     result = program("eval", "smollm2-135m", "--tasks", "rain.yaml")
     assert (result.code, result.out) == (4, "")

@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from llama_edge.core.signing import new_key
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
+from llama_edge.bundle.signing import new_key
 from tests.cli.no_network import is_supported
 
 pytestmark = pytest.mark.skipif(

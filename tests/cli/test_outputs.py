@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
 
 #: Command lines that write `place/out`, all else being right.

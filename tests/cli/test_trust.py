@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.core.finding_codes import finding_codes
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.finding_codes import finding_codes
+from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
 from tests.faults.forging import edit_json, edit_manifest, put, rehash
 

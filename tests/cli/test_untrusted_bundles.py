@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from llama_edge.core.signing import load_private_key, new_key, sign_manifest
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
+from llama_edge.bundle.signing import load_private_key, new_key, sign_manifest
 from tests.cli.conftest import Program
 from tests.faults.forging import edit_json, edit_manifest, put, rehash
 

@@ -13,30 +13,30 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import Var
 from torch import Tensor
 
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.folder import Bundle
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.errors import CheckFailedError, MissingComponentError, UsageError
-from llama_edge.core.manifest import Verdict
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
+from llama_edge.debug.inspect import inspect
+from llama_edge.evaluate.evaluate import evaluate
+from llama_edge.evaluate.report import EvalRequest
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import Bundle
 from llama_edge.export.coreml.graph import Cache, Call, Graph
+from llama_edge.gate.check_bundle import check_bundle
+from llama_edge.gate.prompts import PromptPlan
+from llama_edge.gate.tolerances import Tolerances
+from llama_edge.generate.run import Answer, PromptRequest
 from llama_edge.models import rope
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource
-from llama_edge.pipeline.doctor import diagnose
-from llama_edge.pipeline.eval_report import EvalRequest
-from llama_edge.pipeline.evaluate import evaluate
 from llama_edge.pipeline.export import export_model
-from llama_edge.pipeline.inspect import inspect
-from llama_edge.pipeline.parity import check_bundle
-from llama_edge.pipeline.run import Answer, PromptRequest
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.prompts import PromptPlan
-from llama_edge.verify.tolerances import Tolerances
 from tests.conftest import debug_request
-from tests.pipeline.test_planted_faults import (
+from tests.gate.test_planted_faults import (
     Fault,
     FaultyExporter,
     interleaved_queries,

@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray, Session
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.debug.inspect import inspect
+from llama_edge.evaluate.evaluate import evaluate
+from llama_edge.evaluate.report import EvalRequest
 from llama_edge.export import get_exporter
-from llama_edge.export.bundle import Bundle, list_tensors
+from llama_edge.gate.end_to_end import artifact_logits
+from llama_edge.gate.prompt_texts import GATE_TEXTS
+from llama_edge.gate.prompts import DECODE_STEPS, MIN_PROMPT_TOKENS, Prompt, gate_prompts
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
-from llama_edge.pipeline.eval_report import EvalRequest
-from llama_edge.pipeline.evaluate import evaluate
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.pipeline.inspect import inspect
 from llama_edge.runtimes import get_runtime
-from llama_edge.verify.end_to_end import artifact_logits
-from llama_edge.verify.prompt_texts import GATE_TEXTS
-from llama_edge.verify.prompts import DECODE_STEPS, MIN_PROMPT_TOKENS, Prompt, gate_prompts
+from llama_edge.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 

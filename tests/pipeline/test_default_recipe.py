@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.bundle.folder import Bundle
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.bundle import Bundle
-from llama_edge.pipeline.eval_report import TOTAL, EvalRequest
-from llama_edge.pipeline.evaluate import evaluate
+from llama_edge.evaluate.evaluate import evaluate
+from llama_edge.evaluate.report import TOTAL, EvalRequest
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import DEFAULT_RECIPE
 

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.folder import Bundle, open_bundle
+from llama_edge.bundle.full_precision import load_full_precision
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.cli.app import app
 from llama_edge.core.errors import ArtifactError, CheckFailedError, CheckpointError, UsageError
-from llama_edge.core.manifest import Verdict
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.core.types import OWN_CODES, Checkpoint, TextAssets
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
-from llama_edge.export.bundle import Bundle, open_bundle
-from llama_edge.pipeline.doctor import diagnose
+from llama_edge.debug.inspect import inspect
+from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
+from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.pipeline.export import export_model
-from llama_edge.pipeline.full_precision import load_full_precision
 from llama_edge.pipeline.given_codes import measure_scale_rounding, open_model
-from llama_edge.pipeline.inspect import inspect
-from llama_edge.pipeline.parity import check_bundle
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.quantize import DEFAULT_RECIPE
 from tests.checkpoint_writers import in_their_layout, random_weights, write_huggingface
@@ -170,7 +170,7 @@ def test_a_lost_code_is_found_before_anything_is_put_in_place(
     write = "llama_edge.pipeline.given_codes.QuantizedEntry"
 
     def one_code_off(name: str, value: QuantizedTensor | Tensor) -> object:
-        from llama_edge.core.quantized_checkpoint import QuantizedEntry
+        from llama_edge.formats.quantized_checkpoint import QuantizedEntry
 
         if name == block_weight(1, "mlp.up_proj") and isinstance(value, QuantizedTensor):
             value.codes[3, 4] ^= 1

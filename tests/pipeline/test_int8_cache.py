@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 from executorch.exir import schema
 
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UsageError
 from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedCheckpoint
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import Bundle
 from llama_edge.export.executorch.blocks import BlockBuilder
 from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.formats.pte import PteFile, encode_program
-from llama_edge.pipeline.doctor import diagnose
+from llama_edge.gate.check_bundle import check_bundle
+from llama_edge.generate.run import Answer, PromptRequest
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.pipeline.parity import check_bundle
-from llama_edge.pipeline.run import Answer, PromptRequest
 from llama_edge.runtimes.executorch_trace import write_traced_copy
 from tests.conftest import debug_request
-from tests.pipeline.test_planted_faults import FaultyExporter, write_cache_one_place_off
+from tests.gate.test_planted_faults import FaultyExporter, write_cache_one_place_off
 
 UPDATE = "llama::update_cache"
 ATTEND = "llama::custom_quantized_sdpa"

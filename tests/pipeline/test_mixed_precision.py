@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.folder import Bundle
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.cli.report import print_bundles
 from llama_edge.core.errors import ArtifactError, QuantizeError
-from llama_edge.core.manifest import Verdict
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 from llama_edge.core.types import QuantizedCheckpoint, Recipe
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.debug.inspect import inspect
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import Bundle
-from llama_edge.pipeline.doctor import diagnose
+from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 from llama_edge.pipeline.export import export_model
-from llama_edge.pipeline.inspect import inspect
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.quantize import RECIPES, W4A8_MIXED
 from tests.conftest import debug_request

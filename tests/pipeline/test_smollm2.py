@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.debug.inspect import inspect
 from llama_edge.export.base import LowerOptions
-from llama_edge.export.bundle import Bundle, list_tensors
-from llama_edge.pipeline.doctor import diagnose
+from llama_edge.generate.run import Answer, PromptRequest
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.pipeline.inspect import inspect
-from llama_edge.pipeline.run import Answer, PromptRequest
 
 
 def test_all_codes_are_the_same_and_named_as_in_hugging_face(

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from typing import Final
 
-from llama_edge.core.text_assets import read_text_assets
-from llama_edge.core.tokenizer import Tokenizer
-from llama_edge.export.bundle import Bundle
-from llama_edge.pipeline.run import Answer, PromptRequest
+from llama_edge.bundle.folder import Bundle
+from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.text.text_assets import read_text_assets
+from llama_edge.text.tokenizer import Tokenizer
 
 QUESTION: Final = "What is the capital of France?"
 TOKENS: Final = 12

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.checkpoints.synthetic import write_synthetic
-from llama_edge.core.manifest import Verdict
 from llama_edge.core.progress import SilentProgress
 from llama_edge.pipeline.export import export_model
 from tests.checkpoints.test_synthetic import SMALL

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.pipeline.plan import planned_config
 from llama_edge.plan.host import (
     CPU_BAND,
     FIXED_CPU_S,
@@ -17,6 +16,7 @@ from llama_edge.plan.host import (
     weights_of,
 )
 from llama_edge.plan.host_rows import HOST_ROWS, HostRow
+from llama_edge.plan.plan import planned_config
 from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
 
 ROWS = pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import torch
 
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import Checkpoint
 from llama_edge.quantize.calibration import (
     SEQUENCES,
@@ -14,6 +13,7 @@ from llama_edge.quantize.calibration import (
     read_calibration,
 )
 from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
+from llama_edge.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

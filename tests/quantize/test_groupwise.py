@@ -153,7 +153,8 @@ def test_a_weight_that_no_scale_holds_names_the_tensor(value: float) -> None:
 CHOOSE = """
 import sys
 import torch
-from llama_edge.pipeline import bisect, export
+from llama_edge.debug import bisect
+from llama_edge.pipeline import export
 from llama_edge.quantize.groupwise import quantize_groupwise
 
 def show():

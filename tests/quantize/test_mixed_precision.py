@@ -8,9 +8,9 @@ from llama_edge.core.errors import ConfigError
 from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import WEIGHTS_FILE, Layout
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
 from llama_edge.core.weight_names import FUSED_LINEARS, block_linear_names, block_weight
+from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE, Layout
 from llama_edge.quantize import W4A8_HADAMARD, W4A8_MIXED
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.mixed_precision import Candidate, spend

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import ActivationQuantization, Checkpoint, Rotation, Weights
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.rotate import rotate
+from llama_edge.text.tokenizer import Tokenizer
 
 EVERY, FACTOR = 24, 40.0
 TEXT = (

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.quantized_checkpoint import Layout
 from llama_edge.core.types import Checkpoint
 from llama_edge.core.weight_names import block_linear_names
+from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import W4A8_GPTQ

@@ -21,6 +21,7 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
+from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.quantize import W4A8_RTN
@@ -28,7 +29,6 @@ from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.coreml.interpreter import Precision
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
-from llama_edge.verify.metrics import compare
 
 #: Longer than the 64 positions behind which the debug model's rope scaling bites.
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(100)]

@@ -11,9 +11,9 @@ import torch
 
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.quantized_checkpoint import matrix_shape
 from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
+from llama_edge.formats.quantized_checkpoint import matrix_shape
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import DequantizedSource
 from llama_edge.runtimes.executorch import ExecuTorchRuntime

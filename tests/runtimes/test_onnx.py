@@ -11,7 +11,6 @@ import torch
 from llama_edge.core.errors import SessionError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace, FloatArray
-from llama_edge.core.tokenizer import Tokenizer
 from llama_edge.core.types import (
     ActivationQuantization,
     Artifact,
@@ -20,12 +19,13 @@ from llama_edge.core.types import (
 )
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.runtimes.onnx import OnnxRuntime
-from llama_edge.verify.metrics import compare
+from llama_edge.text.tokenizer import Tokenizer
 from tests.conftest import MemoryWeights, lower_onnx
 
 #: Longer than the 64 positions behind which the debug model's rope scaling bites.

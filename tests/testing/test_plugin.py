@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.export.bundle import Bundle
+from llama_edge.bundle.folder import Bundle
 from llama_edge.testing import assert_contract, assert_parity
 from tests.faults.table import DOCTOR
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llama_edge.bundle.folder import compare_tensors, list_tensors
 from llama_edge.core.errors import CheckFailedError, ExportError
 from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
@@ -22,7 +23,6 @@ from llama_edge.core.types import (
 )
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.bundle import compare_tensors, list_tensors
 from llama_edge.export.coreml.deferred import DeferredArray
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage

@@ -21,11 +21,11 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.executorch.exporter import ExecuTorchExporter
 from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.formats.pte import PteFile
+from llama_edge.gate.blocks import check_blocks
+from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
-from llama_edge.verify.blocks import check_blocks
-from llama_edge.verify.tolerances import Tolerances
 from tests.export.executorch.conftest import debug_pte
 
 __all__ = ["debug_pte"]

@@ -31,7 +31,7 @@ public struct RefusedBundle: Error, Sendable {
     public let findings: [Finding]
 }
 
-/// The steps of `llama_edge/pipeline/app_check.py`: manifest, signature, places, files, purpose, text. The next step would trust
+/// The steps of `llama_edge/bundle/app_check.py`: manifest, signature, places, files, purpose, text. The next step would trust
 /// what the one before refused, so the first that finds something is the last.
 public struct ContractCheck: Sendable {
     private let accepts: [AppTarget]

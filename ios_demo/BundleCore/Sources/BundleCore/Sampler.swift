@@ -44,7 +44,7 @@ public struct SeededGenerator: RandomNumberGenerator, Sendable {
 }
 
 public enum Sampler {
-    /// Temperature, then top_k, then top_p: the order of transformers' `LogitsProcessorList`, and of `llama_edge/core/generate.py`.
+    /// Temperature, then top_k, then top_p: the order of transformers' `LogitsProcessorList`, and of `llama_edge/text/generate.py`.
     public static func choose(
         _ logits: [Float], _ config: SamplingConfig, using random: inout some RandomNumberGenerator
     ) throws -> Int {

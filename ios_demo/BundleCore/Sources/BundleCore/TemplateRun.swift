@@ -2,7 +2,7 @@ import Foundation
 
 /// One rendering. A template is a program from a stranger, so turns of loops, sizes of values and the output are counted.
 struct TemplateRun {
-    /// The limits of `llama_edge/core/chat_template.py`.
+    /// The limits of `llama_edge/text/chat_template.py`.
     static let maxSteps = 50_000
     static let maxValueSize = 1 << 22
     static let maxOutput = 1 << 24

@@ -1,6 +1,6 @@
 import Foundation
 
-/// A bundle's text files, read as `llama_edge/core/text_assets.py` reads them.
+/// A bundle's text files, read as `llama_edge/text/text_assets.py` reads them.
 struct TextAssets {
     static let tokenizerConfigFile = "tokenizer_config.json"
     static let generationConfigFile = "generation_config.json"

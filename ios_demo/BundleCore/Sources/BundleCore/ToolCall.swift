@@ -25,7 +25,7 @@ extension ToolCall {
     /// The calls in a whole answer, in the three forms that Llama 3.2 was trained to write; none where it is plain text.
     ///
     /// JSON `{"name": ..., "parameters": {...}}`, several parted by `;` or white space; a list of Python calls `[f(a=1)]`; either
-    /// of them after `<|python_tag|>`. The rules are those of `llama_edge/core/tool_calls.py`.
+    /// of them after `<|python_tag|>`. The rules are those of `llama_edge/text/tool_calls.py`.
     public static func parse(_ answer: String) throws -> [ToolCall] {
         var text = trimmed(answer)
         let isTagged = text.hasPrefix(pythonTag)

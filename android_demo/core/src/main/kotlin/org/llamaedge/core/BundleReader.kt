@@ -15,7 +15,7 @@ class Bundle(val root: File, val manifest: Manifest, val text: TextModel) {
 
 /**
  * Opens a bundle in steps and stops after the first that finds something, since the next would trust what that one refused:
- * manifest, signature, places, files, purpose, text. The order is that of `llama_edge/pipeline/app_check.py`.
+ * manifest, signature, places, files, purpose, text. The order is that of `llama_edge/bundle/app_check.py`.
  *
  * @param accepts what the app has a runtime for
  * @param publicKey 32 bytes that the app ships; with it, only signed bundles are loaded

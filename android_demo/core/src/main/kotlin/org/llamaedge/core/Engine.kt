@@ -81,7 +81,7 @@ class LogitsEngine(private val model: LogitsModel) : Engine {
     override fun close() = model.close()
 }
 
-/** Temperature, then top-k, then top-p, as `llama_edge/core/generate.py` does it. */
+/** Temperature, then top-k, then top-p, as `llama_edge/text/generate.py` does it. */
 class Sampler(private val sampling: Sampling) {
     private val random = Random(sampling.seed)
 

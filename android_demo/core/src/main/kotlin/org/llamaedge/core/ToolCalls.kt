@@ -7,7 +7,7 @@ class ToolCallException(message: String) : Exception(message)
 
 /**
  * The three forms that Llama 3.2 was trained to write: JSON `{"name", "parameters"}`, a list of Python calls `[f(a=1)]`, and
- * either after `<|python_tag|>`. The rules are those of `llama_edge/core/tool_calls.py`.
+ * either after `<|python_tag|>`. The rules are those of `llama_edge/text/tool_calls.py`.
  */
 object ToolCalls {
     const val PYTHON_TAG = "<|python_tag|>"

@@ -1,0 +1,50 @@
+"""The whole gate again, on a bundle that may have travelled."""
+
+from pathlib import Path
+
+from llama_edge.bundle.folder import compare_tensors, list_tensors, open_bundle
+from llama_edge.bundle.full_precision import load_full_precision
+from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.progress import Progress
+from llama_edge.core.types import KVCacheDtype
+from llama_edge.export import get_exporter
+from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
+from llama_edge.text.text_assets import read_text_assets
+
+
+def check_bundle(
+    folder: Path, against: str | None, progress: Progress, trust: Trust = NO_KEY
+) -> GateOutcome:
+    """Hashes, codes, text, blocks and sequences; fidelity where the source model is at hand.
+
+    The reference computes with the codes and norms read out of the artifact: that these are the
+    source's is what the hashes say.
+
+    Raises:
+        ArtifactError: Not a bundle, or an unsafe one.
+        CheckpointError: `against` is not a model of this shape.
+    """
+    try:
+        manifest = open_bundle(folder, trust).manifest
+    except CheckFailedError as error:
+        return GateOutcome.failed(error)
+    exporter = get_exporter(manifest.backend)
+    artifact = exporter.read_artifact(folder)
+    weights = exporter.read_weights(artifact)
+    try:
+        compare_tensors(manifest.tensors, list_tensors(weights, progress))
+    except CheckFailedError as error:
+        return GateOutcome.failed(error)
+    subject = GateSubject(
+        artifact=artifact,
+        config=manifest.model.config,
+        kv_cache=KVCacheDtype(manifest.artifact.kv_cache),
+        end_tokens=exporter.end_tokens(artifact),
+        text=read_text_assets(folder),
+        contract=manifest.text,
+        reference=weights,
+        recipe=manifest.recipe,
+        full=load_full_precision(manifest, against),
+    )
+    return run_gate(subject, progress)

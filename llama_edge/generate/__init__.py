@@ -1,0 +1,1 @@
+"""`run` and `serve`: text from a bundle."""

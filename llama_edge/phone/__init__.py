@@ -1,0 +1,1 @@
+"""A connected Android phone: adb, and `push`."""

@@ -1,0 +1,1 @@
+"""`report.html`: what was measured for a bundle, with its plots."""

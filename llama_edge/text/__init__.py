@@ -1,0 +1,1 @@
+"""The text around a model: tokenizer, chat template, dialogs, tool calls, and generation."""

@@ -1,1 +1,0 @@
-"""The gate: does the written file compute the checkpoint, and what did quantization cost?"""

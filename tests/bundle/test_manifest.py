@@ -1,0 +1,63 @@
+import json
+from typing import Any
+
+import pytest
+
+from llama_edge.bundle.manifest import MANIFEST_VERSION, Manifest
+from llama_edge.core.errors import ArtifactError
+
+
+def plain(manifest: Manifest) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(json.dumps(manifest.to_json()))
+    return value
+
+
+def test_json_round_trip_keeps_every_field(debug_manifest: Manifest) -> None:
+    assert Manifest.from_json(plain(debug_manifest), "m") == debug_manifest
+
+
+def test_newer_version_is_refused_with_the_remedy(debug_manifest: Manifest) -> None:
+    value = plain(debug_manifest) | {"format_version": MANIFEST_VERSION + 1, "new_field": 1}
+    with pytest.raises(ArtifactError, match="Update the app or llama-edge"):
+        Manifest.from_json(value, "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format_version",), 0),
+        (("verdict",), "perhaps"),
+        (("surprise",), 1),
+        (("model", "source"), "/home/someone/model"),
+        (("model", "source_sha256"), "0" * 63),
+        (("model", "config", "hidden_size"), -1),
+        (("recipe", "group_size"), "32"),
+        (("files",), []),
+        (("files", 0, "path"), "/etc/passwd"),
+        (("files", 0, "sha256"), "Z" * 64),
+        (("artifact", "activation_quantization"), "int3"),
+        (("artifact", "max_context"), 0),
+        (("text", "eos_token_ids"), []),
+        (("text", "golden_tokens", 0, "tokens"), [-1]),
+        (("tensors", 0, "shape"), [1]),
+        (("parity",), {}),
+    ],
+)
+def test_schema_refuses(
+    debug_manifest: Manifest, path: tuple[str | int, ...], value: object
+) -> None:
+    broken = plain(debug_manifest)
+    place: Any = broken
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ArtifactError, match=r"^m: "):
+        Manifest.from_json(broken, "m")
+
+
+@pytest.mark.parametrize("field", sorted(Manifest.__dataclass_fields__))
+def test_every_field_is_required(debug_manifest: Manifest, field: str) -> None:
+    value = plain(debug_manifest)
+    del value[field]
+    with pytest.raises(ArtifactError, match=field):
+        Manifest.from_json(value, "m")
