@@ -120,7 +120,7 @@ def test_the_app_uses_the_strings_that_there_are() -> None:
 @pytest.mark.parametrize("name", ["finding_codes.json", "manifest.schema.json"])
 def test_the_core_carries_what_python_has(name: str) -> None:
     carried = CORE / "Sources/BundleCore/Resources" / name
-    assert carried.read_bytes() == (ROOT / "llama_edge/core" / name).read_bytes()
+    assert carried.read_bytes() == (ROOT / "llama_edge/bundle" / name).read_bytes()
 
 
 def test_swift_runs_every_kind_of_fixture() -> None:
