@@ -31,12 +31,8 @@ from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.export.coreml.reader import read_artifact
-from llama_edge.formats.quantized_checkpoint import (
-    TABLES,
-    float_shapes,
-    matrix_shape,
-    quantized_names,
-)
+from llama_edge.formats.quantized_checkpoint import TABLES, matrix_shape, quantized_names
+from llama_edge.models.weights import float_shapes
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
 
 GROUP: Final = 32

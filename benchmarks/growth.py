@@ -31,9 +31,9 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint
-from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export import get_exporter
 from llama_edge.export.base import LowerOptions
+from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint

@@ -29,7 +29,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, Rounding
-from llama_edge.core.weight_names import weight_shapes
+from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
 from llama_edge.quantize.stage import quantize_checkpoint

@@ -14,9 +14,9 @@ from torch import Tensor
 from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import block_linear_names
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import network_of
+from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize.kept_costs import KeptCosts
 from llama_edge.quantize.sensitivity import measure_costs
 

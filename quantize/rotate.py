@@ -8,7 +8,6 @@ I in, D hidden, F intermediate, H head_dim.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,8 +16,15 @@ from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Checkpoint, Rotation, Weights
 from llama_edge.core.weight_names import FINAL_NORM, HEAD_ROTATION
-from llama_edge.models.blocks import Add, Attention, Embedding, RMSNorm, SwiGLU
-from llama_edge.models.network import Node, network_of
+from llama_edge.models.blocks import (
+    Add,
+    Attention,
+    Embedding,
+    HeadNorm,
+    RMSNorm,
+    SwiGLU,
+)
+from llama_edge.models.network import VALUES, Node, network_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +34,6 @@ class RotationMatrices:
     r1: Tensor
     r2: Sequence[Tensor]
     r4: tuple[int, int] | None
-
-
-#: Which of attention's inputs are the values.
-VALUES: Final = 2
 
 
 def tie_breaker(width: int) -> Tensor:
@@ -117,9 +119,15 @@ class RotatedWeights:
             norm = self._weights.read(FINAL_NORM).to(self._matrices.r1)
             return self._turn_back(norm[:, None] * self._matrices.r1).float()
         weight = self._weights.read(name)
-        if weight.ndim == 1:
-            first = self._first_norm.weight
-            return tie_breaker(len(weight)) if name == first else torch.ones_like(weight)
+        node = self._network.by_name[name.rpartition(".")[0]]
+        if isinstance(node.block, RMSNorm):
+            is_first = node is self._first_norm
+            return tie_breaker(len(weight)) if is_first else torch.ones_like(weight)
+        if isinstance(node.block, HeadNorm):
+            return weight
+        if name == node.bias:
+            column = weight.to(self._matrices.r1)[:, None]
+            return self._rotate_outputs(node, column)[:, 0].float()
         return self._rotate(name, weight.to(self._matrices.r1)).float()
 
     def _turn_back(self, weight_DI: Tensor) -> Tensor:
@@ -147,11 +155,21 @@ class RotatedWeights:
             weight = self._turn_back(weight)
         if isinstance(before.block, SwiGLU) and self._matrices.r4 is not None:
             weight = rotate_product(weight, self._matrices.r4)
-        for user in users:
+        return self._rotate_values(node, weight)
+
+    def _rotate_outputs(self, node: Node, weight_OI: Tensor) -> Tensor:
+        """The rows alone: of a bias, which is one column."""
+        if any(isinstance(user.block, Add) for user in self._network.users(node.name)):
+            weight_OI = self._turn_back(weight_OI)
+        return self._rotate_values(node, weight_OI)
+
+    def _rotate_values(self, node: Node, weight_OI: Tensor) -> Tensor:
+        """R2 of what attention takes for values."""
+        for user in self._network.users(node.name):
             if isinstance(user.block, Attention) and user.inputs[VALUES] == node.name:
-                heads = weight.view(-1, self._config.head_dim, weight.shape[1])
-                weight = (self._r2(user).T @ heads).view_as(weight)
-        return weight
+                heads = weight_OI.view(-1, self._config.head_dim, weight_OI.shape[1])
+                weight_OI = (self._r2(user).T @ heads).view_as(weight_OI)
+        return weight_OI
 
     def _r2(self, attention: Node) -> Tensor:
         assert attention.layer is not None

@@ -27,7 +27,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Checkpoint
 from llama_edge.formats.quantized_checkpoint import Layout
-from llama_edge.models.network import network_of
+from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
@@ -57,10 +57,10 @@ class _Measured(Reference):
         self.moments: dict[str, _Moments] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        out = super()._linear(x, name)
-        if torch.is_grad_enabled() and name.startswith("model.layers."):
-            self._record(name, x.detach(), out)
+    def _linear(self, x: Tensor, node: Node) -> Tensor:
+        out = super()._linear(x, node)
+        if torch.is_grad_enabled() and node.layer is not None:
+            self._record(node.weight, x.detach(), out)
         return out
 
     def _record(self, name: str, x: Tensor, out: Tensor) -> None:

@@ -11,19 +11,19 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
-from llama_edge.core.weight_names import EMBEDDING, block_linear_names
+from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.formats.quantized_checkpoint import (
     TABLES,
     Layout,
     QuantizedEntry,
     SourceDescription,
-    float_shapes,
     matrix_shape,
     quantized_names,
     stored_names,
     write_quantized_checkpoint,
 )
 from llama_edge.models.network import network_of
+from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.kept_layers import KeptLayers

@@ -19,8 +19,8 @@ from llama_edge.core.session import (
     check_tokens,
 )
 from llama_edge.core.types import Artifact
-from llama_edge.core.weight_names import FUSED_LINEARS, block_weight
 from llama_edge.formats.pte_stacks import stacked_rows
+from llama_edge.models.network import network_of
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 _CACHES = ("key_cache", "value_cache")
@@ -208,9 +208,9 @@ def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, F
     values.pop("v_heads", None)
     if stacked is None:
         return values
-    parts = FUSED_LINEARS["self_attn.qkv_proj"]
-    rows = stacked_rows(config, [block_weight(0, part) for part in parts])
-    split = {part.split(".")[-1]: stacked[:, rows[block_weight(0, part)].numpy()] for part in parts}
+    linears = network_of(config).stacked_linears(0)[0]
+    rows = stacked_rows(config, [node.weight for node in linears])
+    split = {node.part: stacked[:, rows[node.weight].numpy()] for node in linears}
     return {**values, **split}
 
 

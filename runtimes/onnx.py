@@ -262,6 +262,8 @@ def _block_names(layer: int) -> dict[str, str]:
         "hidden": hidden_value(layer),
         "input_layernorm": first if layer == 0 else _norm_behind(layer - 1),
         "qkv_proj": f"{block}self_attn.qkv_proj.output",
+        "q_norm": f"{block}self_attn.q_norm.output",
+        "k_norm": f"{block}self_attn.k_norm.output",
         "attention": attention_value(layer),
         "o_proj": f"{block}self_attn.o_proj.output",
         "attention_residual": f"{block}middle",

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llama_edge.checkpoints.huggingface import ARCHITECTURES
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import TextAssets
@@ -27,9 +28,9 @@ from llama_edge.core.weight_names import (
     LM_HEAD,
     META_BLOCK_PARTS,
     META_NAMES,
-    weight_shapes,
 )
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
+from llama_edge.models.weights import weight_shapes
 from llama_edge.text.text_assets import write_text_assets
 
 LLAMA32_CONFIG = ModelConfig(
@@ -79,13 +80,14 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 def huggingface_config(config: ModelConfig) -> dict[str, object]:
     """`config.json` of transformers 4.4x, which the published Llama 3.2 has."""
-    value = config.to_json()
+    value = {**config.to_json(), "family": config.family}
+    family = value.pop("family")
     if config.rope_scaling is not None:
         value["rope_scaling"] = {**value["rope_scaling"], "rope_type": "llama3"}
     return {
         **value,
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
         "attention_bias": False,
         "hidden_act": "silu",
         "mlp_bias": False,

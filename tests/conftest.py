@@ -31,9 +31,9 @@ from llama_edge.core.types import (
     TensorSpec,
     TextAssets,
 )
-from llama_edge.core.weight_names import weight_shapes
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.onnx.exporter import OnnxExporter
+from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint

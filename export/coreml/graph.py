@@ -150,6 +150,18 @@ class Graph:
         bias = self.constant(f"zeros_{rows}", np.zeros(rows, np.float16))
         return mb.linear(x=x, weight=weight, bias=bias, name=output)
 
+    def add_bias(self, x: Var, name: str, output: str) -> Var:
+        """A product fp16 (1, T, O) and its bias, fp32: Qwen2.5's keys have biases of hundreds."""
+        return mb.add(x=mb.cast(x=x, dtype="fp32"), y=self.vector(name), name=output)
+
+    def head_norm(self, x: Var, name: str, output: str) -> Var:
+        """RMSNorm of each head of (1, T, heads * H), fp32."""
+        split = mb.reshape(
+            x=mb.cast(x=x, dtype="fp32"),
+            shape=[1, -1, x.shape[-1] // self.config.head_dim, self.config.head_dim],
+        )
+        return mb.reshape(x=self.rms_norm(split, name), shape=[1, -1, x.shape[-1]], name=output)
+
     def begin_call(
         self, tokens: Var, position: Var, tables: tuple[torch.Tensor, torch.Tensor]
     ) -> Call:

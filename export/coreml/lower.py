@@ -41,6 +41,7 @@ from llama_edge.models.blocks import (
     Attention,
     Embedding,
     Hadamard,
+    HeadNorm,
     Linear,
     RMSNorm,
     Rope,
@@ -196,6 +197,7 @@ class _Lowering:
                 RMSNorm: self._rms_norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
+                HeadNorm: self._head_norm,
                 Rope: self._rope,
                 Attention: self._attention,
                 SwiGLU: self._swiglu,
@@ -217,6 +219,9 @@ class _Lowering:
         return normed if self._graph.config.head_rotation else _fp16(normed, _HEAD_INPUT)
 
     def _linear(self, node: Node, x: Var) -> Var:
+        if node.bias is not None:
+            product = self._graph.linear(x, node.weight, f"{node.name}.product")
+            return self._graph.add_bias(product, node.bias, node.name)
         if node.layer is not None:
             return self._graph.linear(x, node.weight, node.name)
         table = EMBEDDING if self._graph.config.tie_word_embeddings else node.weight
@@ -228,6 +233,9 @@ class _Lowering:
         turned = mb.linear(x=x, weight=self._graph.vector(node.weight), bias=bias)
         return _fp16(turned, _HEAD_INPUT)
 
+    def _head_norm(self, node: Node, x: Var) -> Var:
+        return self._graph.head_norm(x, node.weight, f"{node.name}.output")
+
     def _rope(self, node: Node, x: Var, *_: Var) -> _Unturned:
         assert isinstance(node.block, Rope)
         return _Unturned(self._graph.heads(x, node.block.heads))
@@ -236,7 +244,7 @@ class _Lowering:
         assert isinstance(node.block, Attention)
         assert node.layer is not None
         graph, call, (key_cache, value_cache) = self._graph, self._call, self._caches
-        rows = graph.heads(values, node.block.key_value_heads)
+        rows = graph.heads(_as_fp16(values), node.block.key_value_heads)
         known_keys = key_cache.write(node.layer, graph.rope(keys.heads, call), call)
         known_values = value_cache.write(node.layer, rows, call)
         return graph.attention(
@@ -262,6 +270,11 @@ class _Lowering:
             return self._graph.add(x, branch, f"model.layers.{node.layer}.middle")
         self._progress.advance()
         return self._graph.add(x, branch, hidden_value(node.layer + 1))
+
+
+def _as_fp16(x: Var) -> Var:
+    """Values that a bias was added to are fp32."""
+    return x if x.dtype == types.fp16 else mb.cast(x=x, dtype="fp16")
 
 
 def _fp16(x: Var, output: str) -> Var:

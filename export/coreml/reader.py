@@ -17,7 +17,8 @@ from llama_edge.export.coreml.metadata import read_metadata, text_contract_sha25
 from llama_edge.export.coreml.package import CODED, PACKAGE, mil_name, package_files
 from llama_edge.export.coreml.program import read_cache_dtype
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
-from llama_edge.formats.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
+from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import read_text_assets
 
 #: Where a bundle keeps its tokenizer.

@@ -16,6 +16,7 @@ from llama_edge.models.blocks import (
     Attention,
     Embedding,
     Hadamard,
+    HeadNorm,
     Linear,
     RMSNorm,
     Rope,
@@ -57,6 +58,7 @@ class BlockBuilder:
                 RMSNorm: self._norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
+                HeadNorm: self._head_norm,
                 Rope: self._turn,
                 Attention: self._attention,
                 SwiGLU: self._swiglu,
@@ -123,12 +125,13 @@ class BlockBuilder:
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
         """XNNPACK's schema has no mean over the last axis: a linear of 1 / D with bias eps is."""
-        mean_key, eps_key = self.store.mean_constants()
-        width = self.config.hidden_size
+        width = x.shape[-1]
+        mean_key, eps_key = self.store.mean_constants(width)
         mean = graph.constant(mean_key, (1, width))
         eps = graph.constant(eps_key, (1,))
         inverse = graph.reciprocal_square_root(graph.linear(graph.square(x), mean, eps))
-        weight = graph.constant(self.store.vector(name), (1, 1, width))
+        ones = (1,) * (len(x.shape) - 1)
+        weight = graph.constant(self.store.vector(name), (*ones, width))
         return graph.multiply(graph.multiply(x, inverse), weight)
 
     def _linear(self, node: Node, x: Value) -> Value:
@@ -137,8 +140,7 @@ class BlockBuilder:
         first = stack[0].name
         if first not in self._shared:
             out = self._out if node.layer is None else None
-            names = [linear.weight for linear in stack]
-            product = self._product(self._rounded(node.inputs[0], x), names, out)
+            product = self._product(self._rounded(node.inputs[0], x), stack, out)
             self._shared[first] = self._heads(product) if len(stack) > 1 else product
         return self._shared[first]
 
@@ -149,13 +151,19 @@ class BlockBuilder:
             self._shared[key] = self._graph.quantize_per_token(x)
         return self._shared[key]
 
-    def _product(self, x: Value, names: list[str], out: Value | None) -> Value:
-        """Several names are stacked along the output."""
+    def _product(self, x: Value, stack: tuple[Node, ...], out: Value | None) -> Value:
+        """Several linears are stacked along the output."""
+        names = [linear.weight for linear in stack]
+        biases = [linear.bias for linear in stack if linear.bias is not None]
         if self.store.is_int8(names):
             weight = self._graph.int8_filter(*self.store.int8(names))
         else:
             weight = self._graph.int4_filter(*self.store.int4(names))
-        return self._graph.linear(x, weight, out=out)
+        bias = None
+        if biases:
+            key, length = self.store.bias(biases)
+            bias = self._graph.constant(key, (length,))
+        return self._graph.linear(x, weight, bias, out=out)
 
     def _heads(self, stacked: Value) -> Value:
         """Stacked queries, keys and values as (K, T, G + 2, H)."""
@@ -163,10 +171,23 @@ class BlockBuilder:
         by_token = self._graph.reshape(stacked, (0, groups, queries + 2, self.config.head_dim))
         return self._graph.transpose(by_token, (1, 0, 2, 3))
 
+    def _head_norm(self, node: Node, heads: Value) -> Value:
+        """Of the queries, then of the keys in the stack; RoPE takes both together."""
+        stack = [linear.name for linear in self.stacks[node.inputs[0]]]
+        queries = self.config.queries_per_group
+        is_key = stack.index(node.inputs[0]) == 1
+        part = self._graph.slice(heads, {2: (queries, 1) if is_key else (0, queries)})
+        normed = self._rms_norm(self._graph, part, node.weight)
+        if is_key:
+            normed = self._graph.concatenate([self._shared["normed"], normed], axis=2)
+        self._shared["normed"] = normed
+        return normed
+
     def _turn(self, node: Node, heads: Value, cos: Value, sin: Value) -> Value:
         """RoPE, and R3, of queries and keys together: they are neighbours in the stack."""
         del node
         if "turned" not in self._shared:
+            heads = self._shared.get("normed", heads)
             turned = self._rope(heads, self.config.queries_per_group + 1, cos, sin)
             self._shared["turned"] = self._rotate_heads(self._graph, turned)
         return self._shared["turned"]

@@ -19,7 +19,8 @@ from llama_edge.export.executorch.lower import CONFIG_METHOD, PTE_FILE
 from llama_edge.export.executorch.weights import CODES, SCALES
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
-from llama_edge.formats.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
+from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.models.weights import float_shapes
 
 _EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"
 
@@ -87,13 +88,16 @@ class PteWeights:
     def _find_rows(self) -> dict[str, _Rows]:
         """Stacks are keyed by their parts' names joined."""
         rows: dict[str, _Rows] = {}
-        known = set(quantized_names(self.config))
+        matrices, floats = set(quantized_names(self.config)), float_shapes(self.config)
         for key in self._named:
             stack = key.removesuffix(CODES)
             parts = stack.split(STACK_JOINT)
-            if stack == key or not known.issuperset(parts):
+            if stack != key and matrices.issuperset(parts):
+                total = sum(matrix_shape(self.config, part)[0] for part in parts)
+            elif len(parts) > 1 and floats.keys() >= {*parts}:
+                total = sum(floats[part][0] for part in parts)
+            else:
                 continue
-            total = sum(matrix_shape(self.config, part)[0] for part in parts)
             rows |= {part: _Rows(stack, tuple(parts), total) for part in parts}
         return rows
 
@@ -196,4 +200,8 @@ class PteWeights:
 
     def vector(self, name: str) -> Tensor:
         """See `QuantizedWeights`."""
+        if name in self._rows:
+            place = self._rows[name]
+            stacked = self._data(place.key, torch.float32, (place.total,))
+            return stacked[stacked_rows(self.config, place.names)[name]]
         return self._data(name, torch.float32, float_shapes(self.config)[name])

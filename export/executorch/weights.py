@@ -18,6 +18,7 @@ from llama_edge.core.weight_names import (
 from llama_edge.export.executorch.xnnpack_graph import FilterKeys
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape
+from llama_edge.models.weights import float_shapes
 
 MEAN_KEY: Final = "rms_norm.mean"
 EPS_KEY: Final = "rms_norm.eps"
@@ -53,12 +54,13 @@ class WeightStore:
         self.entries.setdefault(key, StoredData(key, size_bytes, read))
         return key
 
-    def mean_constants(self) -> tuple[str, str]:
-        """Keys of the (1, D) matrix of 1 / D and of eps (1,), which RMSNorm is made of."""
-        width, eps = self._config.hidden_size, self._config.rms_norm_eps
-        self._put(MEAN_KEY, 4 * width, lambda: torch.full((1, width), 1 / width))
+    def mean_constants(self, width: int) -> tuple[str, str]:
+        """Keys of the (1, width) matrix of 1 / width and of eps (1,), which RMSNorm is made of."""
+        key = MEAN_KEY if width == self._config.hidden_size else f"{MEAN_KEY}.{width}"
+        eps = self._config.rms_norm_eps
+        self._put(key, 4 * width, lambda: torch.full((1, width), 1 / width))
         self._put(EPS_KEY, 4, lambda: torch.tensor([eps], dtype=torch.float32))
-        return MEAN_KEY, EPS_KEY
+        return key, EPS_KEY
 
     def head_rotation(self) -> str:
         """Key of the head's rotation, float32 (D, D)."""
@@ -70,8 +72,20 @@ class WeightStore:
         return self._put(f"hadamard.{order}", 4 * order**2, lambda: hadamard(order))
 
     def vector(self, name: str) -> str:
-        """Key of a norm weight, float32 (D,)."""
-        return self._put(name, 4 * self._config.hidden_size, lambda: self._weights.vector(name))
+        """Key of a norm weight, float32 (D,) or (H,)."""
+        (width,) = float_shapes(self._config)[name]
+        return self._put(name, 4 * width, lambda: self._weights.vector(name))
+
+    def bias(self, names: list[str]) -> tuple[str, int]:
+        """Key and length of biases, float32, stacked as their matrices are."""
+        rows = stacked_rows(self._config, names)
+        total = sum(map(len, rows.values()))
+
+        def read() -> Tensor:
+            values = torch.cat([self._weights.vector(name) for name in names])
+            return values[torch.cat(list(rows.values())).argsort()]
+
+        return self._put(stacked_key(names), 4 * total, read), total
 
     def is_int8(self, names: list[str]) -> bool:
         """Whether stacked matrices have int8 codes with one scale per row, or int4 ones in groups.

@@ -22,6 +22,7 @@ from llama_edge.core.packing import QuantizedTensor, pack_uint4
 from llama_edge.core.types import ActivationQuantization
 from llama_edge.export.onnx.external_data import ExternalDataWriter
 from llama_edge.export.onnx.metadata import ACTIVATIONS
+from llama_edge.models.network import Node
 
 MICROSOFT: Final = "com.microsoft"
 #: RMSNormalization came with opset 23; `onnx.checker` knows no SimplifiedLayerNormalization.
@@ -42,6 +43,12 @@ FUSED_OPERATORS: Final = frozenset(
 INT8_BLOCK: Final = 32
 
 Attributes = Mapping[str, int | float | Sequence[int]]
+
+
+def product_name(linears: Sequence[Node]) -> str:
+    """What is stored for linears that are one product: a linear's own name, or the stack's."""
+    first = linears[0].name
+    return first if len(linears) == 1 else f"{first.rpartition('.')[0]}.qkv_proj"
 
 
 def int8_blocks(weight: QuantizedTensor) -> torch.Tensor:
@@ -172,6 +179,15 @@ class GraphBuilder:
         for order in dict.fromkeys(factors):
             self.store(f"hadamard.{order}", hadamard(order).T)
 
+    def head_norm(self, x: str, weight: str, shape: tuple[int, int], output: str) -> str:
+        """RMSNorm of each of `shape` (heads, H), of (B, T, heads * H)."""
+        heads, head_dim = shape
+        split = self.constant(f"{output}.split", [0, 0, heads, head_dim])
+        join = self.constant(f"{output}.join", [0, 0, heads * head_dim])
+        by_head = self.add("Reshape", [x, split], [f"{output}.heads"])
+        normed = self.rms_norm(by_head, weight, f"{output}.normed")
+        return self.add("Reshape", [normed, join], [output])
+
     def rms_norm(self, x: str, weight: str, output: str) -> str:
         """RMSNorm of a value that no residual is added to."""
         attributes = {"axis": -1, "epsilon": self.config.rms_norm_eps}
@@ -201,13 +217,18 @@ class GraphBuilder:
         total = self.add("Cast", [total], ["total_sequence_length"], {"to": TensorProto.INT32})
         return last, total
 
-    def attention(self, qkv: str, layer: int, lengths: tuple[str, str], output: str) -> str:
-        """RoPE (`rope.cos`, `rope.sin`), cache and causal attention over a packed QKV."""
+    def attention(
+        self, qkv: tuple[str, str, str], layer: int, lengths: tuple[str, str], output: str
+    ) -> str:
+        """RoPE (`rope.cos`, `rope.sin`), cache and causal attention.
+
+        Queries, keys and values, or a packed value of all three and two empty names.
+        """
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         return self.add(
             "GroupQueryAttention",
-            [qkv, "", "", *past, *lengths, "rope.cos", "rope.sin"],
+            [*qkv, *past, *lengths, "rope.cos", "rope.sin"],
             [output, *present],
             {
                 "num_heads": self.config.num_attention_heads,

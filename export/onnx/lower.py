@@ -1,5 +1,6 @@
 """QuantizedCheckpoint -> `model.onnx` and its data file, written directly: no exporter between."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +14,21 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.export.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
-from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
+from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder, product_name
 from llama_edge.export.onnx.metadata import Lowering, metadata_entries
 from llama_edge.models.blocks import (
     Add,
     Attention,
     Embedding,
     Hadamard,
+    HeadNorm,
     Linear,
     RMSNorm,
     Rope,
     Rotation,
     SwiGLU,
 )
-from llama_edge.models.network import COS, SIN, TOKENS, Emitters, Network, Node, network_of
+from llama_edge.models.network import COS, SIN, TOKENS, VALUES, Emitters, Network, Node, network_of
 from llama_edge.models.rope import rope_tables
 
 
@@ -69,6 +71,7 @@ class _Packed:
     """One product for queries, keys and values: `GroupQueryAttention` takes it as it is."""
 
     value: str
+    linears: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class _Lowering:
             for linear in linears
         }
         self._made: dict[str, _Packed] = {}
+        self._parts: dict[str, dict[str, str]] = {}
         self._sums: dict[str, str] = {}
         self._table = ("", "")
         self._lengths = ("", "")
@@ -122,6 +126,7 @@ class _Lowering:
                 RMSNorm: self._rms_norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
+                HeadNorm: self._head_norm,
                 Rope: lambda node, x, *tables: x,  # the attention kernel's own work
                 Attention: self._attention,
                 SwiGLU: self._swiglu,
@@ -156,16 +161,49 @@ class _Lowering:
         if node.name == "lm_head":
             return self._head(node, x)
         weight = self._weights.quantized(node.weight)
+        assert node.bias is None, "no network has a bias here"
         return self._graph.linear(x, node.weight, weight, f"{node.name}.output")
 
     def _packed_linear(self, node: Node, x: str) -> _Packed:
         linears = self._packed[node.name]
-        name = f"{node.name.rpartition('.')[0]}.qkv_proj"
+        name = product_name(linears)
         if name not in self._made:
             weight = concatenate_rows([self._weights.quantized(each.weight) for each in linears])
-            value = self._graph.linear(x, f"{name}.weight", weight, f"{name}.output")
-            self._made[name] = _Packed(value)
+            has_bias = linears[0].bias is not None
+            output = f"{name}.product" if has_bias else f"{name}.output"
+            value = self._graph.linear(x, f"{name}.weight", weight, output)
+            if has_bias:
+                value = self._add_bias(value, linears, name)
+            self._made[name] = _Packed(value, linears)
         return self._made[name]
+
+    def _add_bias(self, value: str, linears: Sequence[Node], name: str) -> str:
+        """Each linear's bias is stored for itself; ONNX Runtime joins them once, on load."""
+        graph = self._graph
+        biases = [
+            graph.store(each.bias, self._weights.vector(each.bias))
+            for each in linears
+            if each.bias is not None
+        ]
+        bias = graph.add("Concat", biases, [f"{name}.bias"], {"axis": 0})
+        return graph.add("Add", [value, bias], [f"{name}.output"])
+
+    def _head_norm(self, node: Node, x: _Packed) -> str:
+        assert isinstance(node.block, HeadNorm)
+        weight = self._graph.store(node.weight, self._weights.vector(node.weight))
+        part = self._split(x)[node.inputs[0]]
+        shape = node.block.heads, node.block.head_dim
+        return self._graph.head_norm(part, weight, shape, f"{node.name}.output")
+
+    def _split(self, packed: _Packed) -> dict[str, str]:
+        """The parts of a packed value by their linears' names."""
+        if packed.value not in self._parts:
+            linears = {each.name: each.shapes[each.weight][0] for each in packed.linears}
+            sizes = self._graph.constant(f"{packed.value}.sizes", [*linears.values()])
+            parts = {name: f"{name}.output" for name in linears}
+            self._graph.add("Split", [packed.value, sizes], [*parts.values()], {"axis": -1})
+            self._parts[packed.value] = parts
+        return self._parts[packed.value]
 
     def _head(self, node: Node, x: str) -> str:
         config = self._graph.config
@@ -181,10 +219,17 @@ class _Lowering:
         # The rotation is symmetric, so it needs no transpose before MatMul.
         return self._graph.add("MatMul", [x, rotation], ["lm_head.rotated"])
 
-    def _attention(self, node: Node, queries: _Packed, *_: _Packed) -> str:
+    def _attention(self, node: Node, *inputs: str | _Packed) -> str:
         layer = _layer(node)
         self._progress.advance()
-        return self._graph.attention(queries.value, layer, self._lengths, attention_value(layer))
+        packed = inputs[VALUES]
+        assert isinstance(packed, _Packed)
+        if inputs[0] is packed:
+            qkv = packed.value, "", ""
+        else:
+            queries, keys = (str(value) for value in inputs[:VALUES])
+            qkv = queries, keys, self._split(packed)[node.inputs[VALUES]]
+        return self._graph.attention(qkv, layer, self._lengths, attention_value(layer))
 
     def _swiglu(self, node: Node, gate: str, up: str) -> str:
         return self._graph.swiglu(gate, up, f"model.layers.{_layer(node)}.mlp.product")

@@ -11,7 +11,7 @@ from torch import Tensor
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
-from llama_edge.core.weight_names import EMBEDDING, FUSED_LINEARS, LM_HEAD, block_weight
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.export.onnx.external_data import (
     DATA_FILE,
     MODEL_FILE,
@@ -19,9 +19,11 @@ from llama_edge.export.onnx.external_data import (
     load_graph,
 )
 from llama_edge.export.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
-from llama_edge.export.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
+from llama_edge.export.onnx.graph import FUSED_OPERATORS, INT8_BLOCK, product_name
 from llama_edge.export.onnx.metadata import read_metadata
-from llama_edge.formats.quantized_checkpoint import float_shapes, matrix_shape, quantized_names
+from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.models.network import network_of
+from llama_edge.models.weights import float_shapes
 
 #: Operators that are a linear.
 _LINEARS: Final = frozenset({"MatMulNBits", "MatMul", "Gemm"})
@@ -88,11 +90,15 @@ class OnnxWeights:
 
     def _linear(self, name: str) -> QuantizedTensor:
         """The rows of one linear out of those that were stacked with it."""
-        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-        fused, parts = next(entry for entry in FUSED_LINEARS.items() if part in entry[1])
-        matrices = [block_weight(int(layer), each) for each in parts]
+        network = network_of(self._config)
+        layer = network.by_name[name.removesuffix(".weight")].layer
+        assert layer is not None, f"{name} is in no block"
+        stacks = network.stacked_linears(layer)
+        linears = next(stack for stack in stacks if name in [node.weight for node in stack])
+        matrices = [node.weight for node in linears]
         heights = [matrix_shape(self._config, each)[0] for each in matrices]
-        stored, columns = block_weight(int(layer), fused), matrix_shape(self._config, name)[1]
+        stored = f"{product_name(linears)}.weight"
+        columns = matrix_shape(self._config, name)[1]
         # The file itself says how wide the codes are: a byte for each input, or half of one.
         is_int8 = self._tensors.row_items(f"{stored}.codes") == columns
         read = self._int8 if is_int8 else self._int4

@@ -56,9 +56,18 @@ class Model:
     #: SHA-256 over names, shapes and float32 values of the full-precision weights
     source_sha256: str
     config: ModelConfig
-    family: str = "llama"
     #: how it was read, where that changed something
     note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the config's family is also outside it, where readers look."""
+        return {
+            "source": self.source,
+            "source_sha256": self.source_sha256,
+            "config": self.config.to_json(),
+            "family": self.config.family,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +135,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, checked against the schema."""
-        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        fields = {**asdict(self), "model": self.model.to_json()}
+        value: dict[str, Any] = json.loads(json.dumps(fields))
         check_schema(value, "manifest")
         return value
 
@@ -152,10 +162,10 @@ class Manifest:
         _check_count(value, where)
         _check_names(value, where)
         check_schema(value, where)
-        model, artifact = value["model"], value["artifact"]
+        artifact = value["artifact"]
         return cls(
             verdict=Verdict(value["verdict"]),
-            model=Model(**{**model, "config": ModelConfig.from_json(model["config"])}),
+            model=_model(value["model"], where),
             recipe=Recipe.from_json(value["recipe"]),
             calibration=(
                 None if value["calibration"] is None else CalibrationRecord(**value["calibration"])
@@ -186,6 +196,22 @@ class Manifest:
                 else ScaleRounding.from_json(value["scale_rounding"])
             ),
         )
+
+
+def _model(value: Mapping[str, Any], where: str) -> Model:
+    fields = {**value, "config": ModelConfig.from_json(value["config"])}
+    family, config = fields.pop("family"), fields["config"]
+    if family != config.family:
+        raise BreachError(
+            ContractFinding(
+                code="manifest.schema",
+                where=f"{MANIFEST_FILE}: model.family",
+                expected=f"{config.family}, as model.config says",
+                found=str(family),
+            ),
+            where,
+        )
+    return Model(**fields)
 
 
 def _interface(value: Mapping[str, Any]) -> Interface:

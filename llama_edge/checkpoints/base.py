@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.weight_names import weight_shapes
+from llama_edge.models.weights import weight_shapes
 
 
 class StoredTensors(Protocol):

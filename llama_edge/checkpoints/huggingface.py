@@ -45,22 +45,23 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """A `config.json` of model_type llama; absent fields are transformers' `LlamaConfig` defaults.
+    """A `config.json`; absent fields are transformers' defaults for its `model_type`.
 
     Raises:
-        CheckpointError: Another architecture, or a feature that a plain Llama does not have.
+        CheckpointError: Another architecture, or a feature that is not supported.
     """
     fields = Fields(path, read_json_object(path, CheckpointError))
-    _refuse_unsupported(fields)
+    family = _family(fields)
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
+    head_dim = 128 if family == "qwen3" else hidden // max(heads, 1)
     rope = _rope_fields(fields)
     return ModelConfig(
         hidden_size=hidden,
         num_hidden_layers=fields.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=fields.integer("num_key_value_heads", heads),
-        head_dim=fields.integer("head_dim", hidden // max(heads, 1)),
+        head_dim=fields.integer("head_dim", head_dim),
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
@@ -68,22 +69,42 @@ def read_config(path: Path) -> ModelConfig:
         rope_scaling=_rope_scaling(rope),
         max_position_embeddings=fields.integer("max_position_embeddings"),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+        family=family,
     )
 
 
-def _refuse_unsupported(fields: Fields) -> None:
+#: transformers' class by `model_type`, which is also `ModelConfig.family`
+ARCHITECTURES: Final[Mapping[str, str]] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def _family(fields: Fields) -> str:
+    """The model's network; refuses features that this network does not have."""
     model_type = fields.values.get("model_type")
-    architectures = fields.values.get("architectures") or ["LlamaForCausalLM"]
-    if model_type != "llama" or architectures != ["LlamaForCausalLM"]:
+    known = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    architectures = fields.values.get("architectures") or [known]
+    if known is None or architectures != [known]:
+        supported = ", ".join(f"{kind!r} with {name}" for kind, name in ARCHITECTURES.items())
         raise CheckpointError(
             f"{fields.path}: model_type {model_type!r} with architectures {architectures!r} is "
-            "not supported; only 'llama' with LlamaForCausalLM is"
+            f"not supported; these are: {supported}"
         )
-    for key in ("attention_bias", "mlp_bias"):
+    # Qwen2 has its biases whatever its config says of them.
+    for key in ("mlp_bias",) if model_type == "qwen2" else ("attention_bias", "mlp_bias"):
         fields.require(key, False)
+    fields.require("use_sliding_window", False)
+    layer_types = fields.values.get("layer_types") or []
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
+        raise CheckpointError(
+            f"{fields.path}: layer_types is {layer_types!r}; only 'full_attention' is supported"
+        )
     fields.require("hidden_act", "silu")
     fields.require("quantization_config")
     fields.require("partial_rotary_factor", 1.0)
+    return str(model_type)
 
 
 def _rope_fields(fields: Fields) -> Fields:

@@ -24,8 +24,8 @@ from llama_edge.core.files import require_free_space, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import TextAssets
-from llama_edge.core.weight_names import weight_shapes
 from llama_edge.formats.quantized_checkpoint import write_safetensors
+from llama_edge.models.weights import weight_shapes
 from llama_edge.text.text_assets import write_text_assets
 
 #: A shard is closed before it gets larger; a larger tensor has one of its own.

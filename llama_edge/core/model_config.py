@@ -20,6 +20,10 @@ _LARGEST: Final[Mapping[str, int]] = {
 }
 
 
+#: Networks that are known; the first is what a config is of that names none.
+FAMILIES: Final = ("llama", "qwen2", "qwen3")
+
+
 def _require_integer(where: str, name: str, value: object, largest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
         raise ConfigError(f"{where}: {name} is {value!r}; an integer from 1 to {largest} is needed")
@@ -77,6 +81,8 @@ class ModelConfig:
     down_proj_rotation: tuple[int, int] | None = None
     #: the head multiplies its normed input by `lm_head_rotation.weight` before the table
     head_rotation: bool = False
+    #: which network (`models.network.MODELS`)
+    family: str = "llama"
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
@@ -95,6 +101,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"config: head_dim {self.head_dim} is odd; RoPE turns pairs")
+        if self.family not in FAMILIES:
+            raise ConfigError(
+                f"config: family is {self.family!r}; one of {', '.join(FAMILIES)} is needed"
+            )
         self._check_rotations()
 
     def _check_rotations(self) -> None:
@@ -126,8 +136,14 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a manifest; the inverse of `from_json`."""
-        return asdict(self)
+        """Plain values for a manifest; the inverse of `from_json`.
+
+        A Llama has no `family`, so that earlier versions read it.
+        """
+        value = asdict(self)
+        if self.family == FAMILIES[0]:
+            del value["family"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelConfig":

@@ -24,6 +24,8 @@ BLOCK_VALUES: Final = (
     "q_proj",
     "k_proj",
     "v_proj",
+    "q_norm",
+    "k_norm",
     "q_rope",
     "k_rope",
     "value_cache",

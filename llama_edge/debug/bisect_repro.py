@@ -38,6 +38,8 @@ _KINDS: Final[Mapping[str, str]] = {
     "input_layernorm": "norm",
     "post_attention_layernorm": "norm",
     "norm": "norm",
+    "q_norm": "head_norm",
+    "k_norm": "head_norm",
     "rope": "rope",
     "kv_cache": "same",
     "attention": "attention",
@@ -206,10 +208,11 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
         return {"first": hadamard(first), "second": hadamard(second)}
     if compared.weight is None:
         return {}
+    bias = {} if compared.bias is None else {"bias": compared.bias}
     if isinstance(found.first, WeightFinding) and found.first.wanted is not None:
-        return {}  # the right codes are at hand
+        return bias  # the right codes are known
     exporter = get_exporter(found.artifact.backend)
-    return _weight(exporter.read_weights(found.artifact), compared, place)
+    return bias | _weight(exporter.read_weights(found.artifact), compared, place)
 
 
 def _weight(own: QuantizedWeights, compared: Comparison, place: Place) -> dict[str, Tensor]:

@@ -28,13 +28,13 @@ from llama_edge.export import get_exporter
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     Layout,
-    float_shapes,
     matrix_shape,
     quantized_names,
     read_quantized_checkpoint,
 )
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource, MatrixSource
+from llama_edge.models.weights import float_shapes
 from llama_edge.quantize.stage import nearest_codes
 
 

@@ -21,10 +21,10 @@ from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.export import SUFFIXES, artifact_backend, get_exporter
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
-    float_shapes,
     quantized_names,
     read_quantized_checkpoint,
 )
+from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import read_text_assets
 
 

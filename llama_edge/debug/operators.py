@@ -28,11 +28,13 @@ from llama_edge.gate.block_errors import BROKEN, Errors, explain_rows, relative_
 from llama_edge.gate.rounding import Flips, RowRun, distance_to, with_flips
 from llama_edge.models.blocks import (
     Attention,
+    HeadNorm,
     Linear,
     RMSNorm,
     Rope,
     Rotation,
     attention,
+    head_norm,
     rms_norm,
     split_heads,
 )
@@ -96,6 +98,8 @@ class Comparison:
     row_limit: float = ROW_LIMIT
     #: a linear's input before rounding, for rounding borders
     unrounded: Tensor | None = field(default=None)
+    #: a linear's, if it has one
+    bias: Tensor | None = field(default=None)
 
 
 class _Values:
@@ -166,9 +170,10 @@ class _Piece:
 
     def _linear(self, node: Node, source: str) -> Iterator[Comparison]:
         model, x = self.model, self.values[source]
-        expected = F.linear(model.quantize_activation(x), model.source.matrix(node.weight))
+        bias = model.bias(node)
+        expected = F.linear(model.quantize_activation(x), model.source.matrix(node.weight), bias)
         made = self._comparison(node, expected, [source])
-        yield from self._made(node, replace(made, unrounded=x))
+        yield from self._made(node, replace(made, unrounded=x, bias=bias))
 
     def _plain(self, node: Node, inputs: Sequence[str]) -> Iterator[Comparison]:
         """What has no rounding: the block's own arithmetic."""
@@ -176,6 +181,10 @@ class _Piece:
         limit = ROW_LIMIT
         if isinstance(node.block, RMSNorm):
             expected = rms_norm(given[0], self.model.source.vector(node.weight), node.block.eps)
+            limit = NORM_LIMIT
+        elif isinstance(node.block, HeadNorm):
+            weight = self.model.source.vector(node.weight)
+            expected = head_norm(given[0], weight, node.block.eps)
             limit = NORM_LIMIT
         elif isinstance(node.block, Rotation):
             expected = F.linear(given[0], self.model.source.matrix(node.weight))
@@ -327,7 +336,7 @@ def _explain(model: Reference, compared: Comparison, raw: Errors) -> "_Rows":
         def run(trials: Sequence[Flips]) -> tuple[Tensor, list[Tensor]]:
             rows = x[row].repeat(len(trials), 1)
             rounded = with_flips(model.quantize_activation(rows), 0, trials)
-            return F.linear(rounded, weight), [rows]
+            return F.linear(rounded, weight, compared.bias), [rows]
 
         return run
 

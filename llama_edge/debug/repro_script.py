@@ -56,7 +56,7 @@ def linear(files: Mapping[str, Array], about: Description) -> Array:
     """Round the input as the runtime does, multiply by the matrix."""
     x = ROUND[about["activation"]](files[about["inputs"][0]])
     matrix = dequantized(files) if "codes" in files else files["weight"]
-    return x @ matrix.T
+    return x @ matrix.T + files.get("bias", np.float32(0))
 
 
 def norm(files: Mapping[str, Array], about: Description) -> Array:
@@ -64,6 +64,13 @@ def norm(files: Mapping[str, Array], about: Description) -> Array:
     x = files[about["inputs"][0]]
     mean = np.square(x).mean(-1, keepdims=True)
     return x / np.sqrt(mean + np.float32(about["epsilon"])) * files["weight"]
+
+
+def head_norm(files: Mapping[str, Array], about: Description) -> Array:
+    """RMSNorm of each head."""
+    name = about["inputs"][0]
+    x = files[name].reshape(-1, about["head_dim"])
+    return norm({**files, name: x}, about).reshape(files[name].shape)
 
 
 def heads(x: Array, head_dim: int) -> Array:
@@ -129,6 +136,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Array], Description], Array]] = {
     "attention": attention,
     "embedding": embedding,
     "hadamards": hadamards,
+    "head_norm": head_norm,
     "linear": linear,
     "norm": norm,
     "rope": rope,

@@ -18,13 +18,16 @@ STACK_JOINT: Final = "|"
 
 
 def stacked_rows(config: ModelConfig, names: Sequence[str]) -> Mapping[str, Tensor]:
-    """Which rows of a stack are whose: row numbers (int64) by name, in each matrix's own order.
+    """Which rows of a stack are whose: row numbers (int64) by name, in each one's own order.
+
+    Names are of matrices or of their biases.
 
     Queries, keys and values are stacked by key/value head: the queries that ask a key head, that
     key head, its value head, then the next. So one transposition of their product puts each
     group's tokens side by side, as attention reads them.
     """
-    heights = [matrix_shape(config, name)[0] for name in names]
+    matrices = [f"{name.rpartition('.')[0]}.weight" for name in names]
+    heights = [matrix_shape(config, name)[0] for name in matrices]
     groups = config.num_key_value_heads if len(names) > 1 else 1
     parts = [height // groups for height in heights]
     starts = torch.arange(groups)[:, None] * sum(parts)

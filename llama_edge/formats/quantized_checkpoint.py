@@ -28,16 +28,9 @@ from llama_edge.core.types import (
     Recipe,
     TextAssets,
 )
-from llama_edge.core.weight_names import (
-    BLOCK_NORMS,
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD_ROTATION,
-    LM_HEAD,
-    block_linear_names,
-    block_linear_shapes,
-    block_weight,
-)
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.models.network import network_of
+from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.text.text_assets import read_text_assets, write_text_assets
 
 FORMAT_VERSION: Final = 1
@@ -54,23 +47,8 @@ def quantized_names(config: ModelConfig) -> tuple[str, ...]:
 
 def matrix_shape(config: ModelConfig, name: str) -> tuple[int, int]:
     """(out_features, in_features) of a quantized matrix."""
-    if name in TABLES:
-        return config.vocab_size, config.hidden_size
-    return block_linear_shapes(config)[name.split(".", 3)[3].removesuffix(".weight")]
-
-
-def float_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight that stays float32: the norms, and a head's rotation."""
-    width = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        block_weight(layer, norm): (width,)
-        for layer in range(config.num_hidden_layers)
-        for norm in BLOCK_NORMS
-    }
-    shapes[FINAL_NORM] = (width,)
-    if config.head_rotation:
-        shapes[HEAD_ROTATION] = (width, width)
-    return shapes
+    rows, columns = network_of(config).by_name[name.removesuffix(".weight")].shapes[name]
+    return rows, columns
 
 
 def stored_names(config: ModelConfig) -> Iterator[str]:

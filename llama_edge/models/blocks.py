@@ -37,15 +37,16 @@ class Embedding(Block):
 
 
 class Linear(Block):
-    """A matrix (out_features, in_features), which a recipe quantizes."""
+    """A matrix (out_features, in_features), which a recipe quantizes; its bias, if any, is not."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = _weight(out_features, in_features)
+        self.bias = _weight(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in_features) to (T, out_features)."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Rotation(Block):
@@ -71,6 +72,21 @@ class RMSNorm(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) to the same."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class HeadNorm(Block):
+    """RMSNorm of each head (H,), before RoPE."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = _weight(head_dim)
+        self.heads = heads
+        self.head_dim = head_dim
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, heads * H) to the same."""
+        return head_norm(x, self.weight, self.eps)
 
 
 class Rope(Block):
@@ -145,6 +161,12 @@ def apply_rope(x_NTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / rms(x) * weight` over the last dimension."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` of each head of (..., heads * H), for a weight (H,)."""
+    heads = x.view(*x.shape[:-1], -1, len(weight))
+    return rms_norm(heads, weight, eps).flatten(-2)
 
 
 def attention(q_NTH: Tensor, k_KSH: Tensor, v_KSH: Tensor) -> Tensor:

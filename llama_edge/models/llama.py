@@ -69,10 +69,10 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: type[SelfAttention]) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config)
+        self.self_attn = attention(config)
         self.attention_residual = Add()
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
@@ -88,10 +88,12 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """Everything but the head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: type[SelfAttention]) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, attention) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -107,11 +109,14 @@ class Llama(nn.Module):
     """Tokens to logits.
 
     A rotated network whose head and embedding are one table has `lm_head_rotation` before the head.
+    A model that differs from Llama in its attention alone says so by `attention`.
     """
+
+    attention: type[SelfAttention] = SelfAttention
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.model = Model(config)
+        self.model = Model(config, self.attention)
         self.lm_head_rotation = Rotation(config.hidden_size) if config.head_rotation else None
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 

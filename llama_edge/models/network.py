@@ -14,12 +14,19 @@ from torch import fx, nn
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.models.blocks import Attention, Block, Linear
 from llama_edge.models.llama import Llama
+from llama_edge.models.qwen import Qwen2, Qwen3
 
 V = TypeVar("V")
 
 TOKENS: Final = "tokens"
+#: by `ModelConfig.family`
+MODELS: Final[Mapping[str, type[Llama]]] = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3}
+
 COS: Final = "cos"
 SIN: Final = "sin"
+
+#: Which of attention's inputs are the values.
+VALUES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +48,18 @@ class Node:
     def has_weight(self) -> bool:
         """Whether it has a weight."""
         return any(True for _ in self.block.parameters())
+
+    @property
+    def bias(self) -> str | None:
+        """The name of its bias, or None."""
+        has_bias = isinstance(self.block, Linear) and self.block.bias is not None
+        return f"{self.name}.bias" if has_bias else None
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of its weight and of its bias, by name."""
+        found = self.block.named_parameters()
+        return {f"{self.name}.{part}": tuple(value.shape) for part, value in found}
 
     @property
     def layer(self) -> int | None:
@@ -180,7 +199,7 @@ class _Tracer(fx.Tracer):
 @lru_cache(maxsize=8)
 def network_of(config: ModelConfig) -> Network:
     """The graph of the model of that config."""
-    module = Llama(config)
+    module = MODELS[config.family](config)
     names: dict[Any, str] = {}
     nodes = []
     for found in _Tracer().trace(module).nodes:

@@ -21,11 +21,13 @@ from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.models.blocks import (
+    HeadNorm,
     Linear,
     RMSNorm,
     Rope,
     Rotation,
     attention,
+    head_norm,
     rms_norm,
     split_heads,
 )
@@ -122,8 +124,12 @@ class Reference:
             return quantize_per_block(x)
         return x
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.source.matrix(name))
+    def bias(self, node: Node) -> Tensor | None:
+        """A linear's bias (O,), if it has one."""
+        return None if node.bias is None else self.source.vector(node.bias)
+
+    def _linear(self, x: Tensor, node: Node) -> Tensor:
+        return F.linear(x, self.source.matrix(node.weight), self.bias(node))
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return rms_norm(x, self.source.vector(name), self.config.rms_norm_eps)
@@ -140,12 +146,14 @@ class Reference:
 
     def _compute(self, node: Node, known: dict[str, Tensor]) -> Tensor:
         if isinstance(node.block, Linear):
-            return self._linear(self._value(node.inputs[0] + _ROUNDED, known), node.weight)
+            return self._linear(self._value(node.inputs[0] + _ROUNDED, known), node)
         inputs = [self._value(name, known) for name in node.inputs]
         if isinstance(node.block, RMSNorm):
             return self._norm(inputs[0], node.weight)
+        if isinstance(node.block, HeadNorm):
+            return head_norm(inputs[0], self.source.vector(node.weight), node.block.eps)
         if isinstance(node.block, Rotation):
-            return self._linear(inputs[0], node.weight)
+            return self._linear(inputs[0], node)
         out: Tensor = node.block(*inputs)
         if isinstance(node.block, Rope) and self.kv_cache is KVCacheDtype.INT8:
             return out @ hadamard(node.block.head_dim).T

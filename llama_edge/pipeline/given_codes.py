@@ -16,7 +16,6 @@ from llama_edge.formats.quantized_checkpoint import (
     Layout,
     QuantizedEntry,
     SourceDescription,
-    float_shapes,
     stored_names,
     write_quantized_checkpoint,
 )
@@ -25,6 +24,7 @@ from llama_edge.gate.prompts import gate_prompts
 from llama_edge.gate.teacher import Variant, final_hidden, with_source
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
+from llama_edge.models.weights import float_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.text.tokenizer import Tokenizer

@@ -10,7 +10,6 @@ from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.plan.devices import Device
-from llama_edge.plan.sizes import ArtifactSize
 
 MIB: Final = 2**20
 #: Tokens, as in the published figures that the plan is calibrated on.
@@ -29,6 +28,16 @@ RUNTIME_MIB: Final = 220.0
 SIZE_BAND: Final = 0.01
 DECODE_BAND: Final = 0.10
 RSS_BAND: Final = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactSize:
+    """What lies on disk, and what of it goes through memory for each token."""
+
+    #: all model files together, without tokenizer and manifest
+    file_bytes: int
+    #: weights that a decode step reads whole; of a table that only the embedding uses, one row
+    streamed_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Recipe, Rounding
-from llama_edge.core.weight_names import block_linear_shapes
 
 #: Tokens that the gate runs, prompts and what is decoded behind them, of SmolLM2's tokenizer.
 GATE_TOKENS: Final = 1420
@@ -80,9 +79,17 @@ class HostCost:
     cpu_minutes: float
 
 
+def _linear_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """(O, I) of one block's linears."""
+    # Here, because it imports torch, and `llama-edge --help` reads this file's constants.
+    from llama_edge.models.weights import block_linear_shapes
+
+    return tuple(block_linear_shapes(config).values())
+
+
 def weights_of(config: ModelConfig) -> tuple[int, int]:
     """Numbers in the table, and in all linears."""
-    layer = sum(rows * columns for rows, columns in block_linear_shapes(config).values())
+    layer = sum(rows * columns for rows, columns in _linear_shapes(config))
     return config.vocab_size * config.hidden_size, layer * config.num_hidden_layers
 
 
@@ -117,7 +124,7 @@ def host_cost(
     rate = rates.weight_cpu_s + rates.token_cpu_s * gate_tokens / 1000
     seconds = FIXED_CPU_S + rate * (table + linears) / 1e6
     if recipe.rounding is Rounding.GPTQ:
-        widest = max(columns for _, columns in block_linear_shapes(config).values())
+        widest = max(columns for _, columns in _linear_shapes(config))
         memory = max(memory, _calibration_mib(config.hidden_size, layer, widest))
         seconds += 60 * recipe_cpu_minutes * linears / _TIMED_LINEARS
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)

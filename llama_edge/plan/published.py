@@ -12,9 +12,8 @@ from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.core.weight_names import block_linear_shapes, weight_shapes
-from llama_edge.plan.estimate import Workload
-from llama_edge.plan.sizes import ArtifactSize
+from llama_edge.models.weights import block_linear_shapes, weight_shapes
+from llama_edge.plan.estimate import ArtifactSize, Workload
 
 PROMPT: Final = 64
 CONTEXT: Final = 2048

@@ -5,22 +5,13 @@ a plan needs no backend's SDK; the tests hold them against written files.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Recipe
-from llama_edge.core.weight_names import FUSED_LINEARS, block_linear_shapes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactSize:
-    """What lies on disk, and what of it goes through memory for each token."""
-
-    #: all model files together, without tokenizer and manifest
-    file_bytes: int
-    #: weights that a decode step reads whole; of a table that only the embedding uses, one row
-    streamed_bytes: int
+from llama_edge.models.network import network_of
+from llama_edge.models.weights import block_linear_shapes
+from llama_edge.plan.estimate import ArtifactSize
 
 
 def _aligned(sizes: Iterable[int], alignment: Callable[[int], int]) -> int:
@@ -39,13 +30,13 @@ def _rotations(config: ModelConfig) -> list[int]:
 
 def _shapes(config: ModelConfig, *, fused: bool) -> list[tuple[int, int]]:
     """(O, I) of one block's products; fused ones have their rows stacked."""
-    shapes = block_linear_shapes(config)
     if not fused:
-        return list(shapes.values())
-    return [
-        (sum(shapes[part][0] for part in parts), shapes[parts[0]][1])
-        for parts in FUSED_LINEARS.values()
+        return list(block_linear_shapes(config).values())
+    stacks = [
+        [node.shapes[node.weight] for node in stack]
+        for stack in network_of(config).stacked_linears(0)
     ]
+    return [(sum(rows for rows, _ in stack), stack[0][1]) for stack in stacks]
 
 
 def _table(config: ModelConfig, recipe: Recipe) -> list[int]:

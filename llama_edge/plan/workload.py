@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import KVCacheDtype, Recipe, Rotation, Rounding
-from llama_edge.core.weight_names import block_linear_shapes
+from llama_edge.models.weights import block_linear_shapes
 from llama_edge.plan.estimate import Workload
 from llama_edge.plan.sizes import artifact_size
 

@@ -22,8 +22,9 @@ from llama_edge.core.session import (
 )
 from llama_edge.core.types import Artifact
 from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import BLOCK_LINEARS
 from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.models.blocks import HeadNorm, Linear, RMSNorm
+from llama_edge.models.network import Network, network_of
 from llama_edge.runtimes.coreml.functions import TOKENS, InterpretedFunctions, pieces
 from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
 
@@ -190,7 +191,8 @@ class CoreMLInterpreterRuntime:
     ) -> OperatorTrace:
         """See `Runtime`; keys behind RoPE are seen in the cache."""
         program = self._program(artifact)
-        groups = {layer: _block_names(layer) for layer in layers}
+        network = network_of(artifact.config)
+        groups = {layer: _block_names(network, layer) for layer in layers}
         last = artifact.config.num_hidden_layers
         entering = "head_rotation" if artifact.config.head_rotation else "norm"
         head = {"hidden": hidden_value(last), entering: "lm_head.input"}
@@ -241,7 +243,7 @@ class CoreMLInterpreterRuntime:
         )
 
 
-def _block_names(layer: int) -> dict[str, str]:
+def _block_names(network: Network, layer: int) -> dict[str, str]:
     """The program's name of each value of a block, by our name."""
     block = f"model.layers.{layer}."
     names = {
@@ -252,10 +254,11 @@ def _block_names(layer: int) -> dict[str, str]:
         "down_rotation": f"{block}mlp.product.rotated",
         "mlp_residual": hidden_value(layer + 1),
     }
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        names[norm] = f"{block}{norm}.output"
-    for part in BLOCK_LINEARS:
-        names[part.split(".")[-1]] = f"{block}{part}"
+    for node in network.in_layer(layer).values():
+        if isinstance(node.block, (RMSNorm, HeadNorm)):
+            names[node.part] = f"{node.name}.output"
+        if isinstance(node.block, Linear):
+            names[node.part] = node.name
     return names
 
 

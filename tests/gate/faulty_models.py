@@ -12,6 +12,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, unpack_int4
 from llama_edge.core.session import BlockTrace
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedWeights
+from llama_edge.models.network import Node
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
 
@@ -57,8 +58,8 @@ def cache_rows(model: Reference, layer: int, x_TD: Tensor, start: int) -> Tensor
 class OtherOrder(Reference):
     """The same network by another order of float operations: what a right artifact amounts to."""
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        weight = self.source.matrix(name)
+    def _linear(self, x: Tensor, node: Node) -> Tensor:
+        weight = self.source.matrix(node.weight)
         half = weight.shape[1] // 2
         first = functional.linear(x[..., :half], weight[:, :half])
         return first + functional.linear(x[..., half:], weight[:, half:])

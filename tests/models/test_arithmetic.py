@@ -8,10 +8,12 @@ from torch import Tensor
 
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import ActivationQuantization
-from llama_edge.core.weight_names import BLOCK_LINEARS, EMBEDDING, LM_HEAD, block_weight
+from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.blocks import apply_rope, attention, rms_norm
+from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference, quantize_per_block, quantize_per_token
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
+from llama_edge.models.weights import block_linear_names
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
 
@@ -107,14 +109,13 @@ def test_every_linear_and_only_linears_round_their_input(
     inputs: dict[str, Tensor] = {}
     plain = Reference._linear
 
-    def record(self: Reference, x: Tensor, name: str) -> Tensor:
-        inputs[name] = x
-        return plain(self, x, name)
+    def record(self: Reference, x: Tensor, node: Node) -> Tensor:
+        inputs[node.weight] = x
+        return plain(self, x, node)
 
     monkeypatch.setattr(Reference, "_linear", record)
     model.logits(torch.arange(5))
-    expected = {block_weight(layer, part) for layer in range(2) for part in BLOCK_LINEARS}
-    assert set(inputs) == {*expected, LM_HEAD}
+    assert set(inputs) == {*block_linear_names(DEBUG_CONFIG), LM_HEAD}
     for x in inputs.values():
         # Rounding is idempotent up to float32's own rounding.
         torch.testing.assert_close(rounding(x), x, rtol=1e-5, atol=1e-6)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -29,14 +29,17 @@ CONFIGS: Final = {
     "one head for all": replace(DEBUG_CONFIG, num_key_value_heads=1),
     "a head for each": replace(DEBUG_CONFIG, num_key_value_heads=6),
     "scaled rope": replace(DEBUG_CONFIG, rope_scaling=SCALING),
+    "Qwen2.5": replace(DEBUG_CONFIG, family="qwen2"),
+    "Qwen3": replace(DEBUG_CONFIG, family="qwen3"),
+    "Qwen3, untied, wide heads": replace(
+        DEBUG_CONFIG, family="qwen3", tie_word_embeddings=False, head_dim=32
+    ),
 }
 
 
-def theirs(
-    folder: Path, config: ModelConfig, weights: dict[str, Tensor]
-) -> transformers.LlamaForCausalLM:
+def theirs(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Any:  # noqa: ANN401
     write_huggingface(folder, config, weights, debug_text())
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -45,11 +48,7 @@ def test_the_graph_computes_what_transformers_does(tmp_path: Path, kind: str) ->
     weights = {name: tensor.float() for name, tensor in MemoryWeights(config).tensors.items()}
     reference = theirs(tmp_path / "model", config, weights)
     network = network_of(config)
-    shapes = {
-        node.weight: tuple(node.block.get_parameter("weight").shape)
-        for node in network.nodes
-        if node.has_weight
-    }
+    shapes = {name: shape for node in network.nodes for name, shape in node.shapes.items()}
     expected = {name: tuple(value.shape) for name, value in reference.state_dict().items()}
     assert shapes == expected
 
@@ -58,8 +57,10 @@ def test_the_graph_computes_what_transformers_does(tmp_path: Path, kind: str) ->
             out: Tensor = node.block(*inputs)
             return out
         tied = config.tie_word_embeddings and node.weight == LM_HEAD
-        weight = weights[EMBEDDING if tied else node.weight]
-        product: Tensor = torch.func.functional_call(node.block, {"weight": weight}, inputs)
+        given = {"weight": weights[EMBEDDING if tied else node.weight]}
+        if node.bias is not None:
+            given["bias"] = weights[node.bias]
+        product: Tensor = torch.func.functional_call(node.block, given, inputs)
         return product
 
     tokens = torch.randint(0, config.vocab_size, (97,), generator=torch.Generator().manual_seed(3))

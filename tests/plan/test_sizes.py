@@ -11,10 +11,10 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, KVCacheDtype, QuantizedCheckpoint
-from llama_edge.core.weight_names import block_linear_names
 from llama_edge.export import EXPORTERS, get_exporter
 from llama_edge.export.base import LowerOptions
 from llama_edge.formats.quantized_checkpoint import Layout
+from llama_edge.models.weights import block_linear_names
 from llama_edge.plan.sizes import artifact_size, block_bytes
 from llama_edge.plan.workload import kv_bytes_per_token, quantized_config
 from llama_edge.quantize import RECIPES, W4A8_HADAMARD, W4A8_MIXED, W4A8_RTN

@@ -9,8 +9,9 @@ from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
-from llama_edge.core.weight_names import FUSED_LINEARS, block_linear_names, block_weight
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE, Layout
+from llama_edge.models.network import network_of
+from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize import W4A8_HADAMARD, W4A8_MIXED
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.mixed_precision import Candidate, spend
@@ -126,8 +127,8 @@ def test_linears_of_one_product_share_their_width_and_the_bytes_repeat(
         assert (first.root / name).read_bytes() == (second.root / name).read_bytes()
     tensors = block_tensors(first)
     for layer in range(first.config.num_hidden_layers):
-        for parts in FUSED_LINEARS.values():
-            assert len({tensors[block_weight(layer, part)].bits for part in parts}) == 1
+        for stack in network_of(first.config).stacked_linears(layer):
+            assert len({tensors[node.weight].bits for node in stack}) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from torch import Tensor
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import block_linear_names
 from llama_edge.formats.quantized_checkpoint import Layout
+from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
+from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize import W4A8_GPTQ
 from llama_edge.quantize.gptq import gptq_codes, rounding_costs
 from llama_edge.quantize.groupwise import choose_scales
@@ -72,10 +73,10 @@ def measured(checkpoint: Checkpoint, name: str) -> float:
     inputs: list[Tensor] = []
 
     class Tapped(Reference):
-        def _linear(self, x: Tensor, given: str) -> Tensor:
-            if given == name:
+        def _linear(self, x: Tensor, node: Node) -> Tensor:
+            if node.weight == name:
                 inputs.append(x)
-            return super()._linear(x, given)
+            return super()._linear(x, node)
 
     tapped = Tapped(checkpoint.config, full.source)
     wanted = [tapped.logits(row).double().log_softmax(-1) for row in tokens()]

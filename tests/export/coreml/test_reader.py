@@ -15,7 +15,7 @@ from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 from llama_edge.export.onnx.exporter import OnnxExporter
-from llama_edge.formats.quantized_checkpoint import float_shapes
+from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import write_text_assets
 from tests.export.coreml.conftest import UP, Message, Package, Quantized
 

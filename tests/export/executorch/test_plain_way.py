@@ -15,8 +15,6 @@ from torchao.utils import unwrap_tensor_subclass
 
 from llama_edge.core.types import Artifact, QuantizedCheckpoint
 from llama_edge.core.weight_names import (
-    BLOCK_LINEARS,
-    BLOCK_NORMS,
     EMBEDDING,
     FINAL_NORM,
     LM_HEAD,
@@ -24,6 +22,7 @@ from llama_edge.core.weight_names import (
 )
 from llama_edge.models.blocks import apply_rope, attention, rms_norm
 from llama_edge.models.rope import rope_tables
+from llama_edge.models.weights import block_linear_names
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
 from tests.export.executorch.conftest import debug_pte
 
@@ -38,11 +37,7 @@ class PlainLlama(nn.Module):
     def __init__(self, checkpoint: QuantizedCheckpoint) -> None:
         super().__init__()
         self.config, weights = checkpoint.config, checkpoint.weights
-        names = [
-            block_weight(layer, part)
-            for layer in range(self.config.num_hidden_layers)
-            for part in BLOCK_LINEARS
-        ]
+        names = [*block_linear_names(self.config)]
         self.linears = nn.ModuleDict()
         for name in [*names, LM_HEAD]:
             tensor = weights.quantized(name)
@@ -62,7 +57,7 @@ class PlainLlama(nn.Module):
         norms = [
             block_weight(layer, part)
             for layer in range(self.config.num_hidden_layers)
-            for part in BLOCK_NORMS
+            for part in ("input_layernorm", "post_attention_layernorm")
         ]
         self.norms = {name: weights.vector(name) for name in [*norms, FINAL_NORM]}
         self.table = weights.quantized(EMBEDDING).dequantize()

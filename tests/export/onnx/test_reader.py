@@ -12,7 +12,7 @@ from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.types import Artifact, QuantizedCheckpoint, QuantizedWeights
 from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.export.onnx.reader import OnnxWeights, read_artifact, read_placement
-from llama_edge.formats.quantized_checkpoint import float_shapes
+from llama_edge.models.weights import float_shapes
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 STORED_QKV = "model.layers.1.self_attn.qkv_proj.weight.codes"
