@@ -138,6 +138,8 @@ def _program(
     config = checkpoint.config
     graph, network = Graph(config, checkpoint.weights), network_of(config)
     length = tokens or get_new_symbol()
+    # Operators without a name of ours are numbered; other programs of this process must not count.
+    mb.name_count.clear()
 
     @mb.program(  # type: ignore[untyped-decorator]
         input_specs=[

@@ -1,9 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from llama_edge.core.errors import ConfigError, OutputError, UsageError
+from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
 from llama_edge.export.base import LowerOptions
 from llama_edge.export.coreml.exporter import CoreMLExporter
@@ -59,3 +62,20 @@ def test_a_full_disk_is_noticed_before_the_work(
     with pytest.raises(OutputError, match=r"needs .* MiB"):
         lower(debug_quantized, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_programs_of_the_process_change_no_byte(
+    debug_quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    written = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        artifact = CoreMLExporter().lower(debug_quantized, folder, LowerOptions(), SilentProgress())
+        written.append((artifact.path.parent / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+
+        @mb.program(input_specs=[mb.TensorSpec((2,))])  # type: ignore[untyped-decorator]
+        def other(x: Any) -> Any:  # noqa: ANN401
+            return mb.cumsum(x=x, axis=0)
+
+    assert written[0] == written[1]
