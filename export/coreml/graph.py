@@ -26,6 +26,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import QuantizedWeights
 from llama_edge.export.coreml.deferred import DeferredArray
+from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 
 #: Added to the scores of tokens that must not be seen; an infinity would make NaN of `0 * inf`.
 _MASKED = np.float16(-65504)
@@ -232,6 +233,20 @@ class Graph:
         shape = [1, config.num_attention_heads, -1, config.head_dim]
         split = mb.transpose(x=mb.reshape(x=attended, shape=shape), perm=[0, 2, 1, 3])
         return mb.reshape(x=split, shape=[1, -1, config.query_size], name=output)
+
+    def output_rows(self, x: Var, block: OutputRows, output: str) -> Var:
+        """fp16 (1, T, R) to (1, T, V): one more column, then a gather."""
+        first = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[0, 0, 1], end_mask=[True, True, False])
+        fill = mb.add(x=mb.mul(x=first, y=np.float16(0)), y=np.float16(NOT_COMPUTED))
+        places = self.constant("output_places", block.places().numpy().astype(np.int32))
+        return mb.gather(
+            x=mb.concat(values=[x, fill], axis=-1),
+            indices=places,
+            axis=2,
+            batch_dims=0,
+            validate_indices=False,
+            name=output,
+        )
 
     def swiglu(self, gate: Var, up: Var, output: str, *, wide: bool) -> Var:
         """`silu(gate) * up` (1, T, F); `wide`: in fp32, as a rotation behind it needs it."""

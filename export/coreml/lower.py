@@ -43,6 +43,7 @@ from llama_edge.models.blocks import (
     Hadamard,
     HeadNorm,
     Linear,
+    OutputRows,
     RMSNorm,
     Rope,
     Rotation,
@@ -196,6 +197,7 @@ class _Lowering:
         self.emit = Emitters[Any](
             {
                 Embedding: self._embedding,
+                OutputRows: self._output_rows,
                 RMSNorm: self._rms_norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
@@ -227,7 +229,12 @@ class _Lowering:
         if node.layer is not None:
             return self._graph.linear(x, node.weight, node.name)
         table = EMBEDDING if self._graph.config.tie_word_embeddings else node.weight
-        return self._graph.linear(x, table, "logits")
+        output = "logits" if self._graph.config.output_rows is None else f"{node.name}.output"
+        return self._graph.linear(x, table, output)
+
+    def _output_rows(self, node: Node, x: Var) -> Var:
+        assert isinstance(node.block, OutputRows)
+        return self._graph.output_rows(x, node.block, "logits")
 
     def _rotation(self, node: Node, x: Var) -> Var:
         width = self._graph.config.hidden_size

@@ -18,6 +18,7 @@ from llama_edge.models.blocks import (
     Hadamard,
     HeadNorm,
     Linear,
+    OutputRows,
     RMSNorm,
     Rope,
     Rotation,
@@ -55,6 +56,7 @@ class BlockBuilder:
         self._emitters = Emitters[Value](
             {
                 Embedding: self._embedding,
+                OutputRows: lambda node, x: x,  # the method's own work
                 RMSNorm: self._norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
@@ -80,7 +82,7 @@ class BlockBuilder:
 
         (x, cos, sin) -> (q, k, v) of the first block; (x, attention, cos, sin) -> (x', q, k, v)
         from each attention to the next; (x, attention) -> x' behind the last; and of one token,
-        x (1, 1, D) -> logits (1, 1, V).
+        x (1, 1, D) -> the head's product (1, 1, R).
         """
         self._graphs = []
         self.network.walk({name: name for name in (TOKENS, COS, SIN)}, self._emit)
@@ -120,7 +122,7 @@ class BlockBuilder:
     def _norm(self, node: Node, x: Value) -> Value:
         if node.layer is None:  # the head, of a call's last token
             x = self._start(1, 1, self.config.hidden_size)
-            self._out = self._graph.output((1, 1, self.config.vocab_size))
+            self._out = self._graph.output((1, 1, self.config.head_rows))
         return self._rms_norm(self._graph, x, node.weight)
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:

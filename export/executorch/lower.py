@@ -21,6 +21,8 @@ from llama_edge.export.executorch.program import PlanBuilder, constant_method
 from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
 from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
 from llama_edge.formats.quantized_checkpoint import Layout
+from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
+from llama_edge.models.network import network_of
 from llama_edge.models.rope import rope_tables
 
 PTE_FILE: Final = "model.pte"
@@ -44,7 +46,7 @@ class _Constant:
 
 
 def _constants(config: ModelConfig, store: WeightStore, max_context: int) -> list[_Constant]:
-    """Embedding codes and scales, and the RoPE tables (max_context, H)."""
+    """Embedding codes and scales, RoPE's tables (max_context, H), and the places of logits."""
     keys, _ = store.int8([EMBEDDING])
     rope_bytes = max_context * config.head_dim // 2 * 4
     data = [
@@ -53,6 +55,9 @@ def _constants(config: ModelConfig, store: WeightStore, max_context: int) -> lis
         StoredData("rope.cos", rope_bytes, lambda: rope_tables(config, 0, max_context)[0]),
         StoredData("rope.sin", rope_bytes, lambda: rope_tables(config, 0, max_context)[1]),
     ]
+    for node in network_of(config).of_kind(OutputRows):
+        assert isinstance(node.block, OutputRows)
+        data.append(StoredData("output_rows", 8 * config.vocab_size, node.block.places))
     placed, offset = [], 0
     for entry in data:
         placed.append(_Constant(offset, entry))
@@ -136,10 +141,25 @@ def _forward_plan(
     final = stream[config.num_hidden_layers % 2]
     minus_one, to_end = plan.integer(-1), plan.integer(_INT64_MAX)
     plan.call("aten::slice_copy", "Tensor_out", [final, one, minus_one, to_end, one, last, last])
+    computed_place = plan.arena.allocate(4 * config.head_rows)
+    computed = plan.tensor((1, 1, config.head_rows), place=computed_place)
+    plan.delegate(BACKEND, config.num_hidden_layers + 2, [last, computed])
+    logits = computed if config.output_rows is None else _all_logits(plan, config, computed)
+    return plan.build([tokens, input_pos], [logits])
+
+
+def _all_logits(plan: PlanBuilder, config: ModelConfig, computed: int) -> int:
+    """(1, 1, R) to (1, 1, V): one more column, then a selection (`OutputRows.places`)."""
+    padded_shape = (1, 1, config.head_rows + 1)
+    padded = plan.tensor(padded_shape, place=plan.arena.allocate(4 * padded_shape[-1]))
+    pads = plan.integer_list([plan.integer(0), plan.integer(1)])
+    fill = plan.number(NOT_COMPUTED)
+    plan.call("aten::constant_pad_nd", "out", [computed, pads, fill, padded, padded])
+    places = plan.tensor((config.vocab_size,), dtype=ScalarType.LONG, constant=5)
     logits_place = plan.arena.allocate(4 * config.vocab_size)
     logits = plan.tensor((1, 1, config.vocab_size), place=logits_place)
-    plan.delegate(BACKEND, config.num_hidden_layers + 2, [last, logits])
-    return plan.build([tokens, input_pos], [logits])
+    plan.call("aten::index_select", "out", [padded, plan.integer(2), places, logits, logits])
+    return logits
 
 
 def _metadata(

@@ -22,6 +22,7 @@ from llama_edge.core.packing import QuantizedTensor, pack_uint4
 from llama_edge.core.types import ActivationQuantization
 from llama_edge.export.onnx.external_data import ExternalDataWriter
 from llama_edge.export.onnx.metadata import ACTIVATIONS
+from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 from llama_edge.models.network import Node
 
 MICROSOFT: Final = "com.microsoft"
@@ -238,6 +239,14 @@ class GraphBuilder:
                 "rotary_interleaved": 0,
             },
         )
+
+    def output_rows(self, x: str, block: OutputRows, output: str) -> str:
+        """(B, T, R) to (B, T, V): one more column, then a gather."""
+        pads = self.constant(f"{output}.pads", [0, 0, 0, 0, 0, 1])
+        fill = self.store(f"{output}.not_computed", torch.tensor(NOT_COMPUTED))
+        padded = self.add("Pad", [x, pads, fill], [f"{output}.padded"])
+        places = self.constant(f"{output}.places", block.places().tolist())
+        return self.add("Gather", [padded, places], [output], {"axis": 2})
 
     def swiglu(self, gate: str, up: str, output: str) -> str:
         """`silu(gate) * up`; QuickGelu with alpha 1 is SiLU."""

@@ -23,6 +23,7 @@ from llama_edge.models.blocks import (
     Hadamard,
     HeadNorm,
     Linear,
+    OutputRows,
     RMSNorm,
     Rope,
     Rotation,
@@ -123,6 +124,7 @@ class _Lowering:
         self.emit = Emitters[_Value](
             {
                 Embedding: self._embedding,
+                OutputRows: self._output_rows,
                 RMSNorm: self._rms_norm,
                 Linear: self._linear,
                 Rotation: self._rotation,
@@ -209,10 +211,15 @@ class _Lowering:
         config = self._graph.config
         if not config.tie_word_embeddings:
             self._table = self._graph.int8_matrix(node.weight, self._weights.quantized(node.weight))
-        shape = (config.vocab_size, config.hidden_size)
-        logits = self._graph.int8_linear(x, self._table, shape, "logits")
+        shape = (config.head_rows, config.hidden_size)
+        output = "logits" if config.output_rows is None else f"{node.name}.output"
+        logits = self._graph.int8_linear(x, self._table, shape, output)
         self._progress.advance()
         return logits
+
+    def _output_rows(self, node: Node, x: str) -> str:
+        assert isinstance(node.block, OutputRows)
+        return self._graph.output_rows(x, node.block, "logits")
 
     def _rotation(self, node: Node, x: str) -> str:
         rotation = self._graph.store(node.weight, self._weights.vector(node.weight))

@@ -69,8 +69,19 @@ def read_config(path: Path) -> ModelConfig:
         rope_scaling=_rope_scaling(rope),
         max_position_embeddings=fields.integer("max_position_embeddings"),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+        output_rows=_output_rows(fields),
         family=family,
     )
+
+
+def _output_rows(fields: Fields) -> tuple[int, ...] | None:
+    """Token ids of a pruned head's rows; a key of ours, which transformers ignores."""
+    rows = fields.values.get("output_rows")
+    if rows is None:
+        return None
+    if not isinstance(rows, list):
+        raise CheckpointError(f"{fields.path}: output_rows is {rows!r}; a list of ids is needed")
+    return tuple(rows)
 
 
 #: transformers' class by `model_type`, which is also `ModelConfig.family`

@@ -81,6 +81,8 @@ class ModelConfig:
     down_proj_rotation: tuple[int, int] | None = None
     #: the head multiplies its normed input by `lm_head_rotation.weight` before the table
     head_rotation: bool = False
+    #: token ids whose logits the head computes, in its rows' order; None: all of them
+    output_rows: tuple[int, ...] | None = None
     #: which network (`models.network.MODELS`)
     family: str = "llama"
 
@@ -105,7 +107,24 @@ class ModelConfig:
             raise ConfigError(
                 f"config: family is {self.family!r}; one of {', '.join(FAMILIES)} is needed"
             )
+        self._check_output_rows()
         self._check_rotations()
+
+    def _check_output_rows(self) -> None:
+        rows = self.output_rows
+        if rows is None:
+            return
+        known = all(type(row) is int and 0 <= row < self.vocab_size for row in rows)
+        if not rows or not known or len(set(rows)) != len(rows):
+            raise ConfigError(
+                f"config: output_rows has {len(rows)} entries; at least one token id below "
+                f"vocab_size {self.vocab_size} is needed, each once"
+            )
+        if self.tie_word_embeddings:
+            raise ConfigError(
+                "config: a head with output_rows is a matrix of its own; set tie_word_embeddings "
+                "to false and store lm_head.weight"
+            )
 
     def _check_rotations(self) -> None:
         if not isinstance(self.head_rotation, bool):
@@ -126,6 +145,11 @@ class ModelConfig:
         return self.num_attention_heads // self.num_key_value_heads
 
     @property
+    def head_rows(self) -> int:
+        """Rows of the head: `vocab_size`, or as many as `output_rows` has."""
+        return self.vocab_size if self.output_rows is None else len(self.output_rows)
+
+    @property
     def query_size(self) -> int:
         """Width of all query heads together: `num_attention_heads * head_dim`."""
         return self.num_attention_heads * self.head_dim
@@ -138,9 +162,11 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a manifest; the inverse of `from_json`.
 
-        A Llama has no `family`, so that earlier versions read it.
+        A plain Llama has neither `family` nor `output_rows`, so that earlier versions read it.
         """
         value = asdict(self)
+        if self.output_rows is None:
+            del value["output_rows"]
         if self.family == FAMILIES[0]:
             del value["family"]
         return value
@@ -160,6 +186,8 @@ class ModelConfig:
             rotation = fields.get("down_proj_rotation")
             if rotation is not None:
                 fields["down_proj_rotation"] = tuple(rotation)
+            if fields.get("output_rows") is not None:
+                fields["output_rows"] = tuple(fields["output_rows"])
             return cls(**fields)
         except TypeError as error:
             raise ConfigError(f"model config: {error}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llama_edge.core.files import write_json
@@ -40,6 +41,7 @@ _KINDS: Final[Mapping[str, str]] = {
     "norm": "norm",
     "q_norm": "head_norm",
     "k_norm": "head_norm",
+    "output_rows": "output_rows",
     "rope": "rope",
     "kv_cache": "same",
     "attention": "attention",
@@ -206,6 +208,8 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
     if place.operator == "down_rotation" and config.down_proj_rotation is not None:
         first, second = config.down_proj_rotation
         return {"first": hadamard(first), "second": hadamard(second)}
+    if place.operator == "output_rows" and config.output_rows is not None:
+        return {"rows": torch.tensor(config.output_rows)}
     if compared.weight is None:
         return {}
     bias = {} if compared.bias is None else {"bias": compared.bias}

@@ -250,6 +250,9 @@ def compare_block(
 
 def compare_head(model: Reference, found: Mapping[str, FloatArray]) -> Iterator[Comparison]:
     """The final norm, the head's rotation and lm_head, one row per call."""
+    if "lm_head" in found and model.config.output_rows is not None:
+        computed = model.computed_logits(torch.tensor(found["lm_head"])).numpy()
+        found = {**found, "output_rows": found["lm_head"], "lm_head": computed}
     values = _Values(found)
     if values.shown("hidden") is not None:
         yield from _Piece(model, model.network.head, values).compare()

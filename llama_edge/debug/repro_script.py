@@ -126,6 +126,14 @@ def hadamards(files: Mapping[str, Array], about: Description) -> Array:
     return turned.transpose(0, 2, 1).reshape(len(x), -1)
 
 
+def output_rows(files: Mapping[str, Array], about: Description) -> Array:
+    """Some tokens' logits in their places among all."""
+    x = files[about["inputs"][0]]
+    out = np.full((len(x), files["expected"].shape[-1]), np.float32(-1e4))
+    out[:, files["rows"]] = x
+    return out
+
+
 def embedding(files: Mapping[str, Array], about: Description) -> Array:
     """Rows of a table; only the rows asked for are in the file."""
     assert about["kind"] == "embedding"
@@ -139,6 +147,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Array], Description], Array]] = {
     "head_norm": head_norm,
     "linear": linear,
     "norm": norm,
+    "output_rows": output_rows,
     "rope": rope,
     "same": same,
     "swiglu": swiglu,

@@ -146,8 +146,10 @@ def mlp_errors(
 
 
 def head_errors(model: Reference, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
-    """Of the logits."""
-    raw = relative_errors(found_TV, model.head(x_TD))
+    """Of the logits that the head computes; the others must be those of the reference."""
+    found_TR = model.computed_logits(found_TV)
+    raw = relative_errors(found_TR, model.after_head(model.head_input(x_TD)))
+    raw[(model.all_logits(found_TR) != found_TV).any(-1).numpy()] = BROKEN
     exact = unrounded(model).head_input(x_TD)
 
     def row_run(token: int) -> RowRun:
@@ -158,7 +160,7 @@ def head_errors(model: Reference, x_TD: Tensor, found_TV: Tensor, limit: float) 
 
         return run
 
-    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TV[row]), limit)
+    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TR[row]), limit)
 
 
 def most_suspects(rows: int, codes: int) -> float:

@@ -8,6 +8,7 @@ cache, F intermediate.
 """
 
 import math
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -137,6 +138,32 @@ class Hadamard(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(T, F) to the same."""
         return rotate_product(x, self.factors)
+
+
+#: The logit of a token that a head with `output_rows` does not compute: never chosen, and a number
+#: that fp16 holds. An infinity would make every divergence NaN.
+NOT_COMPUTED: Final = -1e4
+
+
+class OutputRows(Block):
+    """Logits of some tokens, put in their places among all; ExecuTorch's `output_prune_map`."""
+
+    def __init__(self, rows: tuple[int, ...], vocab_size: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.vocab_size = vocab_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, R) to (T, V)."""
+        out = x.new_full((*x.shape[:-1], self.vocab_size), NOT_COMPUTED)
+        out[..., list(self.rows)] = x
+        return out
+
+    def places(self) -> Tensor:
+        """For each token its row, or R, int64 (V,): a gather behind one more column."""
+        places = torch.full((self.vocab_size,), len(self.rows))
+        places[list(self.rows)] = torch.arange(len(self.rows))
+        return places
 
 
 class Add(Block):

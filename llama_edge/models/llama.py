@@ -12,6 +12,7 @@ from llama_edge.models.blocks import (
     Embedding,
     Hadamard,
     Linear,
+    OutputRows,
     RMSNorm,
     Rope,
     Rotation,
@@ -118,7 +119,9 @@ class Llama(nn.Module):
         super().__init__()
         self.model = Model(config, self.attention)
         self.lm_head_rotation = Rotation(config.hidden_size) if config.head_rotation else None
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.head_rows)
+        rows = config.output_rows
+        self.output_rows = None if rows is None else OutputRows(rows, config.vocab_size)
 
     def forward(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """int64 (T,), and RoPE's cosines and sines of their positions (T, H / 2), to (T, V)."""
@@ -126,4 +129,6 @@ class Llama(nn.Module):
         if self.lm_head_rotation is not None:
             x = self.lm_head_rotation(x)
         logits: Tensor = self.lm_head(x)
+        if self.output_rows is not None:
+            logits = self.output_rows(logits)
         return logits

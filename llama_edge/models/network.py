@@ -141,6 +141,11 @@ class Network:
         behind = list(self.nodes).index(list(self.in_layer(max(self._layers)).values())[-1]) + 1
         return {node.part: node for node in self.nodes[behind:]}
 
+    @cached_property
+    def lm_head(self) -> Node:
+        """The last linear."""
+        return [node for node in self.nodes if isinstance(node.block, Linear)][-1]
+
     def users(self, name: str) -> tuple[Node, ...]:
         """The nodes that a value goes into, in order."""
         return tuple(node for node in self.nodes if name in node.inputs)

@@ -239,17 +239,26 @@ class Reference:
 
     def head_input(self, x_TD: Tensor) -> Tensor:
         """What lm_head multiplies: the final norm (T, D), rotated if tables are shared; rounded."""
-        wanted = self.network.nodes[-1].inputs[0] + _ROUNDED
+        wanted = self.network.lm_head.inputs[0] + _ROUNDED
         return self._value(wanted, {self._stream(self.config.num_hidden_layers): x_TD})
 
     def after_head(self, rounded_TD: Tensor) -> Tensor:
-        """Logits (T, V) of lm_head's input, which is already rounded."""
-        head = self.network.nodes[-1]
+        """lm_head's product (T, R) of its rounded input; R is V without `output_rows`."""
+        head = self.network.lm_head
         return self._value(head.name, {head.inputs[0] + _ROUNDED: rounded_TD})
 
     def head(self, x_TD: Tensor) -> Tensor:
         """Final norm and lm_head: logits (T, V)."""
-        return self.after_head(self.head_input(x_TD))
+        return self.all_logits(self.after_head(self.head_input(x_TD)))
+
+    def all_logits(self, computed_TR: Tensor) -> Tensor:
+        """Logits (T, V) of those that lm_head computes."""
+        return self._value(self.network.nodes[-1].name, {self.network.lm_head.name: computed_TR})
+
+    def computed_logits(self, logits_TV: Tensor) -> Tensor:
+        """The inverse of `all_logits`."""
+        rows = self.config.output_rows
+        return logits_TV if rows is None else logits_TV[..., list(rows)]
 
     @torch.no_grad()
     def hidden(self, x_TD: Tensor, cache: KVCache) -> Tensor:

@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import llama_edge.core
+import llama_edge.formats
 import llama_edge.models
 import llama_edge.quantize
-from llama_edge.core.errors import OutputError
+import llama_edge.text
+from llama_edge.core.errors import OutputError, UsageError
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
@@ -66,6 +68,7 @@ def quantize_with_cache(
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
+        UsageError: The model cannot write its own calibration text.
         OutputError: The cache cannot be written.
     """
     if checkpoint.codes is not None:
@@ -74,12 +77,19 @@ def quantize_with_cache(
         return quantize_checkpoint(checkpoint, recipe, scratch, progress)
     # What can be wrong with the user's text and the cache's place is told before minutes of work.
     own = read_calibration(checkpoint, texts) if texts else None
+    if own is None and checkpoint.config.output_rows is not None:
+        raise UsageError(
+            f"recipe {recipe.name} has the model write its own calibration text, and this model's "
+            f"head has {checkpoint.config.head_rows} tokens; give text with --calibration FILE, or "
+            "take --recipe w4a8-rtn"
+        )
     _make_unfinished()
     source = hash_weights(checkpoint.weights)
     calibration = own or _self_generated(checkpoint, source, recipe.seed, progress)
     key = _key(
         {
             "source": source,
+            "config": checkpoint.config.to_json(),
             "text": asdict(checkpoint.text),
             "note": checkpoint.note,
             "recipe": recipe.to_json(),
@@ -130,7 +140,13 @@ def _not_writable(parent: Path, error: OSError) -> OutputError:
 
 
 def _key(parts: Mapping[str, object]) -> str:
-    code = code_sha256(llama_edge.quantize, llama_edge.models, llama_edge.core)
+    code = code_sha256(
+        llama_edge.quantize,
+        llama_edge.formats,
+        llama_edge.models,
+        llama_edge.text,
+        llama_edge.core,
+    )
     text = canonical_json({**parts, "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -139,7 +155,8 @@ def _self_generated(
     checkpoint: Checkpoint, source: str, seed: int, progress: Progress
 ) -> CalibrationSet:
     template = checkpoint.text.chat_template
-    parts = {"source": source, "template": template, "seed": seed}
+    config = checkpoint.config.to_json()
+    parts = {"source": source, "config": config, "template": template, "seed": seed}
     origin = f"self-generated, seed {seed}"
     key = _key(parts)
     folder = cache_folder() / "calibration" / key

@@ -13,6 +13,7 @@ import llama_edge.export
 import llama_edge.formats
 import llama_edge.models
 import llama_edge.quantize
+import llama_edge.text
 from llama_edge.bundle.describe import library_versions
 from llama_edge.core.files import canonical_json, file_sha256
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
@@ -48,6 +49,7 @@ def export_key(checkpoint: Checkpoint, recipe: Recipe, backend: str, options: Lo
         "versions": library_versions(backend),
         "code": code_sha256(
             llama_edge.core,
+            llama_edge.text,
             llama_edge.models,
             llama_edge.quantize,
             llama_edge.formats,

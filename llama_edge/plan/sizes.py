@@ -39,11 +39,11 @@ def _shapes(config: ModelConfig, *, fused: bool) -> list[tuple[int, int]]:
     return [(sum(rows for rows, _ in stack), stack[0][1]) for stack in stacks]
 
 
-def _table(config: ModelConfig, recipe: Recipe) -> list[int]:
-    """Codes and scales of the embedding, as Core ML and ONNX hold them: one or one in a group."""
+def _table(rows: int, config: ModelConfig, recipe: Recipe) -> list[int]:
+    """Codes and scales of the embedding or the head, as Core ML and ONNX hold them."""
     columns = config.hidden_size
     scales = 1 if recipe.table_bits == 8 else columns // recipe.group_size
-    return [config.vocab_size * columns * recipe.table_bits // 8, config.vocab_size * 2 * scales]
+    return [rows * columns * recipe.table_bits // 8, rows * 2 * scales]
 
 
 def _codes_and_scales(
@@ -74,9 +74,9 @@ def _extra(config: ModelConfig, recipe: Recipe) -> int:
 def _streamed(config: ModelConfig, recipe: Recipe, head_width: int = 1) -> int:
     """Blocks, head, rotations and norms, each once."""
     norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1)
-    head = config.vocab_size * (config.hidden_size * head_width + 4)
+    head = config.head_rows * (config.hidden_size * head_width + 4)
     if recipe.table_bits < 8:
-        head = sum(_table(config, recipe))
+        head = sum(_table(config.head_rows, config, recipe))
     return block_bytes(config, recipe) + head + norms + sum(_rotations(config))
 
 
@@ -91,14 +91,14 @@ def _executorch(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     block = [*_codes_and_scales(_shapes(config, fused=True), recipe, 2), 4 * width, 4 * width]
     weights = block * layers + [4 * width, 4 * width, 4] + _rotations(config)
     if not config.tie_word_embeddings:
-        weights += [vocab * width, 4 * vocab]
+        weights += [config.head_rows * width, 4 * config.head_rows]
     return front + _aligned([constants, *graphs, *weights], lambda _: 128)
 
 
 def _onnx(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     """`model.onnx`, `model.onnx.data` and `genai_config.json`; large tensors start on a page."""
     layers, width = config.num_hidden_layers, config.hidden_size
-    table = _table(config, recipe)
+    table = _table(config.vocab_size, config, recipe)
     rope = 2 * max_context * config.head_dim
     data = [*table, 4, rope, rope, *_rotations(config), 4 * width]
     qkv, *others = _shapes(config, fused=True)
@@ -106,7 +106,7 @@ def _onnx(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     mlp = _codes_and_scales(others[1:], recipe, 2)
     data += [*attention, 4 * width, *mlp, 4 * width] * layers
     if not config.tie_word_embeddings:
-        data += table
+        data += _table(config.head_rows, config, recipe)
     graph = 3440 + 5405 * layers
     return graph + 1020 + _aligned(data, lambda size: 4096 if size >= 4096 else 64)
 
@@ -114,7 +114,7 @@ def _onnx(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
 def _coreml(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     """The package: manifest, program and blobs, each with a header of 64 bytes."""
     layers, width, vocab = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    table = _table(config, recipe)
+    table = _table(config.vocab_size, config, recipe)
     rope = 2 * max_context * config.head_dim
     shapes = _shapes(config, fused=False)
     rows = {vocab, *(shape[0] for shape in shapes)}
@@ -122,7 +122,7 @@ def _coreml(config: ModelConfig, recipe: Recipe, max_context: int) -> int:
     data += [*_codes_and_scales(shapes, recipe, 2), 4 * width, 4 * width] * layers
     data += [4 * width, *_rotations(config)]
     if not config.tie_word_embeddings:
-        data += table
+        data += _table(config.head_rows, config, recipe)
     program = 9700 + 20350 * layers
     blobs = [part for size in data for part in (64, size)]
     return 545 + program + 64 + _aligned(blobs, lambda _: 64)

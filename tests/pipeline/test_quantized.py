@@ -57,6 +57,18 @@ def test_a_changed_quantizer_finds_no_old_result(
     assert second.root != first.root
 
 
+def test_the_same_weights_under_another_config_are_another_result(
+    short_model: Checkpoint, tmp_path: Path
+) -> None:
+    first = quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
+    config = dataclasses.replace(short_model.config, rope_theta=20000.0)
+    other = dataclasses.replace(short_model, config=config)
+    stages = Stages()
+    second = quantize_with_cache(other, W4A8_GPTQ, (), tmp_path, stages)
+    assert "write calibration text" in stages.names
+    assert second.config == config != first.config
+
+
 def test_another_recipe_shares_the_text_and_nothing_else(
     short_model: Checkpoint, tmp_path: Path
 ) -> None:
