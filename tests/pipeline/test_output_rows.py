@@ -53,7 +53,15 @@ def test_the_logits_are_those_of_transformers_whole_head(cut: Path, tmp_path: Pa
 
 
 def request(cut: Path, target: str, out: Path, recipe: str) -> ExportRequest:
-    return ExportRequest(model=str(cut), target=target, out=out, recipe=recipe)
+    text = out.parent / "text.txt"
+    text.write_text("The lighthouse keeper counts the ships of the evening. " * 400)
+    return ExportRequest(
+        model=str(cut),
+        target=target,
+        out=out,
+        recipe=recipe,
+        calibration=(text,) if recipe == "w4-hadamard" else (),
+    )
 
 
 TARGETS: Final = [
