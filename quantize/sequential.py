@@ -6,10 +6,11 @@ drifted from the full-precision ones, the weight is first moved to make up for i
 2025: asymmetric calibration); then it is rounded, and only then its outputs are computed. Memory
 holds one layer's weights and the activations between two linears; large activations lie in a file.
 
-Shape legend: N sequences, T tokens, D hidden, Q query_size, F intermediate, I in_features.
+Shape legend: N sequences, T tokens, D hidden, I in_features.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,10 @@ from torch import Tensor
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import ActivationQuantization, Checkpoint
 from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry
-from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.blocks import Linear
+from llama_edge.models.network import COS, SIN, Network, Node
+from llama_edge.models.reference import Reference, rounded
+from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import gptq_codes
@@ -90,62 +94,107 @@ def _correction(hessian: Tensor, drift: Tensor) -> Tensor:
     return correction
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """From one input of linears to the next, or to the end of the block."""
+
+    #: values that are kept when it is done, as `Reference.value` names them
+    kept: tuple[str, ...]
+    #: the linears that multiply `input` next, and are rounded first; none at the end
+    linears: tuple[Node, ...] = ()
+    input: str = ""
+
+
+def _steps(network: Network, layer: int) -> tuple[_Step, ...]:
+    """A block, cut where linears need an input: what is used behind a cut is kept there.
+
+    A value that only linears use is kept as they multiply it, rounded.
+    """
+    nodes = tuple(network.in_layer(layer).values())
+    groups = network.linears_by_input(layer)
+    steps = []
+    for linears in groups:
+        later = nodes[nodes.index(linears[0]) :]
+        made_later = {node.name for node in later} | {COS, SIN}
+        users: dict[str, list[Node]] = {}
+        for node in later:
+            for name in node.inputs:
+                if name not in made_later:
+                    users.setdefault(name, []).append(node)
+        kept = tuple(
+            rounded(name) if all(isinstance(user.block, Linear) for user in using) else name
+            for name, using in users.items()
+        )
+        steps.append(_Step(kept, linears, rounded(linears[0].inputs[0])))
+    return (*steps, _Step((nodes[-1].name,)))
+
+
 class _CalibrationPass:
-    """The calibration text on its way through the network: what each linear's input is."""
+    """The calibration text on its way through the network, all sequences step by step.
+
+    Args:
+        model: What computes it.
+        tokens_NT: The text.
+        scratch: Where large activations lie in files.
+    """
 
     def __init__(self, model: Reference, tokens_NT: Tensor, scratch: Path) -> None:
-        config = model.config
-
         scratch.mkdir()
-
-        def buffer(name: str, width: int) -> Tensor:
-            return activation_buffer((*tokens_NT.shape, width), scratch / name)
-
         self._model = model
-        #: the residual stream (N, T, D) before the layer that is next
-        self.stream = buffer("stream", config.hidden_size)
-        self._inputs = buffer("inputs", config.hidden_size)
-        self._attended = buffer("attended", config.query_size)
-        self._products = buffer("products", config.intermediate_size)
+        self._tokens = tokens_NT
+        self._scratch = scratch
+        self._buffers: list[Tensor] = []
+        #: values (N, T, width) by name
+        self._values: dict[str, Tensor] = {}
 
-    def begin(self, tokens_NT: Tensor) -> None:
+    def begin(self) -> None:
         """To the first layer."""
-        for x, tokens in zip(self.stream, tokens_NT, strict=True):
+        stream = self._start(0)
+        for x, tokens in zip(stream, self._tokens, strict=True):
             x.copy_(self._model.embed(tokens))
 
-    def attention_inputs(self, layer: int) -> Tensor:
-        """Of q_proj, k_proj and v_proj (N, T, D)."""
-        for x, out in zip(self.stream, self._inputs, strict=True):
-            out.copy_(self._model.attention_input(layer, x))
-        return self._inputs
+    def resume(self, layer: int) -> Tensor:
+        """The residual stream (N, T, D) before this layer, to be filled."""
+        return self._start(layer)
 
-    def attention_outputs(self, layer: int) -> Tensor:
-        """Inputs of o_proj (N, T, Q); q_proj, k_proj and v_proj are rounded by now."""
-        config, model = self._model.config, self._model
-        for normed, out in zip(self._inputs, self._attended, strict=True):
-            nothing = [torch.empty(config.num_key_value_heads, 0, config.head_dim)] * (layer + 1)
-            cache = KVCache(keys=[*nothing], values=[*nothing])
-            out.copy_(model.quantize_activation(model.attend(layer, normed, cache)))
-        return self._attended
+    def _start(self, layer: int) -> Tensor:
+        name = self._model.stream(layer)
+        self._values = {name: self._free(self._model.config.hidden_size)}
+        return self._values[name]
 
-    def mlp_inputs(self, layer: int) -> Tensor:
-        """Of gate_proj and up_proj (N, T, D); o_proj is rounded by now."""
-        rows = zip(self.stream, self._attended, self._inputs, strict=True)
-        for x, attended, out in rows:
-            x.copy_(self._model.after_attention(layer, x, attended))
-            out.copy_(self._model.mlp_input(layer, x))
-        return self._inputs
+    @property
+    def stream(self) -> Tensor:
+        """The residual stream (N, T, D), between two layers."""
+        (stream,) = self._values.values()
+        return stream
 
-    def mlp_products(self, layer: int) -> Tensor:
-        """Inputs of down_proj (N, T, F); gate_proj and up_proj are rounded by now."""
-        for normed, out in zip(self._inputs, self._products, strict=True):
-            out.copy_(self._model.mlp_product(layer, normed))
-        return self._products
+    def _free(self, width: int) -> Tensor:
+        """A buffer that holds no value."""
+        used = {value.data_ptr() for value in self._values.values()}
+        for buffer in self._buffers:
+            if buffer.shape[-1] == width and buffer.data_ptr() not in used:
+                return buffer
+        place = self._scratch / f"activations-{len(self._buffers)}"
+        self._buffers.append(activation_buffer((*self._tokens.shape, width), place))
+        return self._buffers[-1]
 
-    def finish(self, layer: int) -> None:
-        """On to the next layer; down_proj is rounded by now."""
-        for x, product in zip(self.stream, self._products, strict=True):
-            x.copy_(self._model.after_mlp(layer, x, product))
+    def advance(self, step: _Step) -> None:
+        """Compute what the step keeps; a value that is not kept gives its buffer away."""
+        cos, sin = rope_tables(self._model.config, 0, self._tokens.shape[1])
+        before = dict(self._values)
+        self._values = {name: before[name] for name in step.kept if name in before}
+        new = [name for name in step.kept if name not in before]
+        for row in range(len(self._tokens)):
+            known = {name: value[row] for name, value in before.items()} | {COS: cos, SIN: sin}
+            made = {name: self._model.value(name, known) for name in new}
+            for name, value in made.items():
+                if name not in self._values:
+                    self._values[name] = self._free(value.shape[-1])
+                self._values[name][row] = value
+
+    def input_of(self, step: _Step) -> Tensor:
+        """What the step's linears multiply (N, T, I)."""
+        return self._values[step.input]
 
 
 @torch.no_grad()
@@ -178,40 +227,32 @@ def round_blocks(
     activation = (
         ActivationQuantization.NONE if weight_only else ActivationQuantization.INT8_PER_TOKEN
     )
-    rounded = Reference(config, source, activation)
+    quantized = Reference(config, source, activation)
     full = Reference(config, FullPrecisionSource(config, checkpoint.weights))
     with scratch_folder(kept.folder) as scratch:
-        artifact = _CalibrationPass(rounded, tokens_NT, scratch / "rounded")
+        artifact = _CalibrationPass(quantized, tokens_NT, scratch / "rounded")
         wanted = _CalibrationPass(full, tokens_NT, scratch / "full")
         finished = kept.finished()
         for layer in range(finished):
             yield from kept.entries(layer)
         if finished:
-            kept.load_activations(finished - 1, (artifact.stream, wanted.stream))
+            streams = artifact.resume(finished), wanted.resume(finished)
+            kept.load_activations(finished - 1, streams)
         else:
-            artifact.begin(tokens_NT)
-            wanted.begin(tokens_NT)
+            artifact.begin()
+            wanted.begin()
         for layer in range(finished, config.num_hidden_layers):
             # Every weight of the layer is read once, for the full-precision pass and for rounding.
             full.source = CachedSource(FullPrecisionSource(config, checkpoint.weights))
             entries: list[QuantizedEntry] = []
-            groups = rounded.network.linears_by_input(layer)
-            for linears, inputs_of in zip(groups, _INPUTS, strict=True):
-                inputs, full_inputs = inputs_of(artifact, layer), inputs_of(wanted, layer)
-                weights = {node.weight: full.source.matrix(node.weight) for node in linears}
-                for entry in rounder.round(weights, inputs, full_inputs):
-                    entries.append(entry)
-                    yield entry
-            artifact.finish(layer)
-            wanted.finish(layer)
+            for step in _steps(quantized.network, layer):
+                artifact.advance(step)
+                wanted.advance(step)
+                if step.linears:
+                    weights = {n.weight: full.source.matrix(n.weight) for n in step.linears}
+                    inputs, full_inputs = artifact.input_of(step), wanted.input_of(step)
+                    for entry in rounder.round(weights, inputs, full_inputs):
+                        entries.append(entry)
+                        yield entry
             source.rounded.clear()
             kept.keep(layer, entries, (artifact.stream, wanted.stream))
-
-
-#: What the linears of a block multiply, in order; those that share an input are one entry.
-_INPUTS: Final = (
-    _CalibrationPass.attention_inputs,
-    _CalibrationPass.attention_outputs,
-    _CalibrationPass.mlp_inputs,
-    _CalibrationPass.mlp_products,
-)

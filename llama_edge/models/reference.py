@@ -37,7 +37,6 @@ from llama_edge.models.sources import MatrixSource
 
 #: ONNX Runtime quantizes activations in blocks of the weight's block size, which is ours.
 ACTIVATION_BLOCK: Final = 32
-#: Behind a value's name: the value as a linear multiplies it.
 _ROUNDED: Final = ", rounded"
 
 
@@ -86,8 +85,13 @@ def quantize_per_block(x: Tensor) -> Tensor:
     peak = blocks.abs().amax(-1, keepdim=True)
     scale = peak / 127.0
     inverse = torch.where(peak == 0, torch.zeros_like(peak), 127.0 / peak)
-    rounded: Tensor = (blocks * inverse).round() * scale
-    return rounded.flatten(-2)[..., : x.shape[-1]]
+    blocks_back: Tensor = (blocks * inverse).round() * scale
+    return blocks_back.flatten(-2)[..., : x.shape[-1]]
+
+
+def rounded(name: str) -> str:
+    """Of a value: the name of it as a linear multiplies it."""
+    return name + _ROUNDED
 
 
 class Reference:
@@ -134,11 +138,14 @@ class Reference:
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return rms_norm(x, self.source.vector(name), self.config.rms_norm_eps)
 
-    def _value(self, name: str, known: dict[str, Tensor]) -> Tensor:
-        """A value of the graph, from the nearest ones that are known; what is met is added."""
+    def value(self, name: str, known: dict[str, Tensor]) -> Tensor:
+        """A value of the graph, or `rounded` of one, from the nearest ones that are known.
+
+        What is computed on the way is added to `known`.
+        """
         if name not in known:
             if name.endswith(_ROUNDED):
-                made = self.quantize_activation(self._value(name.removesuffix(_ROUNDED), known))
+                made = self.quantize_activation(self.value(name.removesuffix(_ROUNDED), known))
             else:
                 made = self._compute(self.network.by_name[name], known)
             known[name] = made
@@ -146,8 +153,8 @@ class Reference:
 
     def _compute(self, node: Node, known: dict[str, Tensor]) -> Tensor:
         if isinstance(node.block, Linear):
-            return self._linear(self._value(node.inputs[0] + _ROUNDED, known), node)
-        inputs = [self._value(name, known) for name in node.inputs]
+            return self._linear(self.value(rounded(node.inputs[0]), known), node)
+        inputs = [self.value(name, known) for name in node.inputs]
         if isinstance(node.block, RMSNorm):
             return self._norm(inputs[0], node.weight)
         if isinstance(node.block, HeadNorm):
@@ -162,7 +169,7 @@ class Reference:
     def _name(self, layer: int, part: str) -> str:
         return self.network.in_layer(layer)[part].name
 
-    def _stream(self, layer: int) -> str:
+    def stream(self, layer: int) -> str:
         """The name of the residual stream that enters a block, or leaves the last."""
         if layer == self.config.num_hidden_layers:
             return self._name(layer - 1, "mlp_residual")
@@ -174,17 +181,17 @@ class Reference:
 
     def attention_input(self, layer: int, x_TD: Tensor) -> Tensor:
         """What q_proj, k_proj and v_proj multiply: the norm (T, D), rounded."""
-        wanted = self._name(layer, "input_layernorm") + _ROUNDED
-        return self._value(wanted, {self._stream(layer): x_TD})
+        wanted = rounded(self._name(layer, "input_layernorm"))
+        return self.value(wanted, {self.stream(layer): x_TD})
 
     def queries_keys_values(
         self, layer: int, normed_TD: Tensor, start: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """QKV, RoPE from position `start` on, and R3: (N, T, H), (K, T, H), (K, T, H)."""
-        known = {self._name(layer, "input_layernorm") + _ROUNDED: normed_TD}
+        known = {rounded(self._name(layer, "input_layernorm")): normed_TD}
         known[COS], known[SIN] = rope_tables(self.config, start, normed_TD.shape[-2])
         queries, keys, values = (
-            self._value(name, known) for name in self.network.in_layer(layer)["attention"].inputs
+            self.value(name, known) for name in self.network.in_layer(layer)["attention"].inputs
         )
         return queries, keys, split_heads(values, self.config.head_dim)
 
@@ -211,21 +218,21 @@ class Reference:
 
     def after_attention(self, layer: int, x_TD: Tensor, rounded_TQ: Tensor) -> Tensor:
         """The residual stream (T, D) behind o_proj, whose input is already rounded."""
-        known = {self._stream(layer): x_TD, self._name(layer, "attention") + _ROUNDED: rounded_TQ}
-        return self._value(self._name(layer, "attention_residual"), known)
+        known = {self.stream(layer): x_TD, rounded(self._name(layer, "attention")): rounded_TQ}
+        return self.value(self._name(layer, "attention_residual"), known)
 
     def mlp_input(self, layer: int, x_TD: Tensor) -> Tensor:
         """What gate_proj and up_proj multiply: the norm (T, D), rounded."""
-        wanted = self._name(layer, "post_attention_layernorm") + _ROUNDED
-        return self._value(wanted, {self._name(layer, "attention_residual"): x_TD})
+        wanted = rounded(self._name(layer, "post_attention_layernorm"))
+        return self.value(wanted, {self._name(layer, "attention_residual"): x_TD})
 
     def mlp_product(self, layer: int, normed_TD: Tensor) -> Tensor:
         """What down_proj multiplies: silu(gate) * up (T, F), rotated by R4, rounded."""
-        known = {self._name(layer, "post_attention_layernorm") + _ROUNDED: normed_TD}
-        return self._value(self._product(layer), known)
+        known = {rounded(self._name(layer, "post_attention_layernorm")): normed_TD}
+        return self.value(self._product(layer), known)
 
     def _product(self, layer: int) -> str:
-        return self.network.in_layer(layer)["down_proj"].inputs[0] + _ROUNDED
+        return rounded(self.network.in_layer(layer)["down_proj"].inputs[0])
 
     def mlp_block(self, layer: int, x_TD: Tensor, attention_TQ: Tensor) -> Tensor:
         """o_proj, residual, norm, SwiGLU, residual: the block's output (T, D)."""
@@ -235,17 +242,17 @@ class Reference:
     def after_mlp(self, layer: int, x_TD: Tensor, product_TF: Tensor) -> Tensor:
         """The residual stream (T, D) behind down_proj, whose input is already rounded."""
         known = {self._name(layer, "attention_residual"): x_TD, self._product(layer): product_TF}
-        return self._value(self._name(layer, "mlp_residual"), known)
+        return self.value(self._name(layer, "mlp_residual"), known)
 
     def head_input(self, x_TD: Tensor) -> Tensor:
         """What lm_head multiplies: the final norm (T, D), rotated if tables are shared; rounded."""
-        wanted = self.network.lm_head.inputs[0] + _ROUNDED
-        return self._value(wanted, {self._stream(self.config.num_hidden_layers): x_TD})
+        wanted = rounded(self.network.lm_head.inputs[0])
+        return self.value(wanted, {self.stream(self.config.num_hidden_layers): x_TD})
 
     def after_head(self, rounded_TD: Tensor) -> Tensor:
         """lm_head's product (T, R) of its rounded input; R is V without `output_rows`."""
         head = self.network.lm_head
-        return self._value(head.name, {head.inputs[0] + _ROUNDED: rounded_TD})
+        return self.value(head.name, {rounded(head.inputs[0]): rounded_TD})
 
     def head(self, x_TD: Tensor) -> Tensor:
         """Final norm and lm_head: logits (T, V)."""
@@ -253,7 +260,7 @@ class Reference:
 
     def all_logits(self, computed_TR: Tensor) -> Tensor:
         """Logits (T, V) of those that lm_head computes."""
-        return self._value(self.network.nodes[-1].name, {self.network.lm_head.name: computed_TR})
+        return self.value(self.network.nodes[-1].name, {self.network.lm_head.name: computed_TR})
 
     def computed_logits(self, logits_TV: Tensor) -> Tensor:
         """The inverse of `all_logits`."""
