@@ -21,12 +21,12 @@ import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from stock_executorch import STEADY_MEMORY
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.executorch import lower
+from llama_edge.backends.executorch.blocks import BlockBuilder
+from llama_edge.backends.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch import lower
-from llama_edge.export.executorch.blocks import BlockBuilder
-from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.models.blocks import SwiGLU
 from llama_edge.models.network import Node

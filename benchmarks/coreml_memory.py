@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from llama_edge.backends.coreml.metadata import Lowering
+from llama_edge.backends.coreml.reader import read_artifact
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.coreml.metadata import Lowering
-from llama_edge.export.coreml.reader import read_artifact
 from llama_edge.formats.quantized_checkpoint import TABLES, matrix_shape, quantized_names
 from llama_edge.models.weights import float_shapes
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
@@ -101,7 +101,7 @@ def peak_rss_mib() -> float:
 
 def write(shape: str, folder: Path) -> dict[str, float]:
     """Build and save; imports of coremltools are not counted as time, but as memory."""
-    from llama_edge.export.coreml.lower import write_package
+    from llama_edge.backends.coreml.lower import write_package
 
     checkpoint: Any = RandomCheckpoint(SHAPES[shape])
     began = time.process_time()

@@ -28,6 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from llama_edge.backends.coreml import graph
+from llama_edge.backends.coreml.lower import write_package
+from llama_edge.backends.coreml.metadata import Lowering
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
@@ -40,9 +43,6 @@ from llama_edge.core.types import (
     Scales,
 )
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.coreml import graph
-from llama_edge.export.coreml.lower import write_package
-from llama_edge.export.coreml.metadata import Lowering
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.metrics import compare, concatenate, summarize
 from llama_edge.gate.prompts import Prompt, gate_prompts

@@ -24,6 +24,8 @@ from typing import Any, Final
 
 import torch
 
+from llama_edge.backends import get_exporter
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import list_tensors
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.synthetic import write_synthetic
@@ -31,8 +33,6 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint
-from llama_edge.export import get_exporter
-from llama_edge.export.base import LowerOptions
 from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llama_edge.export import get_exporter
+from llama_edge.backends import get_exporter
 from llama_edge.plan.devices import DEVICES, get_device
 from llama_edge.plan.estimate import DECODE_SHARE, MIB, RUNTIME_MIB, estimate
 from llama_edge.plan.host_rows import HOST_ROWS
@@ -88,7 +88,7 @@ def _devices() -> Iterator[Sequence[str]]:
 _GROW = """
 import sys
 from pathlib import Path
-from llama_edge.export import get_exporter
+from llama_edge.backends import get_exporter
 from llama_edge.runtimes.executorch import ExecuTorchSession
 
 def peak():

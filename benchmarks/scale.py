@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from llama_edge.backends import TARGETS
 from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.export import TARGETS
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan
 from llama_edge.pipeline.export import ExportRequest, export_model
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from llama_edge.backends.base import Exporter
 from llama_edge.core.errors import (
     ArtifactError,
     MissingComponentError,
@@ -12,23 +13,22 @@ from llama_edge.core.errors import (
     UsageError,
 )
 from llama_edge.core.types import KVCacheDtype
-from llama_edge.export.base import Exporter
 
 
 def _executorch() -> Exporter:
-    from llama_edge.export.executorch.exporter import ExecuTorchExporter
+    from llama_edge.backends.executorch.exporter import ExecuTorchExporter
 
     return ExecuTorchExporter()
 
 
 def _onnx() -> Exporter:
-    from llama_edge.export.onnx.exporter import OnnxExporter
+    from llama_edge.backends.onnx.exporter import OnnxExporter
 
     return OnnxExporter()
 
 
 def _coreml() -> Exporter:
-    from llama_edge.export.coreml.exporter import CoreMLExporter
+    from llama_edge.backends.coreml.exporter import CoreMLExporter
 
     return CoreMLExporter()
 

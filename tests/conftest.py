@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.bundle.manifest import (
     ArtifactInterface,
@@ -31,8 +33,6 @@ from llama_edge.core.types import (
     TensorSpec,
     TextAssets,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN

@@ -2,6 +2,14 @@
 
 from pathlib import Path
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.metadata import Lowering
+from llama_edge.backends.coreml.operators import read_operators
+from llama_edge.backends.coreml.package import PACKAGE
+from llama_edge.backends.coreml.program import read_interface, read_placement
+from llama_edge.backends.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.backends.coreml.runner import read_runner_values
+from llama_edge.backends.coreml.storage import read_storage
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
 from llama_edge.core.graph_operator import GraphOperator
@@ -19,14 +27,6 @@ from llama_edge.core.types import (
     Recipe,
     StoredBytes,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.metadata import Lowering
-from llama_edge.export.coreml.operators import read_operators
-from llama_edge.export.coreml.package import PACKAGE
-from llama_edge.export.coreml.program import read_interface, read_placement
-from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
-from llama_edge.export.coreml.runner import read_runner_values
-from llama_edge.export.coreml.storage import read_storage
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
@@ -72,7 +72,7 @@ class CoreMLExporter:
     ) -> Artifact:
         """See `Exporter`."""
         # coremltools takes 6 s to import, and whoever only reads a package does without it.
-        from llama_edge.export.coreml.lower import write_package
+        from llama_edge.backends.coreml.lower import write_package
 
         self.requires(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)

@@ -20,12 +20,12 @@ from coremltools.converters.mil.mil import Var
 from coremltools.converters.mil.mil.types.type_int import np_int4_dtype
 from numpy.typing import NDArray
 
+from llama_edge.backends.coreml.deferred import DeferredArray
 from llama_edge.core.errors import ExportError
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import QuantizedWeights
-from llama_edge.export.coreml.deferred import DeferredArray
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 
 #: Added to the scores of tokens that must not be seen; an infinity would make NaN of `0 * inf`.

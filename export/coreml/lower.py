@@ -18,14 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from llama_edge.core.errors import ExportError
-from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
-from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
-from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import EMBEDDING
-from llama_edge.export.coreml.metadata import Lowering, PackageMetadata
-from llama_edge.export.coreml.package import (
+from llama_edge.backends.coreml.metadata import Lowering, PackageMetadata
+from llama_edge.backends.coreml.package import (
     DECODE,
     MAIN,
     PACKAGE,
@@ -36,6 +30,12 @@ from llama_edge.export.coreml.package import (
     named_function,
     require_same_weights,
 )
+from llama_edge.core.errors import ExportError
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Progress
+from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
+from llama_edge.core.value_names import attention_value, hidden_value
+from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -58,7 +58,7 @@ import coremltools as ct  # noqa: E402
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import Program, Var, get_new_symbol, types  # noqa: E402
 
-from llama_edge.export.coreml.graph import Cache, Call, Graph  # noqa: E402
+from llama_edge.backends.coreml.graph import Cache, Call, Graph  # noqa: E402
 
 TARGET: Final = ct.target.iOS18
 #: Nothing optimizes. A program that reads a state once per layer is right as built; after the

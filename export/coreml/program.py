@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from llama_edge.backends.coreml.package import CODED
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.types import Interface, KVCacheDtype, Placement, TensorSpec
-from llama_edge.export.coreml.package import CODED
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
 
 _CONSTANTS: Final = frozenset({"const", CODED})

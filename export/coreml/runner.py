@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Final
 
-from llama_edge.core.runner_values import RunnerField, RunnerValue
-from llama_edge.export.coreml.metadata import (
+from llama_edge.backends.coreml.metadata import (
     CONTRACT_KEY,
     EOS_KEY,
     LOWERING_KEY,
     read_metadata,
 )
+from llama_edge.core.runner_values import RunnerField, RunnerValue
 from llama_edge.formats.mlpackage import MLPackage
 
 #: A state is (layers, 1, key/value heads, tokens, head_dim).

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from llama_edge.backends.coreml.package import CODED, mil_name
 from llama_edge.core.types import Artifact, StoredBytes
 from llama_edge.core.weight_names import HEAD_ROTATION
-from llama_edge.export.coreml.package import CODED, mil_name
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import TABLES
 

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 
 from executorch.exir.scalar_type import ScalarType
 
+from llama_edge.backends.executorch.program import PlanBuilder
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import KVCacheDtype
-from llama_edge.export.executorch.program import PlanBuilder
 
 FLOAT_OPERATOR: Final = "llama::custom_sdpa"
 INT8_OPERATOR: Final = "llama::custom_quantized_sdpa"

@@ -8,9 +8,9 @@ Shape legend: T tokens (an upper bound), D hidden, Q query_size, K key/value hea
 that share one of them, H head_dim.
 """
 
+from llama_edge.backends.executorch.weights import WeightStore
+from llama_edge.backends.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.export.executorch.weights import WeightStore
-from llama_edge.export.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.models.blocks import (
     Add,
     Attention,

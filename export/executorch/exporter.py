@@ -4,6 +4,13 @@ from pathlib import Path
 
 from executorch.exir import schema
 
+from llama_edge.backends import TARGETS
+from llama_edge.backends.base import LowerOptions, files_as_storage
+from llama_edge.backends.executorch.lower import PTE_FILE, lower_to_pte
+from llama_edge.backends.executorch.operators import read_operators
+from llama_edge.backends.executorch.placement import read_placement
+from llama_edge.backends.executorch.reader import PteWeights, read_artifact
+from llama_edge.backends.executorch.runner import read_runner_values
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.hadamard import has_hadamard
@@ -21,13 +28,6 @@ from llama_edge.core.types import (
     StoredBytes,
     TensorSpec,
 )
-from llama_edge.export import TARGETS
-from llama_edge.export.base import LowerOptions, files_as_storage
-from llama_edge.export.executorch.lower import PTE_FILE, lower_to_pte
-from llama_edge.export.executorch.operators import read_operators
-from llama_edge.export.executorch.placement import read_placement
-from llama_edge.export.executorch.reader import PteWeights, read_artifact
-from llama_edge.export.executorch.runner import read_runner_values
 from llama_edge.formats.pte import PteFile
 
 _XNNPACK_GROUP = 32

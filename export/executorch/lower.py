@@ -8,17 +8,17 @@ from typing import Final
 from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.executorch.attention import Positions, make_attention
+from llama_edge.backends.executorch.blocks import BlockBuilder
+from llama_edge.backends.executorch.program import PlanBuilder, constant_method
+from llama_edge.backends.executorch.weights import CODES, SCALES, StoredData, WeightStore
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch.attention import Positions, make_attention
-from llama_edge.export.executorch.blocks import BlockBuilder
-from llama_edge.export.executorch.program import PlanBuilder, constant_method
-from llama_edge.export.executorch.weights import CODES, SCALES, StoredData, WeightStore
 from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows

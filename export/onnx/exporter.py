@@ -3,6 +3,19 @@
 from pathlib import Path
 from typing import Final
 
+from llama_edge.backends.base import LowerOptions, files_as_storage
+from llama_edge.backends.onnx.genai_config import read_end_tokens, write_genai_config
+from llama_edge.backends.onnx.graph import INT8_BLOCK
+from llama_edge.backends.onnx.lower import write_model
+from llama_edge.backends.onnx.metadata import ACTIVATIONS, Lowering
+from llama_edge.backends.onnx.operators import read_operators
+from llama_edge.backends.onnx.reader import (
+    OnnxWeights,
+    read_artifact,
+    read_interface,
+    read_placement,
+)
+from llama_edge.backends.onnx.runner import read_runner_values
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
 from llama_edge.core.graph_operator import GraphOperator
@@ -20,19 +33,6 @@ from llama_edge.core.types import (
     Recipe,
     StoredBytes,
 )
-from llama_edge.export.base import LowerOptions, files_as_storage
-from llama_edge.export.onnx.genai_config import read_end_tokens, write_genai_config
-from llama_edge.export.onnx.graph import INT8_BLOCK
-from llama_edge.export.onnx.lower import write_model
-from llama_edge.export.onnx.metadata import ACTIVATIONS, Lowering
-from llama_edge.export.onnx.operators import read_operators
-from llama_edge.export.onnx.reader import (
-    OnnxWeights,
-    read_artifact,
-    read_interface,
-    read_placement,
-)
-from llama_edge.export.onnx.runner import read_runner_values
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 from llama_edge.models.reference import ACTIVATION_BLOCK
 

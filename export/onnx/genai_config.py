@@ -6,11 +6,11 @@ Source: the files that its model builder writes (`src/python/py/models/builders/
 from pathlib import Path
 from typing import Any, Final
 
+from llama_edge.backends.onnx.external_data import MODEL_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import read_json_object, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import TextAssets
-from llama_edge.export.onnx.external_data import MODEL_FILE
 
 CONFIG_FILE: Final = "genai_config.json"
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from llama_edge.backends.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
+from llama_edge.backends.onnx.graph import IR_VERSION, OPSETS, GraphBuilder, product_name
+from llama_edge.backends.onnx.metadata import Lowering, metadata_entries
 from llama_edge.core.errors import ExportError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import concatenate_rows
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.export.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
-from llama_edge.export.onnx.graph import IR_VERSION, OPSETS, GraphBuilder, product_name
-from llama_edge.export.onnx.metadata import Lowering, metadata_entries
 from llama_edge.models.blocks import (
     Add,
     Attention,

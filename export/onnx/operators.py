@@ -6,9 +6,9 @@ from pathlib import Path
 
 import onnx
 
+from llama_edge.backends.onnx.external_data import DATA_FILE, load_graph
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.graph_operator import GraphOperator
-from llama_edge.export.onnx.external_data import DATA_FILE, load_graph
 
 
 def read_operators(path: Path) -> tuple[GraphOperator, ...]:

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import onnx
 
+from llama_edge.backends.onnx.external_data import MODEL_FILE, load_graph
+from llama_edge.backends.onnx.genai_config import CONFIG_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.runner_values import RunnerField, RunnerValue
-from llama_edge.export.onnx.external_data import MODEL_FILE, load_graph
-from llama_edge.export.onnx.genai_config import CONFIG_FILE
 
 _MODEL_NUMBERS: Final = {
     "bos_token_id": RunnerField.BOS_TOKEN_ID,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, open_bundle
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -19,7 +20,6 @@ from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Artifact
 from llama_edge.core.weight_names import EMBEDDING
-from llama_edge.export import get_exporter
 from llama_edge.phone.adb import Phone, RunnerReport
 from llama_edge.runtimes.child import ChildRuntime, ChildSession
 from llama_edge.runtimes.machine import read_bandwidth

@@ -4,10 +4,10 @@ from importlib.metadata import version
 from typing import Final
 
 from llama_edge import __version__
+from llama_edge.backends import LIBRARIES
+from llama_edge.backends.base import Exporter
 from llama_edge.bundle.manifest import ArtifactInterface
 from llama_edge.core.types import Artifact
-from llama_edge.export import LIBRARIES
-from llama_edge.export.base import Exporter
 
 _COMMON: Final = ("tokenizers", "torch", "torchao")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from llama_edge.backends import SUFFIXES, artifact_backend
 from llama_edge.bundle.doctor_bundle import examine_bundle
 from llama_edge.bundle.doctor_foreign import examine_checkpoint, examine_model
 from llama_edge.bundle.examination import Diagnosis, Examination
@@ -12,7 +13,6 @@ from llama_edge.bundle.signing import load_public_key
 from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import ArtifactError, UsageError
 from llama_edge.core.progress import Progress
-from llama_edge.export import SUFFIXES, artifact_backend
 
 #: ONNX Runtime GenAI's own file.
 _GENAI_FILE: Final = "genai_config.json"

@@ -10,6 +10,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from packaging.version import InvalidVersion, Version
 
+from llama_edge.backends import LIBRARIES, TARGETS, get_exporter
+from llama_edge.backends.base import Exporter
 from llama_edge.bundle.artifact_contract import (
     check_description,
     check_limits,
@@ -49,8 +51,6 @@ from llama_edge.core.files import canonical_json, read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
 from llama_edge.core.types import Artifact
-from llama_edge.export import LIBRARIES, TARGETS, get_exporter
-from llama_edge.export.base import Exporter
 from llama_edge.text.contract import rebuild_text_contract
 from llama_edge.text.text_assets import TOKENIZER_FILE, read_text_assets
 

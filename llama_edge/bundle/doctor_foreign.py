@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.artifact_contract import check_runner_values
 from llama_edge.bundle.contract import check_end_tokens
 from llama_edge.bundle.examination import Examination, renderable
@@ -20,7 +21,6 @@ from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
 from llama_edge.core.types import TextAssets
-from llama_edge.export import get_exporter
 from llama_edge.text.contract import GOLDEN_CHATS
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from llama_edge.backends import TARGETS
+from llama_edge.backends.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.cli.console import (
     JsonOption,
     print_json,
@@ -14,8 +16,6 @@ from llama_edge.cli.console import (
     progress_on_stderr,
 )
 from llama_edge.core.types import Device, KVCacheDtype, PrefillLengths
-from llama_edge.export import TARGETS
-from llama_edge.export.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.quantize import DEFAULT_RECIPE
 
 Model = Annotated[

@@ -21,7 +21,7 @@ def models(as_json: Annotated[bool, JsonOption] = False) -> None:
 
 def targets(as_json: Annotated[bool, JsonOption] = False) -> None:
     """List the targets, their formats, and what nobody has checked about each."""
-    from llama_edge.export import TARGETS
+    from llama_edge.backends import TARGETS
 
     formats = [(target.name, one) for target in TARGETS.values() for one in target.formats]
     if as_json:

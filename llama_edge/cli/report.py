@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_edge.backends import Format, get_format
 from llama_edge.bundle.folder import Bundle
 from llama_edge.cli.console import print_next, print_table
 from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.given_codes import ScaleRounding
 from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
-from llama_edge.export import Format, get_format
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.gate import GateOutcome
 from llama_edge.plan.plan import expected

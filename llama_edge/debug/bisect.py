@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import read_manifest
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -39,7 +40,6 @@ from llama_edge.debug.operators import (
     compare_head,
     judge,
 )
-from llama_edge.export import get_exporter
 from llama_edge.gate.prompts import gate_prompts
 from llama_edge.gate.teacher import with_source
 from llama_edge.models.reference import Reference

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_edge.backends import get_exporter
 from llama_edge.core.files import write_json
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor
@@ -25,7 +26,6 @@ from llama_edge.debug.bisect import (
 )
 from llama_edge.debug.bisect_weights import WeightFinding
 from llama_edge.debug.operators import ROW_LIMIT, Comparison
-from llama_edge.export import get_exporter
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import DequantizedSource
 from llama_edge.report.charts import draw_layers

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import is_bundle, read_manifest
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.manifest import Manifest, TensorEntry
@@ -24,7 +25,6 @@ from llama_edge.core.types import (
 )
 from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.debug.matrix_difference import MatrixDifference
-from llama_edge.export import get_exporter
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     Layout,

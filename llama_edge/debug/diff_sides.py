@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llama_edge.backends import SUFFIXES, artifact_backend, get_exporter
 from llama_edge.bundle.folder import is_bundle, read_manifest
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -18,7 +19,6 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import Artifact, Checkpoint, QuantizedWeights, TextAssets
 from llama_edge.core.weight_names import LM_HEAD
-from llama_edge.export import SUFFIXES, artifact_backend, get_exporter
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     quantized_names,

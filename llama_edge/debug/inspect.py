@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_edge.backends import EXPORTERS, artifact_backend, get_exporter
 from llama_edge.bundle.folder import is_bundle, list_tensors, read_manifest
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -11,7 +12,6 @@ from llama_edge.checkpoints.meta import PARAMS_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Artifact, Interface, Placement, StoredBytes
-from llama_edge.export import EXPORTERS, artifact_backend, get_exporter
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 
 

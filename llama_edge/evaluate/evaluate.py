@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import is_bundle, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -31,7 +32,6 @@ from llama_edge.evaluate.windows import (
     summarize_difference,
     summarize_scores,
 )
-from llama_edge.export import get_exporter
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.runtimes import choose_runtime

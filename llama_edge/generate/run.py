@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
-from llama_edge.export import get_exporter
 from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.generate import (

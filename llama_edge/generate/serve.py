@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TextIO
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.core.session import Session
-from llama_edge.export import get_exporter
 from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.generate import Generation, SamplingConfig

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llama_edge.backends import Format, get_exporter, get_format, get_target
+from llama_edge.backends.base import Exporter, LowerOptions
 from llama_edge.bundle.describe import describe_artifact, library_versions
 from llama_edge.bundle.folder import (
     PARITY_FILE,
@@ -30,8 +32,6 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     Recipe,
 )
-from llama_edge.export import Format, get_exporter, get_format, get_target
-from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+import llama_edge.backends
 import llama_edge.core
-import llama_edge.export
 import llama_edge.formats
 import llama_edge.models
 import llama_edge.quantize
 import llama_edge.text
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.describe import library_versions
 from llama_edge.core.files import canonical_json, file_sha256
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
 from llama_edge.core.unfinished import empty
-from llama_edge.export.base import LowerOptions
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE
 
 #: What a killed run's successor takes up; the gate always runs.
@@ -53,7 +53,7 @@ def export_key(checkpoint: Checkpoint, recipe: Recipe, backend: str, options: Lo
             llama_edge.models,
             llama_edge.quantize,
             llama_edge.formats,
-            llama_edge.export,
+            llama_edge.backends,
         ),
     }
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

@@ -10,11 +10,11 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from llama_edge.backends import TARGETS
 from llama_edge.bundle.manifest import Manifest, TensorEntry
 from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.types import KVCacheDtype
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export import TARGETS
 from llama_edge.gate.samples import MAX_NEW_TOKENS
 from llama_edge.quantize.measured import read_measurements
 from llama_edge.report import plots

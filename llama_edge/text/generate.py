@@ -72,7 +72,8 @@ class Generation:
     """New tokens as they are made, without the EOS; iterate once, then ask `stop_reason`.
 
     Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. The
-    session must be fresh. Iterating raises `SessionError` when the prompt is empty or too long.
+    session holds `used` tokens, and none by default. Iterating raises `SessionError` when the
+    prompt is empty or too long.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Generation:
         eos_token_ids: Sequence[int],
         max_new_tokens: int,
         sampling: SamplingConfig = GREEDY,
+        used: int = 0,
     ) -> None:
         self.stop_reason: StopReason | None = None
         self._session = session
@@ -90,6 +92,7 @@ class Generation:
         self._eos = frozenset(eos_token_ids)
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
+        self._used = used
         self._random = np.random.default_rng(sampling.seed)
 
     def _choose(self, logits: FloatArray) -> int:
@@ -101,7 +104,7 @@ class Generation:
     def __iter__(self) -> Iterator[int]:
         """Prefill, then one decode for every token but the last."""
         logits = self._session.prefill(self._prompt)
-        room = self._session.max_context - len(self._prompt)
+        room = self._session.max_context - self._used - len(self._prompt)
         for count in range(1, self._max_new_tokens + 1):
             token = self._choose(logits)
             if token in self._eos:

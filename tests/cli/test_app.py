@@ -68,7 +68,7 @@ def test_a_backend_that_is_not_installed_is_named_with_the_remedy(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "llama_edge.export.onnx.exporter", None)
+    monkeypatch.setitem(sys.modules, "llama_edge.backends.onnx.exporter", None)
     result = program("export", "smollm2-135m", "--target", "onnx")
     assert result.code == 4
     assert "pip install" in result.err

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends import TARGETS
 from llama_edge.bundle.folder import Bundle
 from llama_edge.checkpoints.synthetic import write_synthetic
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export import TARGETS
 from llama_edge.plan.plan import REPORTED, expected
 from tests.cli.conftest import Program
 from tests.conftest import DEBUG_CONFIG

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, read_manifest, write_manifest
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import file_sha256
@@ -19,7 +20,6 @@ from llama_edge.core.types import KVCacheDtype
 from llama_edge.debug.bisect import Bisection, Place, bisect, first_place
 from llama_edge.debug.bisect_repro import bisection_json, write_bisection
 from llama_edge.debug.bisect_weights import WeightFinding
-from llama_edge.export import get_exporter
 from llama_edge.pipeline.export import export_model
 from tests.conftest import debug_request
 from tests.gate.test_planted_faults import write_cache_one_place_off

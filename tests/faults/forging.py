@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 from executorch.exir import schema
 
+from llama_edge.backends.coreml.package import CODED, mil_name
+from llama_edge.backends.onnx.reader import OnnxWeights
 from llama_edge.bundle.folder import list_files
 from llama_edge.core.files import canonical_json
-from llama_edge.export.coreml.package import CODED, mil_name
-from llama_edge.export.onnx.reader import OnnxWeights
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.text.contract import build_text_contract

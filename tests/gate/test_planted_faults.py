@@ -16,6 +16,8 @@ from executorch.exir import schema
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from llama_edge.backends import get_exporter
+from llama_edge.backends.base import Exporter, LowerOptions
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
@@ -31,8 +33,6 @@ from llama_edge.core.types import (
     Recipe,
     StoredBytes,
 )
-from llama_edge.export import get_exporter
-from llama_edge.export.base import Exporter, LowerOptions
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.models import rope
 from llama_edge.pipeline.export import export_model
@@ -178,7 +178,7 @@ def test_a_wrong_rope_theta(target: str, export: Export, monkeypatch: pytest.Mon
         return rope.rope_tables(wrong, start, length)
 
     backend = {"android": "executorch", "onnx": "onnx"}[target]
-    monkeypatch.setattr(f"llama_edge.export.{backend}.lower.rope_tables", wrong_tables)
+    monkeypatch.setattr(f"llama_edge.backends.{backend}.lower.rope_tables", wrong_tables)
     assert "blocks: layers.0.attention" in export(target)
 
 

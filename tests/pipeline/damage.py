@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from llama_edge.export import get_exporter
+from llama_edge.backends import get_exporter
 from llama_edge.formats.pte import PteFile
 
 Damage = Callable[[Path, int], None]

@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import llama_edge.export.executorch.exporter
-import llama_edge.export.onnx.exporter  # noqa: F401 (so that no fork imports it again)
+import llama_edge.backends.executorch.exporter
+import llama_edge.backends.onnx.exporter  # noqa: F401 (so that no fork imports it again)
+from llama_edge.backends.base import LowerOptions
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.base import LowerOptions
 from llama_edge.pipeline.export import ExportRequest, export_model
 
 

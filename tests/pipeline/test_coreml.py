@@ -13,6 +13,9 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import Var
 from torch import Tensor
 
+from llama_edge.backends import get_exporter
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.graph import Cache, Call, Graph
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
@@ -23,9 +26,6 @@ from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpo
 from llama_edge.debug.inspect import inspect
 from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalRequest
-from llama_edge.export import get_exporter
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.graph import Cache, Call, Graph
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.gate.prompts import PromptPlan
 from llama_edge.gate.tolerances import Tolerances
@@ -209,7 +209,7 @@ def test_caches_of_another_width_than_the_manifest_says_are_refused(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "llama_edge.export.coreml.reader.read_cache_dtype", lambda _: KVCacheDtype.FLOAT32
+        "llama_edge.backends.coreml.reader.read_cache_dtype", lambda _: KVCacheDtype.FLOAT32
     )
     outcome = check_bundle(bundles["w4a8-rtn"].root, None, SilentProgress())
     assert not outcome.passed
@@ -249,12 +249,12 @@ def test_a_wrong_rope_theta(export: Export, monkeypatch: pytest.MonkeyPatch) -> 
         wrong = replace(config, rope_theta=2 * config.rope_theta)
         return rope.rope_tables(wrong, start, length)
 
-    monkeypatch.setattr("llama_edge.export.coreml.lower.rope_tables", wrong_tables)
+    monkeypatch.setattr("llama_edge.backends.coreml.lower.rope_tables", wrong_tables)
     assert "blocks: layers.0.attention" in export()
 
 
 def test_a_mask_that_hides_nothing(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_edge.export.coreml.graph._MASKED", np.float16(0))
+    monkeypatch.setattr("llama_edge.backends.coreml.graph._MASKED", np.float16(0))
     assert "layers.0.attention" in export()
 
 
@@ -283,7 +283,7 @@ def one_read_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Cache, "write", with_its_own_read)
     # The passes may also rename values; here the gate is to find what they compute.
-    monkeypatch.setattr("llama_edge.export.coreml.lower._require_names", lambda *_: None)
+    monkeypatch.setattr("llama_edge.backends.coreml.lower._require_names", lambda *_: None)
 
 
 @pytest.mark.usefixtures("one_read_per_layer")
@@ -306,5 +306,5 @@ def test_one_read_of_a_state_per_layer_is_right_as_built(
 def test_a_program_that_default_passes_miscompiled_fails_in_decode_only(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_edge.export.coreml.lower.PASSES", ct.PassPipeline.DEFAULT)
+    monkeypatch.setattr("llama_edge.backends.coreml.lower.PASSES", ct.PassPipeline.DEFAULT)
     assert "attention (decode)" in export()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray, Session
@@ -14,7 +15,6 @@ from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
 from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalRequest
-from llama_edge.export import get_exporter
 from llama_edge.gate.end_to_end import artifact_logits
 from llama_edge.gate.prompt_texts import GATE_TEXTS
 from llama_edge.gate.prompts import DECODE_STEPS, MIN_PROMPT_TOKENS, Prompt, gate_prompts

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.base import LowerOptions
 from llama_edge.pipeline.export import ExportRequest, export_model
 
 

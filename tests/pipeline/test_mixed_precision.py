@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
@@ -16,7 +17,6 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint, Recipe
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.debug.inspect import inspect
-from llama_edge.export.base import LowerOptions
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model

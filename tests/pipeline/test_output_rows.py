@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
+from llama_edge.backends import get_exporter
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import CheckFailedError, CheckpointError, ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.weight_names import LM_HEAD
-from llama_edge.export import get_exporter
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource

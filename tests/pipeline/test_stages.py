@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.base import LowerOptions
 from llama_edge.gate.gate import GateOutcome, GateSubject
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.stages import Stages

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.export.base import LowerOptions
 from llama_edge.gate.tolerances import Tolerances
 from llama_edge.pipeline.export import export_model
 from tests.conftest import debug_request

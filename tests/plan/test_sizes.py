@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends import EXPORTERS, get_exporter
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, KVCacheDtype, QuantizedCheckpoint
-from llama_edge.export import EXPORTERS, get_exporter
-from llama_edge.export.base import LowerOptions
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.weights import block_linear_names
 from llama_edge.plan.sizes import artifact_size, block_bytes

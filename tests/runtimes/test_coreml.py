@@ -10,6 +10,8 @@ import pytest
 import torch
 from coremltools.proto import Model_pb2
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.core.errors import SessionError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
@@ -19,8 +21,6 @@ from llama_edge.core.types import (
     Checkpoint,
     QuantizedCheckpoint,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
@@ -237,7 +237,7 @@ def test_the_report_says_that_it_is_not_apples() -> None:
 def test_reading_and_running_a_package_does_not_import_coremltools(package: Artifact) -> None:
     """It takes seconds and 400 MB; each child process would pay for it."""
     code = (
-        "import sys; from pathlib import Path; from llama_edge.export import get_exporter; "
+        "import sys; from pathlib import Path; from llama_edge.backends import get_exporter; "
         "from llama_edge.runtimes import get_runtime; "
         f"artifact = get_exporter('coreml').read_artifact(Path({str(package.root)!r})); "
         "session = get_runtime('coreml').open(artifact); "

@@ -18,10 +18,10 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.frontend.milproto.load import load
 from numpy.typing import NDArray
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.interpreter import Interpreter
 from llama_edge.runtimes.coreml.operators import OPERATORS

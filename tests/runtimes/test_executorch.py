@@ -60,7 +60,7 @@ def test_rows_of_another_order_are_another_network(
         rows = torch.split(torch.arange(sum(heights)), heights)
         return dict(zip(names, rows, strict=True))
 
-    monkeypatch.setattr("llama_edge.export.executorch.weights.stacked_rows", whole_matrices)
+    monkeypatch.setattr("llama_edge.backends.executorch.weights.stacked_rows", whole_matrices)
     expected = reference.logits(torch.tensor(PROMPT))[-1].numpy()
     with ExecuTorchRuntime().open(lower(debug_quantized, tmp_path)) as session:
         assert np.abs(session.prefill(PROMPT) - expected).max() > 0.001
@@ -77,7 +77,7 @@ def test_reset_forgets(debug_pte: Artifact) -> None:
 def test_a_prompt_longer_than_one_call(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_edge.export.executorch.lower.MAX_PREFILL", 4)
+    monkeypatch.setattr("llama_edge.backends.executorch.lower.MAX_PREFILL", 4)
     artifact = lower(debug_quantized, tmp_path)
     assert artifact.max_prefill == 4
     source = DequantizedSource(debug_quantized.weights)

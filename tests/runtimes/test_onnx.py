@@ -8,6 +8,8 @@ import onnx
 import pytest
 import torch
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.errors import SessionError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import BlockTrace, FloatArray
@@ -17,8 +19,6 @@ from llama_edge.core.types import (
     Checkpoint,
     QuantizedCheckpoint,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.types import Artifact
-from llama_edge.export import get_exporter
 from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.executorch_operators import write_operator_copy
 

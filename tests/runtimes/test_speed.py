@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import UsageError
 from llama_edge.core.session import ClosesOnExit, FloatArray
-from llama_edge.export import get_exporter
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.runtimes.speed import TIMED_FACTORY, SpeedPlan, time_session, timed_name
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import (
@@ -19,8 +21,6 @@ from llama_edge.core.types import (
     Rotation,
     Scales,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from llama_edge.backends.coreml.deferred import DeferredArray
 from llama_edge.core.errors import ExportError
-from llama_edge.export.coreml.deferred import DeferredArray
 
 NUMBERS = np.arange(-6, 6, dtype=np.int8).reshape(3, 4)
 

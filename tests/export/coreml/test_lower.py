@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llama_edge.backends.coreml.deferred import DeferredArray
+from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.bundle.folder import compare_tensors, list_tensors
 from llama_edge.core.errors import CheckFailedError, ExportError
 from llama_edge.core.files import file_sha256
@@ -23,8 +25,6 @@ from llama_edge.core.types import (
 )
 from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.coreml.deferred import DeferredArray
-from llama_edge.export.coreml.exporter import CoreMLExporter
 from llama_edge.formats.mlpackage import MLPackage
 from tests.conftest import DEBUG_CONFIG
 from tests.export.coreml.conftest import UP, Message, Package, Quantized, lower, with_matrix
@@ -176,7 +176,7 @@ def test_a_name_that_was_changed_on_the_way_is_an_error(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "llama_edge.export.coreml.lower.attention_value", lambda layer: f"{layer}.output"
+        "llama_edge.backends.coreml.lower.attention_value", lambda layer: f"{layer}.output"
     )
     with pytest.raises(ExportError, match=r"the value 0\.output is not in the written program"):
         lower(debug_quantized, tmp_path)

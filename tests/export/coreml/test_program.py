@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from coremltools.proto import MIL_pb2
 
+from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.backends.coreml.program import read_interface, read_placement
 from llama_edge.core.errors import ArtifactError
-from llama_edge.export.coreml.exporter import CoreMLExporter
-from llama_edge.export.coreml.program import read_interface, read_placement
 from tests.export.coreml.conftest import UP, Message, Package
 from tests.export.coreml.test_reader import MODEL, edit, operation
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from coremltools.proto import MIL_pb2, Model_pb2
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.backends.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.coreml.exporter import CoreMLExporter
-from llama_edge.export.coreml.reader import PackageWeights, read_artifact, read_end_tokens
-from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import write_text_assets
 from tests.export.coreml.conftest import UP, Message, Package, Quantized

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.executorch.exporter import ExecuTorchExporter
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, QuantizedCheckpoint
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch.exporter import ExecuTorchExporter
 
 
 def lower(checkpoint: QuantizedCheckpoint, folder: Path, max_context: int = 256) -> Artifact:

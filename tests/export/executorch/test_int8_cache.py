@@ -8,6 +8,9 @@ import pytest
 import torch
 from executorch.exir import schema
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.executorch.exporter import ExecuTorchExporter
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.cache_rows import bytes_per_token, quantize_rows
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
@@ -17,9 +20,6 @@ from llama_edge.core.types import (
     KVCacheDtype,
     QuantizedCheckpoint,
 )
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch.exporter import ExecuTorchExporter
-from llama_edge.export.onnx.exporter import OnnxExporter
 from llama_edge.formats.pte import PteFile
 from llama_edge.gate.blocks import check_blocks
 from llama_edge.gate.tolerances import Tolerances
@@ -76,7 +76,7 @@ def test_a_prompt_over_several_calls(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llama_edge.export.executorch.lower.MAX_PREFILL", 4)
+    monkeypatch.setattr("llama_edge.backends.executorch.lower.MAX_PREFILL", 4)
     artifact = lower_int8(debug_quantized, tmp_path)
     with ExecuTorchRuntime().open(artifact) as session:
         cache = KVCache()

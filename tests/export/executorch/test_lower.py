@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.executorch.exporter import ExecuTorchExporter
+from llama_edge.backends.executorch.placement import read_placement
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.executorch.exporter import ExecuTorchExporter
-from llama_edge.export.executorch.placement import read_placement
 from llama_edge.formats.pte import PteFile
 from tests.export.executorch.conftest import lower
 
@@ -109,7 +109,7 @@ def test_a_linear_outside_the_delegate_fails_the_export(
         found = read_placement(path)
         return dataclasses.replace(found, linears_delegated=found.linears_delegated - 1)
 
-    monkeypatch.setattr("llama_edge.export.executorch.exporter.read_placement", one_fewer)
+    monkeypatch.setattr("llama_edge.backends.executorch.exporter.read_placement", one_fewer)
     with pytest.raises(ExportError, match="1 of 15 linears are outside XNNPACK"):
         lower(debug_quantized, tmp_path)
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.executorch.reader import PteWeights, read_artifact
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.types import Artifact
-from llama_edge.export.executorch.reader import PteWeights, read_artifact
 from llama_edge.formats.pte import PteFile, encode_program
 
 QKV = (

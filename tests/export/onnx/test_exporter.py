@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.exporter import OnnxExporter
 
 
 @pytest.mark.parametrize("max_context", [0, -1, 513])

@@ -4,14 +4,14 @@ import onnx
 import pytest
 import torch
 
-from llama_edge.core.errors import ArtifactError
-from llama_edge.export.onnx.external_data import (
+from llama_edge.backends.onnx.external_data import (
     DATA_FILE,
     MODEL_FILE,
     ExternalDataReader,
     ExternalDataWriter,
     load_graph,
 )
+from llama_edge.core.errors import ArtifactError
 
 SMALL = torch.tensor([[1.5, -2.0, 0.25]], dtype=torch.bfloat16)
 LARGE = torch.arange(70 * 64, dtype=torch.int64).remainder(251).to(torch.uint8).view(70, 64)
@@ -106,6 +106,6 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.write_bytes(b"\xff\xfe not a protobuf")
     with pytest.raises(ArtifactError, match="not readable as an ONNX model"):
         load_graph(path)
-    monkeypatch.setattr("llama_edge.export.onnx.external_data.MAX_GRAPH_BYTES", 8)
+    monkeypatch.setattr("llama_edge.backends.onnx.external_data.MAX_GRAPH_BYTES", 8)
     with pytest.raises(ArtifactError, match="takes at most 8"):
         load_graph(path)

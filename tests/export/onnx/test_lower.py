@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.backends.base import LowerOptions
+from llama_edge.backends.onnx.exporter import OnnxExporter
+from llama_edge.backends.onnx.reader import OnnxWeights
 from llama_edge.core.errors import ExportError
 from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
@@ -22,9 +25,6 @@ from llama_edge.core.types import (
     QuantizedWeights,
 )
 from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
-from llama_edge.export.base import LowerOptions
-from llama_edge.export.onnx.exporter import OnnxExporter
-from llama_edge.export.onnx.reader import OnnxWeights
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
@@ -141,6 +141,6 @@ def test_a_graph_that_the_checker_refuses_is_an_error(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = (onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1))
-    monkeypatch.setattr("llama_edge.export.onnx.lower.OPSETS", old)
+    monkeypatch.setattr("llama_edge.backends.onnx.lower.OPSETS", old)
     with pytest.raises(ExportError, match="RMSNormalization"):
         OnnxExporter().lower(debug_quantized, tmp_path, OPTIONS, SilentProgress())

@@ -1,0 +1,250 @@
+"""The Python API: export a model, and use the bundle.
+
+    import llama_edge
+
+    bundle = llama_edge.export("smollm2-135m", "android", recipe="w4a8-rtn")
+    print(bundle.generate("What is the capital of France?"))
+    with bundle.chat(system="Answer in one sentence.") as chat:
+        print(chat.send("Who wrote Faust?"))
+        print(chat.send("When?"))
+    assert bundle.doctor().passed and bundle.parity().passed
+
+Every error is an `llama_edge.core.errors.LlamaEdgeError` whose message says what to do.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from llama_edge.backends.base import LowerOptions
+from llama_edge.bundle import folder
+from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examination import Diagnosis
+from llama_edge.bundle.manifest import Manifest
+from llama_edge.bundle.signing import NO_KEY, Trust, load_public_key
+from llama_edge.core.errors import UsageError
+from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.types import Device, KVCacheDtype, PrefillLengths
+from llama_edge.gate.check_bundle import check_bundle
+from llama_edge.gate.gate import GateOutcome
+from llama_edge.generate.chat import Chat
+from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
+
+E = TypeVar("E", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose files are what its manifest says."""
+
+    root: Path
+    manifest: Manifest
+    public_key: Path | None = None
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        runtime: str | None = None,
+    ) -> str:
+        """The answer to one prompt; the arguments are those of `stream`."""
+        return "".join(
+            self.stream(
+                prompt,
+                system=system,
+                raw=raw,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                runtime=runtime,
+            )
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        runtime: str | None = None,
+    ) -> Iterator[str]:
+        """The answer to one prompt as it comes, whole characters only.
+
+        Args:
+            prompt: What to say to the model.
+            system: A system prompt.
+            raw: Continue the prompt as it is, without the chat template.
+            max_new_tokens: Stop after so many tokens.
+            temperature: 0 takes the most probable token each time.
+            top_p: Sample from the smallest set with this probability.
+            top_k: Sample from so many tokens; 0: from all.
+            seed: The same seed samples the same text.
+            runtime: None takes the one that the gate uses.
+
+        Raises:
+            UsageError: A value is out of range, or the runtime is another backend's.
+            TokenizerError: There is no chat template, and `raw` is off.
+            SessionError: The prompt does not fit the context.
+            RuntimeCrashError: The runtime died or hung.
+        """
+        sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        request = PromptRequest(
+            prompt=prompt,
+            system=system,
+            raw=raw,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            runtime=runtime,
+        )
+        yield from Answer(self.root, request, _trust(self.public_key))
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        runtime: str | None = None,
+    ) -> Chat:
+        """A conversation, as a context manager; the arguments are those of `stream`.
+
+        A turn reads its own tokens only, while the tokens before it are those in the cache. Where
+        the context is full the oldest exchanges are left out, never the system prompt.
+        """
+        return Chat(
+            self.root,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+            runtime=runtime,
+            trust=_trust(self.public_key),
+        )
+
+    def doctor(self, progress: Progress | None = None) -> Diagnosis:
+        """Check everything that can be checked without running the model."""
+        return diagnose(self.root, self.public_key, progress or SilentProgress())
+
+    def parity(self, against: str | None = None, progress: Progress | None = None) -> GateOutcome:
+        """Run the whole gate again.
+
+        Args:
+            against: A full-precision model, for fidelity; None: the built-in one that the bundle
+                came from, if it is one.
+            progress: Told of each stage.
+
+        Raises:
+            CheckpointError: `against` is not a model of this shape.
+        """
+        trust = _trust(self.public_key)
+        return check_bundle(self.root, against, progress or SilentProgress(), trust)
+
+
+def open_bundle(path: str | Path, *, public_key: str | Path | None = None) -> Bundle:
+    """Open a bundle and compare every file with its manifest.
+
+    Args:
+        path: The bundle's folder.
+        public_key: PEM file of the key that must have signed it; None demands no signature.
+
+    Raises:
+        ArtifactError: Not a bundle, or an unsafe one.
+        CheckFailedError: A file is not what the manifest says, or not listed there; or the
+            signature is not the key's.
+        UsageError: The key cannot be read.
+    """
+    key = None if public_key is None else Path(public_key)
+    found = folder.open_bundle(Path(path), _trust(key))
+    return Bundle(found.root, found.manifest, key)
+
+
+def export(
+    model: str | Path,
+    target: str,
+    *,
+    out: str | Path | None = None,
+    format: str | None = None,  # noqa: A002 (the option's name)
+    recipe: str | None = None,
+    calibration: Sequence[str | Path] = (),
+    max_context: int | None = None,
+    accuracy_level: int | None = None,
+    kv_cache: str | None = None,
+    prefill: str | None = None,
+    device: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Quantize, lower, run what was written, and put the bundle in place if it passed.
+
+    Args:
+        model: A built-in name, a folder, a GGUF file or a Hugging Face id.
+        target: "android", "ios" or "onnx".
+        out: Where to; by default `bundles/MODEL-TARGET` under the current folder.
+        format: A backend of the target; by default its first.
+        recipe: See `llama-edge recipes`; by default the one for the target.
+        calibration: Text files; by default the model writes its own text where one is needed.
+        max_context: Tokens that the KV cache holds.
+        accuracy_level: ONNX Runtime's; 0 leaves activations in float32, 4 rounds them to int8.
+        kv_cache: "float32", "float16" or "int8"; by default what the backend keeps.
+        prefill: "flexible" or "fixed", for Core ML.
+        device: "cpu" (the default) or "cuda": where rotations are learned.
+        force: Replace a bundle of ours that is in the way.
+        progress: Told of each stage.
+
+    Raises:
+        LlamaEdgeError: Of the kinds in `llama_edge.core.errors`; `CheckFailedError` where the
+            artifact does not compute what the checkpoint computes.
+    """
+    options = LowerOptions(
+        max_context=max_context,
+        accuracy_level=accuracy_level,
+        kv_cache=_choice("kv_cache", KVCacheDtype, kv_cache),
+        prefill=_choice("prefill", PrefillLengths, prefill),
+    )
+    request = ExportRequest(
+        model=str(model),
+        target=target,
+        format=format,
+        recipe=recipe,
+        calibration=tuple(map(Path, calibration)),
+        out=None if out is None else Path(out),
+        options=options,
+        force=force,
+        device=_choice("device", Device, device) or Device.CPU,
+    )
+    made = export_model(request, progress or SilentProgress())
+    return Bundle(made.root, made.manifest)
+
+
+def _choice(name: str, kind: type[E], value: str | None) -> E | None:
+    if value is None:
+        return None
+    try:
+        return kind(value)
+    except ValueError as error:
+        known = ", ".join(repr(one.value) for one in kind)
+        raise UsageError(f"{name} is {value!r}; one of {known} is needed") from error
+
+
+def _trust(public_key: Path | None) -> Trust:
+    return NO_KEY if public_key is None else Trust(key=load_public_key(public_key))
