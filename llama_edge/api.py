@@ -174,7 +174,8 @@ def open_bundle(path: str | Path, *, public_key: str | Path | None = None) -> Bu
         UsageError: The key cannot be read.
     """
     key = None if public_key is None else Path(public_key)
-    found = folder.open_bundle(Path(path), _trust(key))
+    # Absolute: a notebook may change its folder while it holds the bundle.
+    found = folder.open_bundle(Path(path).absolute(), _trust(key))
     return Bundle(found.root, found.manifest, key)
 
 
@@ -233,7 +234,7 @@ def export(
         device=_choice("device", Device, device) or Device.CPU,
     )
     made = export_model(request, progress or SilentProgress())
-    return Bundle(made.root, made.manifest)
+    return Bundle(made.root.absolute(), made.manifest)
 
 
 def _choice(name: str, kind: type[E], value: str | None) -> E | None:
