@@ -42,13 +42,13 @@ from llama_edge.core.types import (
     Rotation,
     Scales,
 )
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.metrics import compare, concatenate, summarize
 from llama_edge.gate.prompts import Prompt, gate_prompts
 from llama_edge.gate.teacher import Variant, final_hidden
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.groupwise import round_to_nearest
 from llama_edge.quantize.rotate import apply_rotations, choose_rotations

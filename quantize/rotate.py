@@ -15,7 +15,6 @@ from torch import Tensor
 from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Checkpoint, Rotation, Weights
-from llama_edge.core.weight_names import FINAL_NORM, HEAD_ROTATION
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -25,6 +24,7 @@ from llama_edge.models.blocks import (
     SwiGLU,
 )
 from llama_edge.models.network import VALUES, Node, network_of
+from llama_edge.models.weight_names import FINAL_NORM, HEAD_ROTATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
-from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.formats.quantized_checkpoint import (
     TABLES,
     Layout,
@@ -23,6 +22,7 @@ from llama_edge.formats.quantized_checkpoint import (
     write_quantized_checkpoint,
 )
 from llama_edge.models.network import network_of
+from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llama_edge.core.types import ActivationQuantization, Checkpoint, Weights
-from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD
 from llama_edge.models.blocks import rms_norm
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import FullPrecisionSource
+from llama_edge.models.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations
 
 

@@ -20,7 +20,7 @@ from llama_edge.core.session import (
 )
 from llama_edge.core.types import Artifact
 from llama_edge.formats.pte_stacks import stacked_rows
-from llama_edge.models.network import network_of
+from llama_edge.models.network import STACK, network_of
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 _CACHES = ("key_cache", "value_cache")
@@ -204,7 +204,7 @@ def _all_rows(outputs: Sequence[Sequence[Sequence[AnyArray]]], place: int) -> Fl
 def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Queries, keys and values are one product in the graph, by key/value head."""
     config = artifact.config
-    stacked = values.pop("qkv_proj", None)
+    stacked = values.pop(STACK, None)
     values.pop("v_heads", None)
     if stacked is None:
         return values

@@ -25,6 +25,8 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import Artifact
 from llama_edge.formats.pte import PteFile, align, encode_program
 from llama_edge.formats.pte_stacks import STACK_JOINT
+from llama_edge.models.blocks import Add, Attention, Hadamard, RMSNorm, SwiGLU
+from llama_edge.models.network import STACK, Network, Node, network_of, product_name
 from llama_edge.runtimes.executorch_trace import trace_plan
 
 #: XNN_VALUE_FLAG_EXTERNAL_OUTPUT in XNNPACK's header.
@@ -32,7 +34,6 @@ _EXTERNAL_OUTPUT: Final = 2
 _CODES: Final = ".codes"
 _ALIGNMENT: Final = 64
 _PADDING: Final = 128
-_HEAD: Final = "lm_head"
 _ATTENTION: Final = "llama::custom_sdpa"
 
 Json = dict[str, Any]
@@ -111,45 +112,50 @@ class _Graph:
                 return int(node["output_id"])
         return None
 
-    def named(self) -> Iterator[tuple[int | None, str, int]]:
+    def named(self, network: Network) -> Iterator[tuple[int | None, str, int]]:
         """Layer (None: the head), name and number of each value that can be told by its weights."""
         for weight, node in self._linears():
-            first = weight.split(STACK_JOINT, 1)[0].removesuffix(".weight")
+            names = [name.removesuffix(".weight") for name in weight.split(STACK_JOINT)]
             source, out = self._before_rounding(node.get("input1_id", 0)), node["output_id"]
-            if first == _HEAD:
+            if names[0] == network.lm_head.name:
                 yield None, "head_input", source
                 continue
-            if not first.startswith("model.layers."):
+            linears = [network.by_name[name] for name in names if name in network.by_name]
+            if not linears or linears[0].layer is None:
                 continue
-            number, part = first.removeprefix("model.layers.").split(".", 1)
-            layer, name = int(number), part.split(".")[-1]
-            yield layer, "qkv_proj" if name == "q_proj" else name, out
-            yield from ((layer, what, value) for what, value in self._around(name, source, out))
+            layer = linears[0].layer
+            yield layer, product_name(linears).rpartition(".")[2], out
+            around = self._around(network, linears[0], source, out)
+            yield from ((layer, name, value) for name, value in around)
 
-    def _around(self, name: str, source: int, out: int) -> Iterator[tuple[str, int]]:
-        if name == "q_proj":
-            yield "input_layernorm", source
-        elif name == "gate_proj":
-            yield "post_attention_layernorm", source
-        elif name == "o_proj":
+    def _around(
+        self, network: Network, linear: Node, source: int, out: int
+    ) -> Iterator[tuple[str, int]]:
+        """What a linear reads, and the sum that it is added to, where these can be shown."""
+        before = network.by_name[linear.inputs[0]]
+        match before.block:
+            case RMSNorm():
+                yield before.part, source
+            case SwiGLU():
+                yield before.part, self._product(source)
+            case Hadamard():
+                yield before.part, source
+                yield network.by_name[before.inputs[0]].part, self._product(source)
+        for user in network.users(linear.name):
             total = self._sum_of(out)
-            if total is not None:
-                yield "attention_residual", total
-        elif name == "down_proj":
-            yield from self._product(source)
+            if isinstance(user.block, Add) and not network.leaves_layer(user) and total is not None:
+                yield user.part, total
 
-    def _product(self, source: int) -> Iterator[tuple[str, int]]:
-        """What down_proj multiplies: SwiGLU's product, behind R4 where there is one."""
-        value, turned = source, False
+    def _product(self, source: int) -> int:
+        """SwiGLU's product, behind R4 where there is one."""
+        value = source
         while (found := self._makers.get(value)) is not None and found[0] in (
             "StaticReshape",
             "StaticTranspose",
             "FullyConnected",
         ):
-            value, turned = int(found[1].get("input_id", found[1].get("input1_id", 0))), True
-        if turned:
-            yield "down_rotation", source
-        yield "swiglu", value
+            value = int(found[1].get("input_id", found[1].get("input1_id", 0)))
+        return value
 
     def shape(self, value: int) -> list[int]:
         return [int(size) for size in self._tensors[value].get("dims", [])]
@@ -172,8 +178,11 @@ class _Graph:
 class _Copy:
     """Rewrites one plan; delegates that are looked into get a new payload."""
 
-    def __init__(self, pte: PteFile, layers: Sequence[int], most_tokens: int) -> None:
+    def __init__(
+        self, pte: PteFile, network: Network, layers: Sequence[int], most_tokens: int
+    ) -> None:
         self._pte = pte
+        self._network = network
         self._plan = pte.method("forward")
         self._layers = set(layers)
         self._tokens = most_tokens
@@ -213,7 +222,8 @@ class _Copy:
         for layer in range(layers + 1):
             if layer in self._layers:
                 self._output(layer, "hidden", watched[layer])
-                self._output(layer, "mlp_residual", watched[layer + 1])
+                leaving = [*self._network.in_layer(layer)][-1]
+                self._output(layer, leaving, watched[layer + 1])
                 self._output(layer, "attention", watched[layers + 1 + layer])
         self._output(None, "hidden", watched[layers])
         asking = 0
@@ -232,7 +242,7 @@ class _Copy:
         graph = _Graph(bytes(self._pte.segment(delegate.processed.index)))
         wanted = [
             (layer, name, value)
-            for layer, name, value in graph.named()
+            for layer, name, value in graph.named(self._network)
             if layer is None or layer in self._layers
         ]
         self._keep_heads(call, wanted)
@@ -251,11 +261,17 @@ class _Copy:
     def _keep_heads(
         self, call: schema.DelegateCall, wanted: Sequence[tuple[int | None, str, int]]
     ) -> None:
-        """Queries and keys behind RoPE: the last three outputs of a delegate that has a QKV."""
-        layer = next((layer for layer, name, _ in wanted if name == "qkv_proj"), None)
+        """Queries and keys behind RoPE: the last three outputs of a delegate that has a stack."""
+        layer = next((layer for layer, name, _ in wanted if name == STACK), None)
         if layer is None:
             return
-        for place, name in ((-3, "q_rope"), (-2, "k_rope"), (-1, "v_heads")):
+        attention = next(
+            node
+            for node in self._network.in_layer(layer).values()
+            if isinstance(node.block, Attention)
+        )
+        queries, keys, _ = (self._network.by_name[name].part for name in attention.inputs)
+        for place, name in ((-3, queries), (-2, keys), (-1, "v_heads")):
             shared = call.args[place]
             tensor = self._plan.values[shared].val
             assert isinstance(tensor, schema.Tensor)
@@ -289,14 +305,14 @@ def write_operator_copy(
 
     Returns:
         The place among the outputs by layer (None: the head) and name; queries, keys and values
-        are one, `qkv_proj`, where they are stacked.
+        are one, `STACK`, where they are stacked.
 
     Raises:
         ArtifactError: A delegate's payload cannot be parsed.
     """
     source = artifact.path
     pte = PteFile(source)
-    copy = _Copy(pte, layers, most_tokens)
+    copy = _Copy(pte, network_of(artifact.config), layers, most_tokens)
     data, segments = pte.segment_data(), pte.program.segments
     try:
         copy.run(artifact.config)

@@ -25,7 +25,9 @@ from llama_edge.core.session import (
     check_tokens,
 )
 from llama_edge.core.types import Artifact
-from llama_edge.core.value_names import attention_value, hidden_value
+from llama_edge.models.blocks import Add, Attention, Hadamard, HeadNorm, RMSNorm, SwiGLU
+from llama_edge.models.network import STACK, Network, network_of, product_name
+from llama_edge.models.value_names import attention_value, hidden_value
 
 #: Everything that ONNX Runtime raises; its classes share no base, and bindings have none of them.
 _RUNTIME_ERRORS: Final = (
@@ -254,27 +256,29 @@ def _with_outputs(model: onnx.ModelProto, artifact: Artifact, names: Sequence[st
     return content
 
 
-def _block_names(layer: int) -> dict[str, str]:
+def _block_names(network: Network, layer: int) -> dict[str, str]:
     """The graph's name of each value of a block that is not fused away, by our name."""
     block = f"model.layers.{layer}."
-    first = f"{block}input_layernorm.output"
-    names = {
-        "hidden": hidden_value(layer),
-        "input_layernorm": first if layer == 0 else _norm_behind(layer - 1),
-        "qkv_proj": f"{block}self_attn.qkv_proj.output",
-        "q_norm": f"{block}self_attn.q_norm.output",
-        "k_norm": f"{block}self_attn.k_norm.output",
-        "attention": attention_value(layer),
-        "o_proj": f"{block}self_attn.o_proj.output",
-        "attention_residual": f"{block}middle",
-        "post_attention_layernorm": f"{block}post_attention_layernorm.output",
-        "gate_proj": f"{block}mlp.gate_proj.output",
-        "up_proj": f"{block}mlp.up_proj.output",
-        "swiglu": f"{block}mlp.product",
-        "down_rotation": f"{block}mlp.rotated",
-        "down_proj": f"{block}mlp.down_proj.output",
-    }
-    return {**names, "mlp_residual": hidden_value(layer + 1)}
+    names = {"hidden": hidden_value(layer)}
+    for linears in network.stacked_linears(layer):
+        name = product_name(linears)
+        names[name.rpartition(".")[2]] = f"{name}.output"
+    for node in network.in_layer(layer).values():
+        match node.block:
+            case RMSNorm() if network.enters_layer(node) and layer:
+                names[node.part] = _norm_behind(layer - 1)
+            case RMSNorm() | HeadNorm():
+                names[node.part] = f"{node.name}.output"
+            case Attention():
+                names[node.part] = attention_value(layer)
+            case SwiGLU():
+                names[node.part] = f"{block}mlp.product"
+            case Hadamard():
+                names[node.part] = f"{block}mlp.rotated"
+            case Add():
+                leaves = network.leaves_layer(node)
+                names[node.part] = hidden_value(layer + 1) if leaves else f"{block}middle"
+    return names
 
 
 def _norm_behind(layer: int) -> str:
@@ -292,7 +296,8 @@ def _trace_operators(
         "norm": _norm_behind(last - 1),
         "head_rotation": "lm_head.rotated",
     }
-    blocks = {layer: _block_names(layer) for layer in layers}
+    network = network_of(config)
+    blocks = {layer: _block_names(network, layer) for layer in layers}
     groups = [*blocks.values(), head]
     names = dict.fromkeys(name for group in groups for name in group.values() if name in known)
     with OnnxSession(artifact, _with_outputs(model, artifact, [*names]), [*names]) as session:
@@ -311,7 +316,7 @@ def _trace_operators(
     return OperatorTrace(
         tokens=tuple(token for call in calls for token in call),
         calls=tuple(len(call) for call in calls),
-        blocks={layer: {**_unstacked(artifact, found[layer]), **caches[layer]} for layer in layers},
+        blocks={layer: {**_unstacked(network, found[layer]), **caches[layer]} for layer in layers},
         head={
             **{key: np.stack([rows[-1] for rows in parts]) for key, parts in ends.items()},
             "lm_head": np.stack([run[0][-1] for run in results]),
@@ -319,12 +324,12 @@ def _trace_operators(
     )
 
 
-def _unstacked(artifact: Artifact, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def _unstacked(network: Network, values: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Queries, keys and values are one product in the graph."""
-    config = artifact.config
-    stacked = values.pop("qkv_proj", None)
+    stacked = values.pop(STACK, None)
     if stacked is None:
         return values
-    borders = [config.query_size, config.query_size + config.key_value_size]
-    parts = np.split(stacked, borders, axis=1)
-    return {**values, **dict(zip(("q_proj", "k_proj", "v_proj"), parts, strict=True))}
+    linears = next(linears for linears in network.stacked_linears(0) if len(linears) > 1)
+    rows = np.cumsum([node.shapes[node.weight][0] for node in linears])
+    parts = np.split(stacked, rows[:-1], axis=1)
+    return {**values, **dict(zip((node.part for node in linears), parts, strict=True))}

@@ -18,18 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama_edge.checkpoints.huggingface import ARCHITECTURES
+from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES, META_BLOCK_PARTS, META_NAMES
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import TextAssets
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    GGUF_BLOCK_PARTS,
-    GGUF_NAMES,
-    LM_HEAD,
-    META_BLOCK_PARTS,
-    META_NAMES,
-)
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.text_assets import write_text_assets
 

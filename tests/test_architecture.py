@@ -1,18 +1,23 @@
 """The shape of the house: rooms, size of files, import direction, registries."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llama_edge.backends import EXPORTERS
 from llama_edge.backends.base import Exporter
+from llama_edge.core.model_config import FAMILIES
 from llama_edge.core.session import Runtime
+from llama_edge.models.network import network_of
 from llama_edge.runtimes import RUNTIMES
+from tests.conftest import DEBUG_CONFIG
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 800
@@ -48,6 +53,35 @@ def test_a_room_is_one_folder_under_two_names(room: str) -> None:
     assert link.readlink() == Path("..", ROOMS[room])
     assert link.resolve() == ROOT / ROOMS[room]
     assert (link / "__init__.py").is_file()
+
+
+def test_a_block_is_defined_in_one_room() -> None:
+    """Who else names a part of it knows how a Llama is made; the readers have the files' names."""
+    parts = {
+        node.part
+        for family in FAMILIES
+        for node in network_of(replace(DEBUG_CONFIG, family=family)).nodes
+        if node.layer is not None and (node.has_weight or "_" in node.part)
+    }
+    assert {"q_proj", "q_norm", "input_layernorm", "mlp_residual"} <= parts
+    written = re.compile(rf"\b({'|'.join(sorted(parts))})\b")
+    allowed = ("llama_edge/models/", "llama_edge/checkpoints/")
+    program = ("llama_edge/", "export/", "quantize/", "runtimes/")
+    found = {}
+    for path in repository_files(".py"):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(program) or name.startswith(allowed):
+            continue
+        strings = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        # A sentence may say what a rotation is for; a name in code is a word alone or a path.
+        named = [text for text in strings if " " not in text and written.search(text)]
+        if named:
+            found[name] = named
+    assert found == {}
 
 
 def test_no_file_is_longer_than_the_limit() -> None:

@@ -5,7 +5,7 @@ One function, `main`, or two whose sizes are all fixed, `decode` and `prefill`: 
 `logits` fp16 (1, T, V). Names and states are those that swift-transformers looks for; it would pass
 a `causalMask` and let its width say the position, which no fixed-size cache can be filled by, so
 the position is an input of its own and the mask is made in the graph. Values that the gate looks at
-have the names of `core.value_names`, with `_` for `.`, since MIL's identifiers have no points.
+have the names of `models.value_names`, with `_` for `.`, since MIL's identifiers have no points.
 """
 
 import contextlib
@@ -34,8 +34,6 @@ from llama_edge.core.errors import ExportError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
-from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -51,6 +49,8 @@ from llama_edge.models.blocks import (
 )
 from llama_edge.models.network import COS, SIN, TOKENS, Emitters, Network, Node, network_of
 from llama_edge.models.rope import rope_tables
+from llama_edge.models.value_names import attention_value, hidden_value
+from llama_edge.models.weight_names import EMBEDDING
 
 # On import it warns of Apple's frameworks, absent outside macOS, and of packages not used here.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -275,7 +275,7 @@ class _Lowering:
 
     def _add(self, node: Node, x: Var, branch: Var) -> Var:
         assert node.layer is not None
-        if node.part == "attention_residual":
+        if not self._network.leaves_layer(node):
             return self._graph.add(x, branch, f"model.layers.{node.layer}.middle")
         self._progress.advance()
         return self._graph.add(x, branch, hidden_value(node.layer + 1))

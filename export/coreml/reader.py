@@ -15,9 +15,9 @@ from llama_edge.backends.coreml.program import read_cache_dtype
 from llama_edge.core.errors import ArtifactError, CheckFailedError, QuantizeError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import ActivationQuantization, Artifact
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import read_text_assets
 

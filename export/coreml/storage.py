@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
 from llama_edge.core.types import Artifact, StoredBytes
-from llama_edge.core.weight_names import HEAD_ROTATION
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import TABLES
+from llama_edge.models.weight_names import HEAD_ROTATION
 
 _TABLES: Final = frozenset(map(mil_name, TABLES))
 _ROPE: Final = "RoPE's cosines and sines"

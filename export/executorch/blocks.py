@@ -264,5 +264,5 @@ class BlockBuilder:
     def _add(self, node: Node, x: Value, branch: Value) -> Value:
         """A block's last one leaves the graph."""
         self._stream = node.name
-        leaves = any(user.layer != node.layer for user in self.network.users(node.name))
+        leaves = self.network.leaves_layer(node)
         return self._graph.add(x, branch, out=self._out if leaves else None)

@@ -18,12 +18,12 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 from llama_edge.models.network import network_of
 from llama_edge.models.rope import rope_tables
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
 PTE_FILE: Final = "model.pte"
 BACKEND: Final = "XnnpackBackend"

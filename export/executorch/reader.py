@@ -16,10 +16,10 @@ from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype, Recipe
-from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
+from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import float_shapes
 
 _EMBEDDING_OPERATOR: Final = "quantized_decomposed::embedding_byte"

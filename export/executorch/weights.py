@@ -11,13 +11,13 @@ from llama_edge.backends.executorch.xnnpack_graph import FilterKeys
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
 from llama_edge.core.types import QuantizedWeights
-from llama_edge.core.weight_names import (
+from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
+from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape
+from llama_edge.models.weight_names import (
     EMBEDDING,
     HEAD_ROTATION,
     LM_HEAD,
 )
-from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
-from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.models.weights import float_shapes
 
 MEAN_KEY: Final = "rms_norm.mean"

@@ -23,7 +23,6 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_uint4
 from llama_edge.core.types import ActivationQuantization
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
-from llama_edge.models.network import Node
 
 MICROSOFT: Final = "com.microsoft"
 #: RMSNormalization came with opset 23; `onnx.checker` knows no SimplifiedLayerNormalization.
@@ -44,12 +43,6 @@ FUSED_OPERATORS: Final = frozenset(
 INT8_BLOCK: Final = 32
 
 Attributes = Mapping[str, int | float | Sequence[int]]
-
-
-def product_name(linears: Sequence[Node]) -> str:
-    """What is stored for linears that are one product: a linear's own name, or the stack's."""
-    first = linears[0].name
-    return first if len(linears) == 1 else f"{first.rpartition('.')[0]}.qkv_proj"
 
 
 def int8_blocks(weight: QuantizedTensor) -> torch.Tensor:

@@ -8,14 +8,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from llama_edge.backends.onnx.external_data import DATA_FILE, MODEL_FILE, ExternalDataWriter
-from llama_edge.backends.onnx.graph import IR_VERSION, OPSETS, GraphBuilder, product_name
+from llama_edge.backends.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
 from llama_edge.backends.onnx.metadata import Lowering, metadata_entries
 from llama_edge.core.errors import ExportError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import concatenate_rows
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
-from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -29,8 +28,19 @@ from llama_edge.models.blocks import (
     Rotation,
     SwiGLU,
 )
-from llama_edge.models.network import COS, SIN, TOKENS, VALUES, Emitters, Network, Node, network_of
+from llama_edge.models.network import (
+    COS,
+    SIN,
+    TOKENS,
+    VALUES,
+    Emitters,
+    Network,
+    Node,
+    network_of,
+    product_name,
+)
 from llama_edge.models.rope import rope_tables
+from llama_edge.models.value_names import attention_value, hidden_value
 
 
 def write_model(
@@ -107,6 +117,7 @@ class _Lowering:
         progress: Progress,
     ) -> None:
         self._graph = graph
+        self._network = network
         self._weights = weights
         self._max_context = max_context
         self._progress = progress
@@ -153,9 +164,16 @@ class _Lowering:
         weight = self._graph.store(node.weight, self._weights.vector(node.weight))
         if isinstance(x, str):
             return self._graph.rms_norm(x, weight, f"{node.name}.output")
-        normed, total = _sum_names(x.node)
+        normed, total = self._sum_names(x.node, node)
         self._sums[x.node.name] = total
         return self._graph.add_rms_norm(x.x, x.branch, weight, (normed, total))
+
+    def _sum_names(self, add: Node, norm: Node) -> tuple[str, str]:
+        """Of the norm behind a residual add, and of the sum: the gate looks for the latter."""
+        layer = _layer(add)
+        if self._network.leaves_layer(add):
+            return f"model.layers.{layer}.next_layernorm.output", hidden_value(layer + 1)
+        return f"{norm.name}.output", f"model.layers.{layer}.middle"
 
     def _linear(self, node: Node, x: str) -> str | _Packed:
         if node.name in self._packed:
@@ -251,15 +269,6 @@ class _Lowering:
 def _layer(node: Node) -> int:
     assert node.layer is not None, f"{node.name} is in no layer"
     return node.layer
-
-
-def _sum_names(add: Node) -> tuple[str, str]:
-    """Of the norm behind a residual add, and of the sum: the gate looks for the latter."""
-    layer = _layer(add)
-    prefix = f"model.layers.{layer}."
-    if add.part == "attention_residual":
-        return f"{prefix}post_attention_layernorm.output", f"{prefix}middle"
-    return f"{prefix}next_layernorm.output", hidden_value(layer + 1)
 
 
 def _inputs(config: ModelConfig) -> list[onnx.ValueInfoProto]:

@@ -19,7 +19,7 @@ from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import Artifact
-from llama_edge.core.weight_names import EMBEDDING
+from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.phone.adb import Phone, RunnerReport
 from llama_edge.runtimes.child import ChildRuntime, ChildSession
 from llama_edge.runtimes.machine import read_bandwidth

@@ -22,7 +22,7 @@ from llama_edge.core.files import read_json_object
 from llama_edge.core.hadamard import hadamard_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
 PARAMS_FILE: Final = "params.json"
 TOKENIZER_FILE: Final = "tokenizer.model"

@@ -9,8 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.checkpoints.names import META_BLOCK_PARTS, META_NAMES
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.weight_names import META_BLOCK_PARTS, META_NAMES, block_weight
+from llama_edge.models.weight_names import block_weight
 
 FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16)
 _IGNORED: Final = "rope.freqs"

@@ -27,8 +27,8 @@ from llama_edge.core.given_codes import META_QAT, META_SPINQUANT
 from llama_edge.core.hadamard import hadamard_factors, walsh_hadamard_order
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import MAX_SCALE, MIN_SCALE, QuantizedTensor
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.quantized_checkpoint import TABLES, matrix_shape, quantized_names
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
 SCHEME: Final = "int4_weight_int8_dynamic_activation"
 GROUP_SIZE: Final = 32

@@ -132,9 +132,9 @@ class OperatorTrace:
     tokens: tuple[int, ...]
     #: number of tokens of each call; they sum to len(tokens)
     calls: tuple[int, ...]
-    #: by layer: `core.value_names.BLOCK_VALUES`; the caches as they are after the last call
+    #: by layer: `models.value_names.BLOCK_VALUES`; the caches as they are after the last call
     blocks: Mapping[int, Mapping[str, FloatArray]]
-    #: `core.value_names.HEAD_VALUES`
+    #: `models.value_names.HEAD_VALUES`
     head: Mapping[str, FloatArray]
 
 

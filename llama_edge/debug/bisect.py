@@ -24,8 +24,6 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, OperatorTrace
 from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedWeights
-from llama_edge.core.value_names import OPERATORS
-from llama_edge.core.weight_names import EMBEDDING
 from llama_edge.debug.bisect_weights import (
     ReadableSource,
     WeightFinding,
@@ -42,8 +40,12 @@ from llama_edge.debug.operators import (
 )
 from llama_edge.gate.prompts import gate_prompts
 from llama_edge.gate.teacher import with_source
+from llama_edge.models.blocks import HeadNorm, RMSNorm
+from llama_edge.models.network import network_of
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
+from llama_edge.models.value_names import OPERATORS
+from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
@@ -223,11 +225,10 @@ def check_epsilons(
     """
     epsilons = [found.attributes["epsilon"] for found in operators if "epsilon" in found.attributes]
     norms = [
-        Place(layer=layer, operator=name)
-        for layer in range(config.num_hidden_layers)
-        for name in ("input_layernorm", "post_attention_layernorm")
+        place_of(node.weight, config.num_hidden_layers)
+        for node in network_of(config).nodes
+        if isinstance(node.block, (RMSNorm, HeadNorm))
     ]
-    norms.append(Place(layer=config.num_hidden_layers, operator="norm"))
     if len(epsilons) != len(norms):
         return ()
     wanted = config.rms_norm_eps
@@ -308,6 +309,7 @@ class _Search:
         expected = self._reference.embed(torch.tensor(trace.tokens))
         compared = Comparison(
             name="embedding",
+            kind="embedding",
             found=found,
             expected=expected,
             inputs={"tokens": torch.tensor(trace.tokens)},
@@ -322,7 +324,7 @@ class _Search:
     ) -> LayerRow:
         model = with_source(self._reference, CachedSource(self._reference.source))
         compared = compare_block(model, layer, trace.blocks[layer])
-        leaving = _shown(trace, layer, "mlp_residual")
+        leaving = _shown(trace, layer, [*model.network.in_layer(layer)][-1])
         stream = (
             None
             if streams is None

@@ -2,7 +2,6 @@
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +14,6 @@ from llama_edge.core.files import write_json
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import KVCacheDtype, QuantizedWeights
-from llama_edge.core.weight_names import EMBEDDING, HEAD_ROTATION
 from llama_edge.debug.bisect import (
     Bisection,
     ConstantFinding,
@@ -28,28 +26,12 @@ from llama_edge.debug.bisect_weights import WeightFinding
 from llama_edge.debug.operators import ROW_LIMIT, Comparison
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import DequantizedSource
+from llama_edge.models.weight_names import EMBEDDING, HEAD_ROTATION
 from llama_edge.report.charts import draw_layers
 
 CHART_FILE: Final = "layers.png"
 REPRO_FOLDER: Final = "repro"
 _SCRIPT: Final = "llama_edge.debug.repro_script"
-#: What `repro_script` has a function for; every other operator is a linear.
-_KINDS: Final[Mapping[str, str]] = {
-    "embedding": "embedding",
-    "input_layernorm": "norm",
-    "post_attention_layernorm": "norm",
-    "norm": "norm",
-    "q_norm": "head_norm",
-    "k_norm": "head_norm",
-    "output_rows": "output_rows",
-    "rope": "rope",
-    "kv_cache": "same",
-    "attention": "attention",
-    "attention_residual": "total",
-    "mlp_residual": "total",
-    "swiglu": "swiglu",
-    "down_rotation": "hadamards",
-}
 
 
 def layer_name(layer: int, layers: int) -> int | str:
@@ -173,7 +155,7 @@ def _write_repro(found: Bisection, place: Place, compared: Comparison, folder: P
     about = {
         "layer": layer_name(place.layer, config.num_hidden_layers),
         "operator": place.operator,
-        "kind": _KINDS.get(place.operator, "linear"),
+        "kind": compared.kind,
         "inputs": list(compared.inputs),
         "activation": _activation(found, place),
         "epsilon": config.rms_norm_eps,

@@ -23,7 +23,6 @@ from llama_edge.core.types import (
     Rounding,
     Scales,
 )
-from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.debug.matrix_difference import MatrixDifference
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
@@ -34,6 +33,7 @@ from llama_edge.formats.quantized_checkpoint import (
 )
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource, MatrixSource
+from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.models.weights import float_shapes
 from llama_edge.quantize.stage import nearest_codes
 

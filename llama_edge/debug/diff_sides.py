@@ -18,12 +18,12 @@ from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import Artifact, Checkpoint, QuantizedWeights, TextAssets
-from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     quantized_names,
     read_quantized_checkpoint,
 )
+from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import read_text_assets
 

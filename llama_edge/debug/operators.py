@@ -27,12 +27,17 @@ from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.gate.block_errors import BROKEN, Errors, explain_rows, relative_errors
 from llama_edge.gate.rounding import Flips, RowRun, distance_to, with_flips
 from llama_edge.models.blocks import (
+    Add,
     Attention,
+    Block,
+    Hadamard,
     HeadNorm,
     Linear,
+    OutputRows,
     RMSNorm,
     Rope,
     Rotation,
+    SwiGLU,
     attention,
     head_norm,
     rms_norm,
@@ -59,7 +64,7 @@ MAX_SNR_DB: Final = 160.0
 class OperatorResult:
     """One operator of the artifact against the reference's, on the artifact's own input."""
 
-    #: as in `core.value_names`, or "embedding"; "rope" and "kv_cache" for what shows them
+    #: as in `models.value_names`, or "embedding"; "rope" and "kv_cache" for what shows them
     name: str
     #: largest relative error of a token's row, rounding borders explained
     worst_row: float
@@ -84,11 +89,28 @@ class OperatorResult:
         return not self.wrong_in
 
 
+#: The function of `repro_script` by building block.
+_KINDS: Final[Mapping[type[Block], str]] = {
+    Add: "total",
+    Attention: "attention",
+    Hadamard: "hadamards",
+    HeadNorm: "head_norm",
+    Linear: "linear",
+    OutputRows: "output_rows",
+    RMSNorm: "norm",
+    Rope: "rope",
+    Rotation: "linear",
+    SwiGLU: "swiglu",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One operator's output and what it must be: enough to judge it, and to reproduce it."""
 
     name: str
+    #: what `repro_script` computes it by
+    kind: str
     found: Tensor
     expected: Tensor
     #: what goes in, by name
@@ -162,6 +184,7 @@ class _Piece:
         given = {name: self.values[name] for name in inputs}
         return Comparison(
             name=_shown_as(node.part),
+            kind=_KINDS[type(node.block)],
             found=expected,
             expected=expected,
             inputs=given,
@@ -210,13 +233,17 @@ class _Piece:
         if value_rows is None or key_rows is None:
             return
         values, keys = self.values[value], self.values[key]
-        yield Comparison(name="kv_cache", found=value_rows, expected=values, inputs={value: values})
+        yield Comparison(
+            name="kv_cache", kind="same", found=value_rows, expected=values, inputs={value: values}
+        )
         if self.values.shown(key) is not None:
-            yield Comparison(name="kv_cache", found=key_rows, expected=keys, inputs={key: keys})
+            yield Comparison(
+                name="kv_cache", kind="same", found=key_rows, expected=keys, inputs={key: keys}
+            )
         elif relative_errors(value_rows, values).max() <= ROW_LIMIT:
             source = self._local(self.nodes[key].inputs[0])
             given = {source: self.values[source]}
-            yield Comparison(name="rope", found=key_rows, expected=keys, inputs=given)
+            yield Comparison(name="rope", kind="rope", found=key_rows, expected=keys, inputs=given)
 
     def _attention(self, node: Node, inputs: Sequence[str]) -> Iterator[Comparison]:
         head_dim = self.model.config.head_dim
@@ -229,8 +256,15 @@ class _Piece:
         yield from self._made(node, replace(made, row_limit=limit))
 
 
+def _same(rows: Tensor, name: str, values: Tensor) -> Comparison:
+    """A cache's rows, which are what was put there."""
+    return Comparison(
+        name="kv_cache", kind="same", found=rows, expected=values, inputs={name: values}
+    )
+
+
 def _shown_as(part: str) -> str:
-    """What a written graph calls the value (`core.value_names`)."""
+    """What a written graph calls the value (`models.value_names`)."""
     return "head_rotation" if part == "lm_head_rotation" else part
 
 

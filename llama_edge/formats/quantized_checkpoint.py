@@ -28,8 +28,8 @@ from llama_edge.core.types import (
     Recipe,
     TextAssets,
 )
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.network import network_of
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.text.text_assets import read_text_assets, write_text_assets
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.types import TextAssets
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.gate.teacher import with_source
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.generate import Generation
 from llama_edge.text.tokenizer import Tokenizer

@@ -4,7 +4,7 @@
 the name of the block's weight without `.weight`, and the name of the value that it gives.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final, Generic, TypeVar
@@ -17,6 +17,9 @@ from llama_edge.models.llama import Llama
 from llama_edge.models.qwen import Qwen2, Qwen3
 
 V = TypeVar("V")
+
+#: What stored matrices and traces call the product of one attention's operands.
+STACK: Final = "qkv_proj"
 
 TOKENS: Final = "tokens"
 #: by `ModelConfig.family`
@@ -135,6 +138,15 @@ class Network:
             groups.setdefault(attention_of.get(node.name, node.name), []).append(node)
         return tuple(tuple(group) for group in groups.values())
 
+    def leaves_layer(self, node: Node) -> bool:
+        """Whether its value is what the layer gives to the next one."""
+        return any(user.layer != node.layer for user in self.users(node.name))
+
+    def enters_layer(self, node: Node) -> bool:
+        """Whether it reads what the layer before gave, or the embedding."""
+        before = (self.by_name.get(name) for name in node.inputs)
+        return any(one is not None and one.layer != node.layer for one in before)
+
     @cached_property
     def head(self) -> Mapping[str, Node]:
         """The nodes behind the last block by `Node.part`, in order."""
@@ -179,6 +191,12 @@ class Network:
             for name in self._last_uses[node.name]:
                 del values[name]
         return values[self.nodes[-1].name]
+
+
+def product_name(linears: Sequence[Node]) -> str:
+    """What is stored for linears that are one product: a linear's own name, or the stack's."""
+    first = linears[0].name
+    return first if len(linears) == 1 else f"{first.rpartition('.')[0]}.{STACK}"
 
 
 class Emitters(Generic[V]):

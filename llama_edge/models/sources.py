@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import QuantizedWeights, Weights
-from llama_edge.core.weight_names import EMBEDDING, HEAD_ROTATION, LM_HEAD
+from llama_edge.models.weight_names import EMBEDDING, HEAD_ROTATION, LM_HEAD
 
 
 class MatrixSource(Protocol):

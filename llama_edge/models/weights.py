@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.blocks import Linear, Rotation
 from llama_edge.models.network import Node, network_of
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
 
 def _vectors(nodes: tuple[Node, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -14,8 +14,8 @@ from llama_edge.backends import TARGETS
 from llama_edge.bundle.manifest import Manifest, TensorEntry
 from llama_edge.core.cache_rows import bytes_per_token
 from llama_edge.core.types import KVCacheDtype
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.gate.samples import MAX_NEW_TOKENS
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.measured import read_measurements
 from llama_edge.report import plots
 from llama_edge.report.measurements import Measured

@@ -21,10 +21,18 @@ from llama_edge.core.session import (
     check_tokens,
 )
 from llama_edge.core.types import Artifact
-from llama_edge.core.value_names import attention_value, hidden_value
 from llama_edge.formats.mlpackage import MLPackage
-from llama_edge.models.blocks import HeadNorm, Linear, RMSNorm
+from llama_edge.models.blocks import (
+    Add,
+    Attention,
+    Hadamard,
+    HeadNorm,
+    Linear,
+    RMSNorm,
+    SwiGLU,
+)
 from llama_edge.models.network import Network, network_of
+from llama_edge.models.value_names import attention_value, hidden_value
 from llama_edge.runtimes.coreml.functions import TOKENS, InterpretedFunctions, pieces
 from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
 
@@ -246,19 +254,22 @@ class CoreMLInterpreterRuntime:
 def _block_names(network: Network, layer: int) -> dict[str, str]:
     """The program's name of each value of a block, by our name."""
     block = f"model.layers.{layer}."
-    names = {
-        "hidden": hidden_value(layer),
-        "attention": attention_value(layer),
-        "attention_residual": f"{block}middle",
-        "swiglu": f"{block}mlp.product",
-        "down_rotation": f"{block}mlp.product.rotated",
-        "mlp_residual": hidden_value(layer + 1),
-    }
+    names = {"hidden": hidden_value(layer)}
     for node in network.in_layer(layer).values():
-        if isinstance(node.block, (RMSNorm, HeadNorm)):
-            names[node.part] = f"{node.name}.output"
-        if isinstance(node.block, Linear):
-            names[node.part] = node.name
+        match node.block:
+            case RMSNorm() | HeadNorm():
+                names[node.part] = f"{node.name}.output"
+            case Linear():
+                names[node.part] = node.name
+            case Attention():
+                names[node.part] = attention_value(layer)
+            case SwiGLU():
+                names[node.part] = f"{block}mlp.product"
+            case Hadamard():
+                names[node.part] = f"{block}mlp.product.rotated"
+            case Add():
+                leaves = network.leaves_layer(node)
+                names[node.part] = hidden_value(layer + 1) if leaves else f"{block}middle"
     return names
 
 

@@ -13,7 +13,7 @@ from llama_edge.checkpoints.base import unpermute_heads
 from llama_edge.checkpoints.meta import load_meta
 from llama_edge.core.errors import CheckpointError, LlamaEdgeError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.checkpoint_writers import interleaved, random_weights, write_meta
 from tests.conftest import DEBUG_CONFIG
 

@@ -15,10 +15,10 @@ from llama_edge.checkpoints.meta import load_meta
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 from tests.meta_quantized_writer import (
     LORA_RANK,
     LORA_SCALE,

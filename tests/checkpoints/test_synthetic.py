@@ -14,9 +14,9 @@ from llama_edge.core.errors import ConfigError, OutputError, UnknownNameError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES, get_shape
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.weight_names import block_weight
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
+from llama_edge.models.weight_names import block_weight
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.tokenizer import Tokenizer
 

@@ -13,11 +13,11 @@ from llama_edge.core.cache_rows import bytes_per_token, quantize_rows, row_param
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype
-from llama_edge.core.weight_names import block_weight
 from llama_edge.models.blocks import apply_rope
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import FullPrecisionSource
+from llama_edge.models.weight_names import block_weight
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 """Operators held one by one: rounding flips are explained, one wrong channel is not."""
 
 from collections.abc import Callable
@@ -9,7 +11,6 @@ from torch.nn import functional
 
 from llama_edge.core.session import FloatArray
 from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedCheckpoint
-from llama_edge.core.weight_names import block_weight
 from llama_edge.debug.operators import (
     MAX_SNR_DB,
     Comparison,
@@ -22,6 +23,7 @@ from llama_edge.debug.operators import (
 from llama_edge.gate.rounding import border_flips
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
+from llama_edge.models.weight_names import block_weight
 
 TOKENS = [3, *range(40, 88)]
 PREFILL = 32
@@ -159,12 +161,14 @@ def test_another_shape_and_nan_are_wrong(model: Reference) -> None:
         one for one in compare_block(model, 1, values_of(model)) if one.name == "attention"
     )
     other = Comparison(
-        name="attention", found=found.found[:, :-1], expected=found.expected, inputs={}
+        name="attention",
+        kind="attention",
+        found=found.found[:, :-1],
+        expected=found.expected,
+        inputs={},
     )
     assert not judge(model, other, PREFILL).passed
-    broken = Comparison(
-        name="attention", found=found.found * torch.nan, expected=found.expected, inputs={}
-    )
+    broken = replace(found, found=found.found * torch.nan)
     assert not judge(model, broken, PREFILL).passed
 
 

@@ -15,7 +15,6 @@ from llama_edge.core.errors import ArtifactError, LlamaEdgeError
 from llama_edge.core.packing import unpack_int4
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
-from llama_edge.core.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD, block_weight
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -23,6 +22,7 @@ from llama_edge.formats.quantized_checkpoint import (
     read_quantized_checkpoint,
     write_safetensors,
 )
+from llama_edge.models.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD, block_weight
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 

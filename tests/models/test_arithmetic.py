@@ -8,11 +8,11 @@ from torch import Tensor
 
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.types import ActivationQuantization
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.blocks import apply_rope, attention, rms_norm
 from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference, quantize_per_block, quantize_per_token
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import block_linear_names
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 

@@ -10,18 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.checkpoints.names import META_BLOCK_PARTS, META_NAMES
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.types import Checkpoint
-from llama_edge.core.weight_names import (
-    EMBEDDING,
-    LM_HEAD,
-    META_BLOCK_PARTS,
-    META_NAMES,
-    block_weight,
-)
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.rope import inverse_frequencies, rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 from tests.conftest import MemoryWeights
 from tests.meta_reference import import_meta_model
 

@@ -10,10 +10,10 @@ import transformers
 from torch import Tensor
 
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.blocks import Add, Attention, Linear, RMSNorm
 from llama_edge.models.network import COS, SIN, TOKENS, Network, Node, network_of
 from llama_edge.models.rope import rope_tables
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.checkpoint_writers import write_huggingface
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 

@@ -20,10 +20,10 @@ from llama_edge.core.errors import ArtifactError, CheckFailedError, CheckpointEr
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import OWN_CODES, Checkpoint, TextAssets
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.debug.inspect import inspect
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.check_bundle import check_bundle
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.given_codes import measure_scale_rounding, open_model
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model

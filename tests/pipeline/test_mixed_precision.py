@@ -15,9 +15,9 @@ from llama_edge.core.errors import ArtifactError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import QuantizedCheckpoint, Recipe
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.debug.inspect import inspect
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.quantize import RECIPES, W4A8_MIXED

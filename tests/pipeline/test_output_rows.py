@@ -13,10 +13,10 @@ from llama_edge.backends import get_exporter
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.errors import CheckFailedError, CheckpointError, ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
+from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.runtimes import get_runtime
 from tests.checkpoint_writers import write_huggingface

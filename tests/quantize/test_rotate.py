@@ -12,9 +12,9 @@ from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Checkpoint, Rotation
-from llama_edge.core.weight_names import LM_HEAD
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
+from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.rotate import rotate, tie_breaker
 from llama_edge.quantize.stage import quantize_checkpoint

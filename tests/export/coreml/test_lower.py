@@ -23,9 +23,9 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
 )
-from llama_edge.core.value_names import attention_value, hidden_value
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.mlpackage import MLPackage
+from llama_edge.models.value_names import attention_value, hidden_value
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.conftest import DEBUG_CONFIG
 from tests.export.coreml.conftest import UP, Message, Package, Quantized, lower, with_matrix
 

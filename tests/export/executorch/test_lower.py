@@ -12,8 +12,8 @@ from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.formats.pte import PteFile
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.export.executorch.conftest import lower
 
 

@@ -14,14 +14,14 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from torchao.utils import unwrap_tensor_subclass
 
 from llama_edge.core.types import Artifact, QuantizedCheckpoint
-from llama_edge.core.weight_names import (
+from llama_edge.models.blocks import apply_rope, attention, rms_norm
+from llama_edge.models.rope import rope_tables
+from llama_edge.models.weight_names import (
     EMBEDDING,
     FINAL_NORM,
     LM_HEAD,
     block_weight,
 )
-from llama_edge.models.blocks import apply_rope, attention, rms_norm
-from llama_edge.models.rope import rope_tables
 from llama_edge.models.weights import block_linear_names
 from llama_edge.runtimes.executorch import ExecuTorchRuntime
 from tests.export.executorch.conftest import debug_pte

@@ -24,7 +24,7 @@ from llama_edge.core.types import (
     QuantizedCheckpoint,
     QuantizedWeights,
 )
-from llama_edge.core.weight_names import EMBEDDING, LM_HEAD
+from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights

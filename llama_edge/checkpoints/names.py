@@ -1,20 +1,9 @@
-"""Canonical weight names (Hugging Face's) and the tables from Meta's and GGUF's names to them."""
+"""The tables from Meta's and GGUF's weight names to ours."""
 
 from collections.abc import Mapping
 from typing import Final
 
-EMBEDDING: Final = "model.embed_tokens.weight"
-LM_HEAD: Final = "lm_head.weight"
-FINAL_NORM: Final = "model.norm.weight"
-#: (D, D) float32, only where `ModelConfig.head_rotation` is set: what turns the final norm's output
-#: so that a rotated head and a rotated embedding can be one table.
-HEAD_ROTATION: Final = "lm_head_rotation.weight"
-
-
-def block_weight(layer: int, part: str) -> str:
-    """`block_weight(0, "mlp.up_proj")` is `model.layers.0.mlp.up_proj.weight`."""
-    return f"model.layers.{layer}.{part}.weight"
-
+from llama_edge.models.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD
 
 #: Meta's `consolidated.*.pth` part names -> ours; whole names first, block parts after.
 META_NAMES: Final[Mapping[str, str]] = {
