@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 """Operators held one by one: rounding flips are explained, one wrong channel is not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
