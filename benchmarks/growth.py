@@ -140,7 +140,7 @@ def measure(model: Path, context: int, scratch: Path, *, gptq: bool) -> dict[str
             artifact = _timed(found, f"lower {name}", lower)
         if name == "executorch":
             run = partial(_run, artifact)
-            read = partial(list_tensors, exporter.read_weights(artifact), SilentProgress())
+            read = partial(list_tensors, exporter.open(artifact.path).weights(), SilentProgress())
             _timed(found, "read codes back", read)
             _timed(found, "open, 16 tokens and 8 more", run)
     return found

@@ -94,7 +94,7 @@ from llama_edge.runtimes.executorch import ExecuTorchSession
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
-artifact = get_exporter("executorch").read_artifact(Path(sys.argv[1]))
+artifact = get_exporter("executorch").open(Path(sys.argv[1])).artifact
 before = peak()
 with ExecuTorchSession(artifact) as session:
     session.prefill(list(range(5, 5 + int(sys.argv[2]))))
@@ -110,7 +110,7 @@ def _measured(folder: Path) -> None:
     command = [sys.executable, "-c", _GROW, str(folder), str(PROMPT), str(_REPLY)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, after = (int(number) / 1024 for number in done.stdout.split()[-2:])
-    artifact = get_exporter("executorch").read_artifact(folder)
+    artifact = get_exporter("executorch").open(folder).artifact
     config, cache = artifact.config, artifact.kv_cache
     workload = bundle_workload(config, W4A8_RTN, "executorch", cache, artifact.max_context)
     planned = workload.rss_mib(PROMPT + _REPLY) - RUNTIME_MIB

@@ -33,25 +33,25 @@ def _coreml() -> Exporter:
     return CoreMLExporter()
 
 
-EXPORTERS: Final[Mapping[str, Callable[[], Exporter]]] = {
-    "coreml": _coreml,
-    "executorch": _executorch,
-    "onnx": _onnx,
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One way to write a network, and what is known of it without its SDK."""
 
-#: Packages of each backend, whose versions can change what is written or measured.
-LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "coreml": ("coremltools",),
-    "executorch": ("executorch",),
-    "onnx": ("onnx", "onnxruntime"),
+    #: what its main file, or package, ends with
+    suffix: str
+    #: packages whose versions can change what is written or measured
+    libraries: tuple[str, ...]
+    load: Callable[[], Exporter]
+
+
+BACKENDS: Final[Mapping[str, Backend]] = {
+    "coreml": Backend(suffix=".mlpackage", libraries=("coremltools",), load=_coreml),
+    "executorch": Backend(suffix=".pte", libraries=("executorch",), load=_executorch),
+    "onnx": Backend(suffix=".onnx", libraries=("onnx", "onnxruntime"), load=_onnx),
 }
 
 #: The backend whose main file, or package, ends so.
-SUFFIXES: Final[Mapping[str, str]] = {
-    ".mlpackage": "coreml",
-    ".onnx": "onnx",
-    ".pte": "executorch",
-}
+SUFFIXES: Final[Mapping[str, str]] = {each.suffix: name for name, each in BACKENDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +129,10 @@ def get_exporter(backend: str) -> Exporter:
         UnknownNameError: There is none.
         MissingComponentError: Its packages are not installed.
     """
-    if backend not in EXPORTERS:
-        raise UnknownNameError(f"backend {backend!r} is unknown; choose: {', '.join(EXPORTERS)}")
+    if backend not in BACKENDS:
+        raise UnknownNameError(f"backend {backend!r} is unknown; choose: {', '.join(BACKENDS)}")
     try:
-        return EXPORTERS[backend]()
+        return BACKENDS[backend].load()
     except ModuleNotFoundError as error:
         raise MissingComponentError(
             f"backend {backend}: the package {error.name!r} is not installed; "

@@ -67,17 +67,50 @@ class LowerOptions:
 
 
 def files_as_storage(artifact: Artifact) -> tuple[StoredBytes, ...]:
-    """`Exporter.storage` for backends that do not look into their files: one entry per file."""
+    """`WrittenArtifact.storage` of backends that do not look into their files: one entry a file."""
     return tuple(
         StoredBytes(dtype="", what=name, size_bytes=(artifact.root / name).stat().st_size, why="")
         for name in artifact.files
     )
 
 
+class WrittenArtifact(Protocol):
+    """A backend's own files, parsed once. Every method raises `ArtifactError` for damaged ones."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The files, and how they are called, as they say themselves."""
+        ...
+
+    def weights(self) -> QuantizedWeights:
+        """Quantized values, scales and norms, each read when it is asked for."""
+        ...
+
+    def placement(self) -> Placement:
+        """Which share of the graph runs on the backend's accelerated path."""
+        ...
+
+    def interface(self) -> Interface:
+        """Inputs, outputs and cache layout as the files declare them."""
+        ...
+
+    def storage(self) -> tuple[StoredBytes, ...]:
+        """What the files' bytes are; the sizes sum to `Artifact.size_bytes`."""
+        ...
+
+    def operators(self) -> tuple[GraphOperator, ...]:
+        """Every operator of the graph, and its constants that are no weights."""
+        ...
+
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that the files tell their runner to stop at."""
+        ...
+
+
 class Exporter(Protocol):
     """One backend."""
 
-    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+    def check_supported(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """Fail before any work when this backend cannot do what is asked.
 
         Args:
@@ -106,51 +139,11 @@ class Exporter(Protocol):
         """
         ...
 
-    def read_artifact(self, path: Path) -> Artifact:
-        """Describe the artifact in the folder `path`, or with the main file `path`, from it alone.
+    def open(self, path: Path) -> WrittenArtifact:
+        """The artifact in the folder `path`, or with the main file `path`.
 
         Raises:
             ArtifactError: There is none, or it is damaged.
-        """
-        ...
-
-    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
-        """Codes, scales and norms read back out of the written files, lazily.
-
-        Raises:
-            ArtifactError: The files are damaged.
-        """
-        ...
-
-    def placement(self, artifact: Artifact) -> Placement:
-        """Which share of the written graph runs on the backend's accelerated path."""
-        ...
-
-    def interface(self, artifact: Artifact) -> Interface:
-        """Inputs, outputs and cache layout as the written file itself declares them."""
-        ...
-
-    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
-        """What the written files' bytes are; the sizes sum to `Artifact.size_bytes`.
-
-        Raises:
-            ArtifactError: The files are damaged.
-        """
-        ...
-
-    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
-        """Every operator of the written graph, and its constants that are no weights.
-
-        Raises:
-            ArtifactError: The files are damaged.
-        """
-        ...
-
-    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
-        """The EOS ids that the written files tell the runner which loads them.
-
-        Raises:
-            ArtifactError: They tell none, or something else.
         """
         ...
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.backends import EXPORTERS
+from llama_edge.backends import BACKENDS
 from llama_edge.backends.base import Exporter
 from llama_edge.core.model_config import FAMILIES
 from llama_edge.core.session import Runtime
@@ -120,7 +120,7 @@ def assert_follows(value: object, protocol: type) -> None:
 
 
 REGISTRIES: tuple[tuple[Mapping[str, Callable[[], object]], type], ...] = (
-    (EXPORTERS, Exporter),
+    ({name: each.load for name, each in BACKENDS.items()}, Exporter),
     (RUNTIMES, Runtime),
 )
 
@@ -143,7 +143,7 @@ def test_an_object_that_lacks_a_method_does_not_follow() -> None:
 
 
 def test_every_exporter_has_its_runtime() -> None:
-    assert set(EXPORTERS) == set(RUNTIMES)
+    assert set(BACKENDS) == set(RUNTIMES)
 
 
 def test_no_file_names_a_folder_of_somebodys_machine() -> None:

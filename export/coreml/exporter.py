@@ -7,7 +7,13 @@ from llama_edge.backends.coreml.metadata import Lowering
 from llama_edge.backends.coreml.operators import read_operators
 from llama_edge.backends.coreml.package import PACKAGE
 from llama_edge.backends.coreml.program import read_interface, read_placement
-from llama_edge.backends.coreml.reader import PackageWeights, read_artifact, read_end_tokens
+from llama_edge.backends.coreml.reader import (
+    PackageWeights,
+    package_path,
+    read_artifact,
+    read_end_tokens,
+    require_files,
+)
 from llama_edge.backends.coreml.runner import read_runner_values
 from llama_edge.backends.coreml.storage import read_storage
 from llama_edge.core.errors import ConfigError, UsageError
@@ -23,10 +29,10 @@ from llama_edge.core.types import (
     Placement,
     PrefillLengths,
     QuantizedCheckpoint,
-    QuantizedWeights,
     Recipe,
     StoredBytes,
 )
+from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 
 #: Tokens of one call of the function `prefill`: enough to keep a matrix unit busy, and few enough
@@ -39,7 +45,7 @@ MAX_PREFILL = 512
 class CoreMLExporter:
     """Writes a stateful `.mlpackage`. Activations stay in floating point, whatever the recipe."""
 
-    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+    def check_supported(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         if options.accuracy_level is not None:
             raise UsageError(
@@ -74,7 +80,7 @@ class CoreMLExporter:
         # coremltools takes 6 s to import, and whoever only reads a package does without it.
         from llama_edge.backends.coreml.lower import write_package
 
-        self.requires(checkpoint.config, checkpoint.recipe, options)
+        self.check_supported(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
@@ -87,36 +93,46 @@ class CoreMLExporter:
             prefill=prefill,
         )
         write_package(checkpoint, out_dir, lowering, progress)
-        return read_artifact(out_dir)
+        return self.open(out_dir).artifact
 
-    def read_artifact(self, path: Path) -> Artifact:
+    def open(self, path: Path) -> "WrittenPackage":
         """See `Exporter`."""
-        return read_artifact(path)
-
-    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
-        """See `Exporter`."""
-        return PackageWeights(artifact.path.parent)
-
-    def placement(self, artifact: Artifact) -> Placement:
-        """See `Exporter`."""
-        return read_placement(artifact.path.parent)
-
-    def interface(self, artifact: Artifact) -> Interface:
-        """See `Exporter`."""
-        return read_interface(artifact.path.parent)
-
-    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
-        """See `Exporter`."""
-        return read_storage(artifact)
-
-    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
-        """See `Exporter`."""
-        return read_operators(artifact.path.parent)
-
-    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
-        """See `Exporter`."""
-        return read_end_tokens(artifact.path.parent)
+        package = package_path(path)
+        require_files(package)
+        return WrittenPackage(MLPackage(package))
 
     def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
         """See `Exporter`."""
         return read_runner_values(path if path.suffix == Path(PACKAGE).suffix else path / PACKAGE)
+
+
+class WrittenPackage:
+    """A `.mlpackage`, as `WrittenArtifact`."""
+
+    def __init__(self, package: MLPackage) -> None:
+        self._package = package
+        self.artifact = read_artifact(package)
+
+    def weights(self) -> PackageWeights:
+        """See `WrittenArtifact`."""
+        return PackageWeights(self._package)
+
+    def placement(self) -> Placement:
+        """See `WrittenArtifact`."""
+        return read_placement(self._package)
+
+    def interface(self) -> Interface:
+        """See `WrittenArtifact`."""
+        return read_interface(self._package)
+
+    def storage(self) -> tuple[StoredBytes, ...]:
+        """See `WrittenArtifact`."""
+        return read_storage(self._package)
+
+    def operators(self) -> tuple[GraphOperator, ...]:
+        """See `WrittenArtifact`."""
+        return read_operators(self._package)
+
+    def end_tokens(self) -> tuple[int, ...]:
+        """See `WrittenArtifact`."""
+        return read_end_tokens(self._package)

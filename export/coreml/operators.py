@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
@@ -13,13 +12,12 @@ from llama_edge.formats.mlpackage import MLPackage
 _SHOWN_BYTES: Final = 64
 
 
-def read_operators(path: Path) -> tuple[GraphOperator, ...]:
+def read_operators(package: MLPackage) -> tuple[GraphOperator, ...]:
     """Operators in the program's order; weights are left to `read_weights`.
 
     Raises:
         ArtifactError: The package is damaged.
     """
-    package = MLPackage(path)
     return tuple(_operators(package))
 
 

@@ -15,7 +15,7 @@ _CONSTANTS: Final = frozenset({"const", CODED})
 _ARRAY_TYPES: Final = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
 
 
-def read_placement(path: Path) -> Placement:
+def read_placement(package: MLPackage) -> Placement:
     """Which linears, weights and operators are in the form that Apple's accelerators take.
 
     Where an operator really runs is for Core ML to decide on the device. What the file shows: a
@@ -26,7 +26,6 @@ def read_placement(path: Path) -> Placement:
     Raises:
         ArtifactError: The package is damaged.
     """
-    package = MLPackage(path)
     operations = package.block(package.functions[0]).operations
     sizes = {
         output.name: _weight_bytes(package, operation)
@@ -76,17 +75,16 @@ def _gives_fp16(operation: Any, path: Path) -> bool:  # noqa: ANN401
     )
 
 
-def read_interface(path: Path) -> Interface:
+def read_interface(package: MLPackage) -> Interface:
     """Inputs, outputs and states as the package declares them, for all its functions together.
 
     Raises:
         ArtifactError: The package is damaged.
     """
-    package = MLPackage(path)
     parts = [_function_interface(package, name) for name in package.functions]
     return Interface(
-        inputs=_merged([part.inputs for part in parts], path),
-        outputs=_merged([part.outputs for part in parts], path),
+        inputs=_merged([part.inputs for part in parts], package.path),
+        outputs=_merged([part.outputs for part in parts], package.path),
         cache=parts[0].cache,
     )
 
@@ -151,19 +149,18 @@ def _function_interface(package: MLPackage, name: str) -> Interface:
     )
 
 
-def read_cache_dtype(path: Path) -> KVCacheDtype:
+def read_cache_dtype(package: MLPackage) -> KVCacheDtype:
     """What the package's states declare.
 
     Raises:
         ArtifactError: They are none, differ, or are of a type that no cache has.
     """
-    package = MLPackage(path)
     states = [state for name in package.functions for state in package.described(name).state]
     found = {_dtype(state.type.stateType.arrayType) for state in states}
     if len(found) != 1 or not found < {"float16", "float32"}:
         raise ArtifactError(
-            f"{path}: its states hold {' and '.join(sorted(found)) or 'nothing'}; keys and values "
-            "are kept in one float type: export it again"
+            f"{package.path}: its states hold {' and '.join(sorted(found)) or 'nothing'}; keys and "
+            "values are kept in one float type: export it again"
         )
     return KVCacheDtype(found.pop())
 

@@ -33,10 +33,10 @@ class PackageWeights:
         ArtifactError: A file is missing or damaged, or a weight is not where it must be.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._package = MLPackage(path)
-        self._path = path
-        self._config = read_metadata(path, self._package.metadata).config
+    def __init__(self, package: MLPackage) -> None:
+        self._package = package
+        self._path = path = package.path
+        self._config = read_metadata(path, package.metadata).config
         first, *others = [self._stored(name) for name in self._package.functions]
         self._constants = first
         for name, other in zip(self._package.functions[1:], others, strict=True):
@@ -137,42 +137,56 @@ class PackageWeights:
             raise ArtifactError(f"{self._path}: {name} is damaged: {error}") from error
 
 
-def read_artifact(place: Path) -> Artifact:
-    """Describe the package `place`, whatever its name, or with the file `place`, or of the folder.
+def package_path(place: Path) -> Path:
+    """The package `place`, whatever its name, or with the file `place`, or of the folder."""
+    path = place if place.is_dir() else place.parent
+    return path if path.suffix == Path(PACKAGE).suffix else path / PACKAGE
+
+
+def require_files(path: Path) -> tuple[str, ...]:
+    """The package's files, relative to the folder that it is in.
 
     Raises:
-        ArtifactError: There is none, or it is damaged.
+        ArtifactError: One is missing.
     """
-    path = place if place.is_dir() else place.parent
-    if path.suffix != Path(PACKAGE).suffix:
-        path = path / PACKAGE
     files = package_files(path.name)
     for name in files:
         if not (path.parent / name).is_file():
             raise ArtifactError(
                 f"{path.parent / name}: the file is missing; export the model again"
             )
-    metadata = read_metadata(path, MLPackage(path).metadata)
+    return files
+
+
+def read_artifact(package: MLPackage) -> Artifact:
+    """Describe a package.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    path = package.path
+    metadata = read_metadata(path, package.metadata)
     return Artifact(
         backend="coreml",
         root=path.parent,
-        files=files,
+        files=package_files(path.name),
         config=metadata.config,
         activation=ActivationQuantization.NONE,
         max_context=metadata.lowering.max_context,
         max_prefill=metadata.lowering.max_prefill,
-        kv_cache=read_cache_dtype(path),
+        kv_cache=read_cache_dtype(package),
     )
 
 
-def read_end_tokens(path: Path) -> tuple[int, ...]:
+def read_end_tokens(package: MLPackage) -> tuple[int, ...]:
     """The end tokens that a package tells; text files beside it must be those it was written for.
 
     Raises:
         ArtifactError: The package is damaged.
         CheckFailedError: The text files beside it are another model's.
     """
-    metadata = read_metadata(path, MLPackage(path).metadata)
+    path = package.path
+    metadata = read_metadata(path, package.metadata)
     if (path.parent / _TOKENIZER_FILE).is_file():
         found = text_contract_sha256(read_text_assets(path.parent))
         if found != metadata.text_contract_sha256:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
-from llama_edge.core.types import Artifact, StoredBytes
+from llama_edge.core.types import StoredBytes
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.models.weight_names import HEAD_ROTATION
@@ -32,13 +32,12 @@ _WHY: Final = {
 }
 
 
-def read_storage(artifact: Artifact) -> tuple[StoredBytes, ...]:
+def read_storage(package: MLPackage) -> tuple[StoredBytes, ...]:
     """Every byte of the package, largest share first; what functions share counts once.
 
     Raises:
         ArtifactError: The package is damaged.
     """
-    package = MLPackage(artifact.path.parent)
     found: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, int]] = set()
     for function in package.functions:

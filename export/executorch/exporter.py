@@ -11,7 +11,7 @@ from llama_edge.backends.executorch.operators import read_operators
 from llama_edge.backends.executorch.placement import read_placement
 from llama_edge.backends.executorch.reader import PteWeights, read_artifact
 from llama_edge.backends.executorch.runner import read_runner_values
-from llama_edge.core.errors import ConfigError, ExportError, UsageError
+from llama_edge.core.errors import ArtifactError, ConfigError, ExportError, UsageError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.hadamard import has_hadamard
 from llama_edge.core.model_config import ModelConfig
@@ -37,7 +37,7 @@ _DTYPES = {schema.ScalarType.LONG: "int64", schema.ScalarType.FLOAT: "float32"}
 class ExecuTorchExporter:
     """`Exporter` for `.pte` on XNNPACK."""
 
-    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+    def check_supported(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         if recipe.activation_bits is None:
             able = [one.name for one in TARGETS.values() if one.formats[0].float_activations]
@@ -84,7 +84,7 @@ class ExecuTorchExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
-        self.requires(checkpoint.config, checkpoint.recipe, options)
+        self.check_supported(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         max_prefill = lower_to_pte(checkpoint, out_dir / PTE_FILE, options, progress)
         artifact = Artifact(
@@ -97,7 +97,7 @@ class ExecuTorchExporter:
             max_prefill=max_prefill,
             kv_cache=options.kv_cache or KVCacheDtype.FLOAT32,
         )
-        placement = self.placement(artifact)
+        placement = read_placement(PteFile(artifact.path))
         if placement.linears_delegated != placement.linears:
             raise ExportError(
                 f"{PTE_FILE}: {placement.linears - placement.linears_delegated} of "
@@ -105,21 +105,36 @@ class ExecuTorchExporter:
             )
         return artifact
 
-    def read_artifact(self, path: Path) -> Artifact:
+    def open(self, path: Path) -> "WrittenPte":
         """See `Exporter`."""
-        return read_artifact(path)
+        file = path if path.is_file() else path / PTE_FILE
+        if not file.is_file():
+            raise ArtifactError(f"{path}: has no {PTE_FILE}")
+        return WrittenPte(PteFile(file))
 
-    def read_weights(self, artifact: Artifact) -> PteWeights:
+    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
         """See `Exporter`."""
-        return PteWeights(artifact.path)
+        return read_runner_values(path / PTE_FILE if path.is_dir() else path)
 
-    def placement(self, artifact: Artifact) -> Placement:
-        """See `Exporter`."""
-        return read_placement(artifact.path)
 
-    def interface(self, artifact: Artifact) -> Interface:
-        """See `Exporter`."""
-        plan = PteFile(artifact.path).method("forward")
+class WrittenPte:
+    """A `.pte`, as `WrittenArtifact`."""
+
+    def __init__(self, pte: PteFile) -> None:
+        self._pte = pte
+        self.artifact = read_artifact(pte)
+
+    def weights(self) -> PteWeights:
+        """See `WrittenArtifact`."""
+        return PteWeights(self._pte)
+
+    def placement(self) -> Placement:
+        """See `WrittenArtifact`."""
+        return read_placement(self._pte)
+
+    def interface(self) -> Interface:
+        """See `WrittenArtifact`."""
+        plan = self._pte.method("forward")
 
         def spec(name: str, index: int) -> TensorSpec:
             tensor = plan.values[index].val
@@ -133,24 +148,20 @@ class ExecuTorchExporter:
         return Interface(
             inputs=(spec("tokens", plan.inputs[0]), spec("input_pos", plan.inputs[1])),
             outputs=(spec("logits", plan.outputs[0]),),
-            cache=_cache_layout(artifact),
+            cache=_cache_layout(self.artifact),
         )
 
-    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
-        """See `Exporter`."""
-        return files_as_storage(artifact)
+    def storage(self) -> tuple[StoredBytes, ...]:
+        """See `WrittenArtifact`."""
+        return files_as_storage(self.artifact)
 
-    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
-        """See `Exporter`."""
-        return read_operators(artifact.path)
+    def operators(self) -> tuple[GraphOperator, ...]:
+        """See `WrittenArtifact`."""
+        return read_operators(self._pte)
 
-    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
-        """See `Exporter`."""
-        return tuple(PteFile(artifact.path).constant("get_eos_ids"))
-
-    def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
-        """See `Exporter`."""
-        return read_runner_values(path / PTE_FILE if path.is_dir() else path)
+    def end_tokens(self) -> tuple[int, ...]:
+        """See `WrittenArtifact`."""
+        return tuple(self._pte.constant("get_eos_ids"))
 
 
 def _cache_layout(artifact: Artifact) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from executorch.exir import schema
@@ -16,17 +15,18 @@ from llama_edge.formats.pte import PteFile
 _PLACES: Final = ("_id", "id_out")
 
 
-def read_operators(path: Path) -> tuple[GraphOperator, ...]:
+def read_operators(pte: PteFile) -> tuple[GraphOperator, ...]:
     """Instructions with the nodes of each delegate in its turn, then constants.
 
     Raises:
         ArtifactError: The file or a delegate's payload is damaged.
     """
-    pte = PteFile(path)
     try:
         return (*_instructions(pte), *_constants(pte))
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise ArtifactError(f"{path}: a delegate's payload cannot be parsed: {error}") from error
+        raise ArtifactError(
+            f"{pte.path}: a delegate's payload cannot be parsed: {error}"
+        ) from error
 
 
 def _instructions(pte: PteFile) -> Iterator[GraphOperator]:

@@ -69,13 +69,12 @@ def _read_payload(payload: bytes) -> _Payload:
     return _Payload(nodes, tuple(used))
 
 
-def read_placement(path: Path) -> Placement:
+def read_placement(pte: PteFile) -> Placement:
     """Count linears, weight bytes and operators inside and outside the delegates.
 
     Raises:
         ArtifactError: A payload cannot be parsed.
     """
-    pte = PteFile(path)
     config, _ = read_description(pte)
     plan = pte.method("forward")
     delegated: set[str] = set()
@@ -86,7 +85,9 @@ def read_placement(path: Path) -> Placement:
             nodes += payload.nodes
             delegated.update(payload.filters)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise ArtifactError(f"{path}: a delegate's payload cannot be parsed: {error}") from error
+        raise ArtifactError(
+            f"{pte.path}: a delegate's payload cannot be parsed: {error}"
+        ) from error
     portable: Counter[str] = Counter()
     for instruction in plan.chains[0].instructions:
         if isinstance(instruction.instr_args, schema.KernelCall):

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -10,7 +9,7 @@ from executorch.exir import schema
 from torch import Tensor
 
 from llama_edge.backends.executorch.attention import INT8_OPERATOR
-from llama_edge.backends.executorch.lower import CONFIG_METHOD, PTE_FILE
+from llama_edge.backends.executorch.lower import CONFIG_METHOD
 from llama_edge.backends.executorch.weights import CODES, SCALES
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
@@ -38,21 +37,17 @@ def read_description(pte: PteFile) -> tuple[ModelConfig, Recipe]:
         raise ArtifactError(f"{pte.path}: {CONFIG_METHOD}: {error}") from error
 
 
-def read_artifact(place: Path) -> Artifact:
-    """The artifact that is the file `place`, or `model.pte` in the folder `place`.
+def read_artifact(pte: PteFile) -> Artifact:
+    """The artifact that is this file.
 
     Raises:
-        ArtifactError: There is none, or it is damaged.
+        ArtifactError: It is damaged, or not one of ours.
     """
-    path = place if place.is_file() else place / PTE_FILE
-    if not path.is_file():
-        raise ArtifactError(f"{place}: has no {PTE_FILE}")
-    pte = PteFile(path)
     config, _ = read_description(pte)
     return Artifact(
         backend="executorch",
-        root=path.parent,
-        files=(path.name,),
+        root=pte.path.parent,
+        files=(pte.path.name,),
         config=config,
         activation=ActivationQuantization.INT8_PER_TOKEN,
         max_context=pte.constant("get_max_context_len")[0],
@@ -79,8 +74,8 @@ class _Rows:
 class PteWeights:
     """`QuantizedWeights` over a mapped file; each read touches one tensor."""
 
-    def __init__(self, path: Path) -> None:
-        self._pte = PteFile(path)
+    def __init__(self, pte: PteFile) -> None:
+        self._pte = pte
         self.config, self._recipe = read_description(self._pte)
         self._named = self._pte.named()
         self._rows = self._find_rows()

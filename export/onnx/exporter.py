@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.backends.base import LowerOptions, files_as_storage
+from llama_edge.backends.onnx.external_data import MODEL_FILE, load_graph
 from llama_edge.backends.onnx.genai_config import read_end_tokens, write_genai_config
 from llama_edge.backends.onnx.graph import INT8_BLOCK
 from llama_edge.backends.onnx.lower import write_model
@@ -29,7 +30,6 @@ from llama_edge.core.types import (
     KVCacheDtype,
     Placement,
     QuantizedCheckpoint,
-    QuantizedWeights,
     Recipe,
     StoredBytes,
 )
@@ -46,7 +46,7 @@ _MIN_BLOCK: Final = 16
 class OnnxExporter:
     """Writes a folder that ONNX Runtime GenAI opens."""
 
-    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+    def check_supported(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
         """See `Exporter`."""
         level = _accuracy_level(recipe, options)
         if options.kv_cache not in (None, KVCacheDtype.FLOAT32):
@@ -96,7 +96,7 @@ class OnnxExporter:
         progress: Progress,
     ) -> Artifact:
         """See `Exporter`."""
-        self.requires(checkpoint.config, checkpoint.recipe, options)
+        self.check_supported(checkpoint.config, checkpoint.recipe, options)
         max_context = options.context_for(checkpoint.config)
         # The same packed codes and scales: the two files differ by rope tables and headers.
         require_free_space(out_dir, (checkpoint.root / WEIGHTS_FILE).stat().st_size)
@@ -107,39 +107,48 @@ class OnnxExporter:
         )
         write_model(checkpoint, out_dir, lowering, progress)
         write_genai_config(out_dir, checkpoint.config, checkpoint.text, max_context)
-        return read_artifact(out_dir)
+        return self.open(out_dir).artifact
 
-    def read_artifact(self, path: Path) -> Artifact:
+    def open(self, path: Path) -> "WrittenOnnx":
         """See `Exporter`."""
-        return read_artifact(path.parent if path.is_file() else path)
-
-    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
-        """See `Exporter`."""
-        return OnnxWeights(artifact.path)
-
-    def placement(self, artifact: Artifact) -> Placement:
-        """See `Exporter`."""
-        return read_placement(artifact.path)
-
-    def interface(self, artifact: Artifact) -> Interface:
-        """See `Exporter`."""
-        return read_interface(artifact.path)
-
-    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
-        """See `Exporter`."""
-        return files_as_storage(artifact)
-
-    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
-        """See `Exporter`."""
-        return read_operators(artifact.path)
-
-    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
-        """See `Exporter`."""
-        return read_end_tokens(artifact.root)
+        return WrittenOnnx(path.parent if path.is_file() else path)
 
     def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
         """See `Exporter`."""
         return read_runner_values(path.parent if path.is_file() else path)
+
+
+class WrittenOnnx:
+    """A folder with `model.onnx`, as `WrittenArtifact`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / MODEL_FILE
+        self._model = load_graph(self._path)
+        self.artifact = read_artifact(folder, self._model)
+
+    def weights(self) -> OnnxWeights:
+        """See `WrittenArtifact`."""
+        return OnnxWeights(self._path, self._model)
+
+    def placement(self) -> Placement:
+        """See `WrittenArtifact`."""
+        return read_placement(self._model.graph)
+
+    def interface(self) -> Interface:
+        """See `WrittenArtifact`."""
+        return read_interface(self._model.graph)
+
+    def storage(self) -> tuple[StoredBytes, ...]:
+        """See `WrittenArtifact`."""
+        return files_as_storage(self.artifact)
+
+    def operators(self) -> tuple[GraphOperator, ...]:
+        """See `WrittenArtifact`."""
+        return read_operators(self._path, self._model.graph)
+
+    def end_tokens(self) -> tuple[int, ...]:
+        """See `WrittenArtifact`."""
+        return read_end_tokens(self.artifact.root)
 
 
 def _accuracy_level(recipe: Recipe, options: LowerOptions) -> int:

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import onnx
 
-from llama_edge.backends.onnx.external_data import DATA_FILE, load_graph
+from llama_edge.backends.onnx.external_data import DATA_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.graph_operator import GraphOperator
 
 
-def read_operators(path: Path) -> tuple[GraphOperator, ...]:
+def read_operators(path: Path, graph: onnx.GraphProto) -> tuple[GraphOperator, ...]:
     """Nodes in the file's order, then constants.
 
     Raises:
         ArtifactError: A file is missing or damaged.
     """
-    graph = load_graph(path).graph
     return (*_nodes(graph), *_constants(graph, path))
 
 

@@ -12,7 +12,6 @@ from llama_edge.backends.onnx.external_data import (
     DATA_FILE,
     MODEL_FILE,
     ExternalDataReader,
-    load_graph,
 )
 from llama_edge.backends.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
 from llama_edge.backends.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
@@ -36,8 +35,7 @@ class OnnxWeights:
         ArtifactError: A file is missing or damaged, or a tensor is not where it must be.
     """
 
-    def __init__(self, path: Path) -> None:
-        model = load_graph(path)
+    def __init__(self, path: Path, model: onnx.ModelProto) -> None:
         self._config, self._lowering = read_metadata(path, model)
         self._path = path
         self._tensors = ExternalDataReader(path, model)
@@ -107,14 +105,13 @@ class OnnxWeights:
         return read(stored, (sum(heights), columns)).rows(rows)
 
 
-def read_artifact(folder: Path) -> Artifact:
+def read_artifact(folder: Path, model: onnx.ModelProto) -> Artifact:
     """Describe a written folder from its files alone.
 
     Raises:
         ArtifactError: A file is missing or damaged.
     """
-    path = folder / MODEL_FILE
-    config, lowering = read_metadata(path, load_graph(path))
+    config, lowering = read_metadata(folder / MODEL_FILE, model)
     files = (MODEL_FILE, DATA_FILE, GENAI_CONFIG_FILE)
     for name in files:
         if not (folder / name).is_file():
@@ -130,16 +127,12 @@ def read_artifact(folder: Path) -> Artifact:
     )
 
 
-def read_placement(path: Path) -> Placement:
+def read_placement(graph: onnx.GraphProto) -> Placement:
     """Which linears, weights and operators run on ONNX Runtime's quantized and fused kernels.
 
     A linear counts when its weight is stored as codes. Weights count by their bytes in the file, a
     table that embedding and head share once. Work on constants, done while loading, counts nowhere.
-
-    Raises:
-        ArtifactError: The model file is missing or damaged.
     """
-    graph = load_graph(path).graph
     constants = _constants(graph)
     nodes = [node for node in graph.node if node.output[0] not in constants]
     linears = [node for node in nodes if node.op_type in _LINEARS]
@@ -175,13 +168,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
     return constants
 
 
-def read_interface(path: Path) -> Interface:
-    """Inputs and outputs as the written graph declares them.
-
-    Raises:
-        ArtifactError: The model file is missing or damaged.
-    """
-    graph = load_graph(path).graph
+def read_interface(graph: onnx.GraphProto) -> Interface:
+    """Inputs and outputs as the written graph declares them."""
     return Interface(
         inputs=tuple(_tensor_spec(value) for value in graph.input),
         outputs=tuple(_tensor_spec(value) for value in graph.output),

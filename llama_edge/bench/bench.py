@@ -142,7 +142,7 @@ class _Subject:
         self.bundle = open_bundle(folder, trust)
         backend = self.bundle.manifest.backend
         self._factory_name = timed_name(backend, threads)
-        self.artifact = get_exporter(backend).read_artifact(folder)
+        self.artifact = get_exporter(backend).open(folder).artifact
         self.readings: dict[int, list[SpeedReading]] = {}
         self.runtime = ""
         self._rss_before_load = 0
@@ -245,7 +245,7 @@ def bench_on_phone(request: BenchRequest, runner: Path, progress: Progress) -> B
                 f"{bundle.root}: a {bundle.manifest.backend} bundle; --adb runs bundles of the "
                 "android target"
             )
-    artifacts = [get_exporter("executorch").read_artifact(bundle.root) for bundle in bundles]
+    artifacts = [get_exporter("executorch").open(bundle.root).artifact for bundle in bundles]
     _check_context(artifacts, request)
     phone = Phone()
     rows = []

@@ -4,24 +4,24 @@ from importlib.metadata import version
 from typing import Final
 
 from llama_edge import __version__
-from llama_edge.backends import LIBRARIES
-from llama_edge.backends.base import Exporter
+from llama_edge.backends import BACKENDS
+from llama_edge.backends.base import WrittenArtifact
 from llama_edge.bundle.manifest import ArtifactInterface
-from llama_edge.core.types import Artifact
 
 _COMMON: Final = ("tokenizers", "torch", "torchao")
 
 
 def library_versions(backend: str) -> dict[str, str]:
     """Name and version of the libraries that wrote and ran a bundle."""
-    names = (*_COMMON, *LIBRARIES[backend])
+    names = (*_COMMON, *BACKENDS[backend].libraries)
     return {"llama-edge": __version__, **{name: version(name) for name in names}}
 
 
-def describe_artifact(exporter: Exporter, artifact: Artifact) -> ArtifactInterface:
+def describe_artifact(written: WrittenArtifact) -> ArtifactInterface:
     """How the written graph is called, as the file itself says."""
+    artifact = written.artifact
     return ArtifactInterface(
-        interface=exporter.interface(artifact),
+        interface=written.interface(),
         activation_quantization=artifact.activation.value,
         kv_cache=artifact.kv_cache.value,
         max_context=artifact.max_context,

@@ -10,8 +10,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from packaging.version import InvalidVersion, Version
 
-from llama_edge.backends import LIBRARIES, TARGETS, get_exporter
-from llama_edge.backends.base import Exporter
+from llama_edge.backends import BACKENDS, TARGETS, get_exporter
+from llama_edge.backends.base import WrittenArtifact
 from llama_edge.bundle.artifact_contract import (
     check_description,
     check_limits,
@@ -50,7 +50,6 @@ from llama_edge.core.errors import (
 from llama_edge.core.files import canonical_json, read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
-from llama_edge.core.types import Artifact
 from llama_edge.text.contract import rebuild_text_contract
 from llama_edge.text.text_assets import TOKENIZER_FILE, read_text_assets
 
@@ -189,7 +188,7 @@ def expected_values(manifest: Manifest) -> dict[RunnerField, RunnerWord]:
 
 def _examine_artifact(examination: Examination, bundle: Bundle) -> None:
     manifest, file = bundle.manifest, bundle.manifest.files[0].path
-    if manifest.backend not in LIBRARIES:
+    if manifest.backend not in BACKENDS:
         return  # the target says so already
     try:
         exporter = get_exporter(manifest.backend)
@@ -203,24 +202,24 @@ def _examine_artifact(examination: Examination, bundle: Bundle) -> None:
             check_runner_values(exporter.runner_values(bundle.root), expected_values(manifest)),
         )
     with examination.guarded("artifact.unreadable", file, _READABLE):
-        artifact = exporter.read_artifact(bundle.root)
-        found = describe_artifact(exporter, artifact)
+        written = exporter.open(bundle.root)
+        found = describe_artifact(written)
         examination.check(
-            "the model's interface and architecture", check_description(artifact, found, manifest)
+            "the model's interface and architecture",
+            check_description(written.artifact, found, manifest),
         )
-        placement = exporter.placement(artifact)
+        placement = written.placement()
         examination.check("the model's kernels", check_placement(placement, manifest))
         # Where a kernel is not quantized, a weight that has no codes is no damage but a choice.
         lost = "codes.unquantized" if unquantized_linears(placement, manifest) else "codes.missing"
-        examination.check(
-            "codes and scales of every weight", _check_codes(exporter, artifact, manifest, lost)
-        )
+        examination.check("codes and scales of every weight", _check_codes(written, manifest, lost))
 
 
 def _check_codes(
-    exporter: Exporter, artifact: Artifact, manifest: Manifest, lost: str
+    written: WrittenArtifact, manifest: Manifest, lost: str
 ) -> Iterator[ContractFinding]:
-    weights, file = exporter.read_weights(artifact), artifact.files[0]
+    weights, artifact = written.weights(), written.artifact
+    file = artifact.files[0]
     listed = {entry.name: entry for entry in manifest.tensors}
     for name in weights.quantized_names():
         if name not in listed:
@@ -247,7 +246,7 @@ def _missing(backend: str, found: str) -> ContractFinding:
 
 def _check_versions(manifest: Manifest) -> Iterator[ContractFinding]:
     """What is installed here must be at least what the bundle was checked with."""
-    for name in LIBRARIES[manifest.backend]:
+    for name in BACKENDS[manifest.backend].libraries:
         where, wanted = f"{MANIFEST_FILE}: versions.{name}", manifest.versions.get(name)
         try:
             installed = version(name)

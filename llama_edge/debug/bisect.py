@@ -187,15 +187,16 @@ def bisect(
     """
     manifest = read_manifest(folder, trust).manifest
     exporter = get_exporter(manifest.backend)
-    artifact = exporter.read_artifact(folder)
+    written = exporter.open(folder)
+    artifact = written.artifact
     _require_shape(artifact, manifest)
     other = open_against(against, manifest, trust)
-    own = exporter.read_weights(artifact)
+    own = written.weights()
     weights = check_weights(own, manifest, other, progress)
     reference = _reference(artifact, manifest, other.codes or own)
     calls = _calls(folder, artifact)
     tokens = [token for call in calls for token in call]
-    constants = check_epsilons(exporter.operators(artifact), manifest.model.config)
+    constants = check_epsilons(written.operators(), manifest.model.config)
     places = [place_of(one.name, manifest.model.config.num_hidden_layers) for one in weights]
     places += [one.place for one in constants]
     wanted = min(places, key=lambda place: place.order, default=None)

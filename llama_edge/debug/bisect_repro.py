@@ -198,7 +198,7 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
     if isinstance(found.first, WeightFinding) and found.first.wanted is not None:
         return bias  # the right codes are known
     exporter = get_exporter(found.artifact.backend)
-    return bias | _weight(exporter.read_weights(found.artifact), compared, place)
+    return bias | _weight(exporter.open(found.artifact.path).weights(), compared, place)
 
 
 def _weight(own: QuantizedWeights, compared: Comparison, place: Place) -> dict[str, Tensor]:

@@ -139,10 +139,9 @@ def open_against(against: str | None, manifest: Manifest, trust: Trust = NO_KEY)
 
 def _open_bundle(path: Path, manifest: Manifest, trust: Trust) -> Against:
     other = read_manifest(path, trust).manifest
-    exporter = get_exporter(other.backend)
-    artifact = exporter.read_artifact(path)
-    weights = exporter.read_weights(artifact)
-    return _of_codes(path, weights, other.model.config, manifest, artifact.activation)
+    written = get_exporter(other.backend).open(path)
+    activation = written.artifact.activation
+    return _of_codes(path, written.weights(), other.model.config, manifest, activation)
 
 
 def _of_codes(

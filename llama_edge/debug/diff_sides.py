@@ -115,17 +115,17 @@ def _files(path: Path) -> dict[str, int]:
 
 
 def _artifact(path: Path, backend: str, manifest: Manifest | None) -> Side:
-    exporter = get_exporter(backend)
-    artifact = exporter.read_artifact(path)
+    written = get_exporter(backend).open(path)
+    artifact = written.artifact
     return Side(
         kind=f"{'artifact' if manifest is None else 'bundle'} ({backend}) {path}",
         config=artifact.config.to_json(),
         model=artifact.config,
         backend=backend,
         recipe=None if manifest is None else manifest.recipe.to_json(),
-        codes=exporter.read_weights(artifact),
+        codes=written.weights(),
         checkpoint=None,
-        operators=exporter.operators(artifact),
+        operators=written.operators(),
         arithmetic={
             "activation": artifact.activation.value,
             "kv_cache": artifact.kv_cache.value,

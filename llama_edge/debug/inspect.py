@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_edge.backends import EXPORTERS, artifact_backend, get_exporter
+from llama_edge.backends import BACKENDS, artifact_backend, get_exporter
 from llama_edge.bundle.folder import is_bundle, list_tensors, read_manifest
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -54,15 +54,14 @@ def inspect(path: Path, progress: Progress, trust: Trust = NO_KEY) -> Inspection
             placement=None,
             storage=None,
         )
-    exporter = get_exporter(_backend(path, trust))
-    artifact = exporter.read_artifact(path)
+    written = get_exporter(_backend(path, trust)).open(path)
     return Inspection(
-        kind=artifact.backend,
-        tensors=list_tensors(exporter.read_weights(artifact), progress),
-        artifact=artifact,
-        interface=exporter.interface(artifact),
-        placement=exporter.placement(artifact),
-        storage=exporter.storage(artifact),
+        kind=written.artifact.backend,
+        tensors=list_tensors(written.weights(), progress),
+        artifact=written.artifact,
+        interface=written.interface(),
+        placement=written.placement(),
+        storage=written.storage(),
     )
 
 
@@ -88,9 +87,9 @@ def _backend(path: Path, trust: Trust) -> str:
     if not is_bundle(path):
         return artifact_backend(path)
     backend = read_manifest(path, trust).manifest.backend
-    if backend not in EXPORTERS:
+    if backend not in BACKENDS:
         raise ArtifactError(
             f"{path}: its manifest names the backend {backend!r}; this program knows "
-            f"{', '.join(EXPORTERS)}"
+            f"{', '.join(BACKENDS)}"
         )
     return backend

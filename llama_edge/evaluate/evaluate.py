@@ -214,7 +214,7 @@ def open_subject(
             full=checkpoint,
         )
     manifest = open_bundle(root, trust).manifest
-    artifact = get_exporter(manifest.backend).read_artifact(root)
+    artifact = get_exporter(manifest.backend).open(root).artifact
     return Subject(
         name=name,
         artifact=artifact,

@@ -30,17 +30,17 @@ def check_bundle(
     except CheckFailedError as error:
         return GateOutcome.failed(error)
     exporter = get_exporter(manifest.backend)
-    artifact = exporter.read_artifact(folder)
-    weights = exporter.read_weights(artifact)
+    written = exporter.open(folder)
+    weights = written.weights()
     try:
         compare_tensors(manifest.tensors, list_tensors(weights, progress))
     except CheckFailedError as error:
         return GateOutcome.failed(error)
     subject = GateSubject(
-        artifact=artifact,
+        artifact=written.artifact,
         config=manifest.model.config,
         kv_cache=KVCacheDtype(manifest.artifact.kv_cache),
-        end_tokens=exporter.end_tokens(artifact),
+        end_tokens=written.end_tokens(),
         text=read_text_assets(folder),
         contract=manifest.text,
         reference=weights,

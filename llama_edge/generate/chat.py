@@ -50,7 +50,7 @@ class Chat:
         trust: Trust = NO_KEY,
     ) -> None:
         bundle = open_bundle(folder, trust)
-        artifact = get_exporter(bundle.manifest.backend).read_artifact(folder)
+        artifact = get_exporter(bundle.manifest.backend).open(folder).artifact
         if not 0 < max_new_tokens < artifact.max_context:
             raise UsageError(
                 f"max_new_tokens is {max_new_tokens}; it must be at least 1 and below the "

@@ -59,7 +59,7 @@ class Answer:
         exporter = get_exporter(bundle.manifest.backend)
         self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
         self._request = request
-        self._artifact = exporter.read_artifact(folder)
+        self._artifact = exporter.open(folder).artifact
         self._runtime = choose_runtime(self._artifact.backend, request.runtime)
         self._text = read_text_assets(folder)
         self._tokenizer = Tokenizer(self._text)

@@ -52,7 +52,7 @@ class BundleModel:
             UsageError: The runtime is another backend's.
         """
         bundle = open_bundle(folder, trust)
-        self._artifact = get_exporter(bundle.manifest.backend).read_artifact(folder)
+        self._artifact = get_exporter(bundle.manifest.backend).open(folder).artifact
         self._runtime = choose_runtime(self._artifact.backend, runtime)
 
     def open(self) -> Session:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_edge.backends import Format, get_exporter, get_format, get_target
-from llama_edge.backends.base import Exporter, LowerOptions
+from llama_edge.backends.base import Exporter, LowerOptions, WrittenArtifact
 from llama_edge.bundle.describe import describe_artifact, library_versions
 from llama_edge.bundle.folder import (
     PARITY_FILE,
@@ -25,7 +25,6 @@ from llama_edge.core.files import (
 )
 from llama_edge.core.progress import Progress
 from llama_edge.core.types import (
-    Artifact,
     Checkpoint,
     Device,
     KVCacheDtype,
@@ -79,13 +78,8 @@ class _Lowered:
     """What lies in the bundle's folder before anything has run."""
 
     source: QuantizedCheckpoint
-    exporter: Exporter
-    artifact: Artifact
+    written: WrittenArtifact
     tensors: tuple[TensorEntry, ...]
-
-    def at(self, folder: Path) -> "_Lowered":
-        """The same, moved to `folder`."""
-        return replace(self, artifact=replace(self.artifact, root=folder))
 
 
 def export_model(request: ExportRequest, progress: Progress) -> Bundle:
@@ -106,7 +100,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     _require_failed_place(out)
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
-    exporter.requires(checkpoint.config, recipe, request.options)
+    exporter.check_supported(checkpoint.config, recipe, request.options)
     _check_text(checkpoint, request)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
@@ -117,8 +111,9 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         lowered = _lower(quantized, exporter, request.options, stages, progress)
         kv_cache = request.options.kv_cache or form.kv_cache
         outcome = _gate(lowered, checkpoint, kv_cache, request.prompts, progress)
-        lowered.artifact.root.replace(folder)
-        bundle = _write(lowered.at(folder), request, outcome)
+        lowered.written.artifact.root.replace(folder)
+        moved = replace(lowered, written=exporter.open(folder))
+        bundle = _write(moved, request, outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
     return Bundle(root=out, manifest=bundle.manifest)
@@ -174,9 +169,9 @@ def _lower(
         exporter.lower(quantized, unfinished, options, progress)
         write_text_assets(unfinished, quantized.text)
         folder = stages.finish(stage)
-    artifact = exporter.read_artifact(folder)
-    tensors = list_tensors(exporter.read_weights(artifact), progress)
-    return _Lowered(source=quantized, exporter=exporter, artifact=artifact, tensors=tensors)
+    written = exporter.open(folder)
+    tensors = list_tensors(written.weights(), progress)
+    return _Lowered(source=quantized, written=written, tensors=tensors)
 
 
 def _gate(
@@ -186,20 +181,20 @@ def _gate(
     prompts: PromptPlan,
     progress: Progress,
 ) -> GateOutcome:
-    source = lowered.source
+    source, written = lowered.source, lowered.written
     try:
         given = list_tensors(source.weights, progress, "hash the codes given")
         compare_tensors(given, lowered.tensors)
     except CheckFailedError as error:
         return GateOutcome.failed(error)
     subject = GateSubject(
-        artifact=lowered.artifact,
+        artifact=written.artifact,
         config=source.config,
         kv_cache=kv_cache,
-        end_tokens=lowered.exporter.end_tokens(lowered.artifact),
+        end_tokens=written.end_tokens(),
         reference=source.weights,
         recipe=source.recipe,
-        text=read_text_assets(lowered.artifact.root),
+        text=read_text_assets(written.artifact.root),
         contract=build_text_contract(source.text),
         full=checkpoint,
         prompts=prompts,
@@ -208,7 +203,8 @@ def _gate(
 
 
 def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> Bundle:
-    folder, quantized = lowered.artifact.root, lowered.source
+    written, quantized = lowered.written, lowered.source
+    folder = written.artifact.root
     measured = outcome.to_json()
     write_json(folder / PARITY_FILE, measured)
     manifest = Manifest(
@@ -224,15 +220,15 @@ def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> B
         scale_rounding=quantized.scale_rounding,
         mixed_precision=quantized.mixed_precision,
         target=request.target,
-        backend=lowered.artifact.backend,
-        files=list_files(folder, lowered.artifact.files),
-        artifact=describe_artifact(lowered.exporter, lowered.artifact),
+        backend=written.artifact.backend,
+        files=list_files(folder, written.artifact.files),
+        artifact=describe_artifact(written),
         text=build_text_contract(quantized.text),
         tensors=lowered.tensors,
-        placement=lowered.exporter.placement(lowered.artifact),
+        placement=written.placement(),
         parity=outcome.parity_summary(),
         fidelity=outcome.fidelity_summary(),
-        versions=library_versions(lowered.artifact.backend),
+        versions=library_versions(written.artifact.backend),
     )
     return write_manifest(folder, with_report(folder, manifest, measured))
 

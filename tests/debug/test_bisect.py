@@ -163,7 +163,7 @@ def promise_what_is_there(folder: Path) -> None:
     """The manifest of somebody who wrote wrong codes from the start."""
     manifest = read_manifest(folder).manifest
     exporter = get_exporter(manifest.backend)
-    weights = exporter.read_weights(exporter.read_artifact(folder))
+    weights = exporter.open(exporter.open(folder).artifact.path).weights()
     tensors = tuple(
         replace(
             entry,

@@ -12,7 +12,7 @@ import onnx
 from executorch.exir import schema
 
 from llama_edge.backends.coreml.package import CODED, mil_name
-from llama_edge.backends.onnx.reader import OnnxWeights
+from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.bundle.folder import list_files
 from llama_edge.core.files import canonical_json
 from llama_edge.formats.mlpackage import MLPackage
@@ -115,7 +115,14 @@ def edit_onnx_metadata(folder: Path, key: str, change: Callable[[Json], None]) -
 
 def leave_unquantized(folder: Path, name: str) -> None:
     """The linear in float32 inside of the graph, as an exporter does that skips a layer."""
-    weight = OnnxWeights(folder / "model.onnx").quantized(name).dequantize().T.contiguous()
+    weight = (
+        OnnxExporter()
+        .open(folder / "model.onnx")
+        .weights()
+        .quantized(name)
+        .dequantize()
+        .T.contiguous()
+    )
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph

@@ -17,21 +17,17 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from llama_edge.backends import get_exporter
-from llama_edge.backends.base import Exporter, LowerOptions
+from llama_edge.backends.base import Exporter, LowerOptions, WrittenArtifact
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.runner_values import RunnerValue
 from llama_edge.core.types import (
     Artifact,
-    Interface,
-    Placement,
     QuantizedCheckpoint,
     QuantizedWeights,
     Recipe,
-    StoredBytes,
 )
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.models import rope
@@ -81,6 +77,23 @@ class FaultyWeights:
         return self._weights.vector(name)
 
 
+class RightWeights:
+    """`WrittenArtifact` that reads back the weights that were asked for."""
+
+    def __init__(self, written: WrittenArtifact, right: QuantizedWeights | None) -> None:
+        self.artifact = written.artifact
+        self.placement = written.placement
+        self.interface = written.interface
+        self.storage = written.storage
+        self.operators = written.operators
+        self.end_tokens = written.end_tokens
+        self._right = right
+
+    def weights(self) -> QuantizedWeights:
+        assert self._right is not None
+        return self._right
+
+
 class FaultyExporter:
     """Lowers through `fault`, changes the file by `damage`, reads back what was asked for."""
 
@@ -95,8 +108,8 @@ class FaultyExporter:
         self._damage = damage
         self._right: QuantizedWeights | None = None
 
-    def requires(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
-        self._exporter.requires(config, recipe, options)
+    def check_supported(self, config: ModelConfig, recipe: Recipe, options: LowerOptions) -> None:
+        self._exporter.check_supported(config, recipe, options)
 
     def lower(
         self,
@@ -113,27 +126,8 @@ class FaultyExporter:
         self._damage(artifact.path)
         return artifact
 
-    def read_artifact(self, path: Path) -> Artifact:
-        return self._exporter.read_artifact(path)
-
-    def read_weights(self, artifact: Artifact) -> QuantizedWeights:
-        assert self._right is not None
-        return self._right
-
-    def placement(self, artifact: Artifact) -> Placement:
-        return self._exporter.placement(artifact)
-
-    def interface(self, artifact: Artifact) -> Interface:
-        return self._exporter.interface(artifact)
-
-    def storage(self, artifact: Artifact) -> tuple[StoredBytes, ...]:
-        return self._exporter.storage(artifact)
-
-    def operators(self, artifact: Artifact) -> tuple[GraphOperator, ...]:
-        return self._exporter.operators(artifact)
-
-    def end_tokens(self, artifact: Artifact) -> tuple[int, ...]:
-        return self._exporter.end_tokens(artifact)
+    def open(self, path: Path) -> WrittenArtifact:
+        return RightWeights(self._exporter.open(path), self._right)
 
     def runner_values(self, path: Path) -> tuple[RunnerValue, ...]:
         return self._exporter.runner_values(path)

@@ -99,7 +99,9 @@ def leave_unquantized(folder: Path, layer: int) -> None:
     """up_proj is a plain product with the dequantized matrix; its codes are gone."""
     exporter = get_exporter("onnx")
     name = _linear(layer, "mlp.up_proj")
-    weight = exporter.read_weights(exporter.read_artifact(folder)).quantized(name).dequantize()
+    weight = (
+        exporter.open(exporter.open(folder).artifact.path).weights().quantized(name).dequantize()
+    )
 
     def change(model: onnx.ModelProto) -> None:
         node = _node(model, f"model.layers.{layer}.mlp.up_proj.output")
@@ -158,7 +160,7 @@ def transpose_rope_pte(folder: Path, layer: int) -> None:
     """Sines with the other sign: the transposed rotation."""
     assert layer == 0
     exporter = get_exporter("executorch")
-    artifact = exporter.read_artifact(folder)
+    artifact = exporter.open(folder).artifact
     count = artifact.max_context * artifact.config.head_dim // 2
     place = _rope_table(folder, 4)
 

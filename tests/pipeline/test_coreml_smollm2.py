@@ -44,7 +44,7 @@ def logits(session: Session, prompt: Prompt, vocab_size: int) -> FloatArray:
 def test_exact_logits_are_the_references(
     ios_bundle: Bundle, smollm2_quantized: QuantizedCheckpoint
 ) -> None:
-    artifact = get_exporter("coreml").read_artifact(ios_bundle.root)
+    artifact = get_exporter("coreml").open(ios_bundle.root).artifact
     prompt = gate_prompts(Tokenizer(smollm2_quantized.text), artifact.max_context)[0]
     assert len(prompt.tokens) >= MIN_PROMPT_TOKENS
     assert len(prompt.continuation) == DECODE_STEPS == 64

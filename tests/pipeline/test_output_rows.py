@@ -76,9 +76,9 @@ TARGETS: Final = [
 def test_every_target_writes_it(cut: Path, tmp_path: Path, target: str, recipe: str) -> None:
     bundle = export_model(request(cut, target, tmp_path / "bundle", recipe), SilentProgress())
     exporter = get_exporter(bundle.manifest.backend)
-    artifact = exporter.read_artifact(bundle.root)
+    artifact = exporter.open(bundle.root).artifact
     assert artifact.config.output_rows == ROWS
-    assert exporter.read_weights(artifact).quantized(LM_HEAD).shape == (len(ROWS), 96)
+    assert exporter.open(artifact.path).weights().quantized(LM_HEAD).shape == (len(ROWS), 96)
     with get_runtime(bundle.manifest.backend).open(artifact) as session:
         logits = session.prefill([3, 17, 41, 99])
     assert logits.shape == (CUT.vocab_size,)

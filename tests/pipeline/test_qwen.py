@@ -109,7 +109,7 @@ def test_every_target_passes_its_gate(
     family = json.loads((bundle.root / "manifest.json").read_text())["model"]["family"]
     assert family == bundle.manifest.model.config.family == load_config(str(source)).family
     exporter = get_exporter(bundle.manifest.backend)
-    weights = exporter.read_weights(exporter.read_artifact(bundle.root))
+    weights = exporter.open(exporter.open(bundle.root).artifact.path).weights()
     checkpoint = load_checkpoint(str(source))
     for name in float_shapes(checkpoint.config):
         if "norm" not in name and "rotation" not in name and not options["recipe"].endswith("mard"):

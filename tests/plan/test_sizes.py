@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.backends import EXPORTERS, get_exporter
+from llama_edge.backends import BACKENDS, get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.cache_rows import bytes_per_token
@@ -48,7 +48,7 @@ def written(checkpoint: QuantizedCheckpoint, backend: str, folder: Path) -> int:
     return artifact.size_bytes
 
 
-@pytest.mark.parametrize("backend", EXPORTERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_planned_size_is_the_written_one(
     backend: str, debug_quantized: QuantizedCheckpoint, tmp_path: Path
 ) -> None:
@@ -56,7 +56,7 @@ def test_planned_size_is_the_written_one(
     assert planned == pytest.approx(written(debug_quantized, backend, tmp_path), rel=0.01)
 
 
-@pytest.mark.parametrize("backend", EXPORTERS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_planned_size_of_other_widths_and_two_tables(
     backend: str, other_quantized: QuantizedCheckpoint, tmp_path: Path
 ) -> None:
@@ -92,7 +92,7 @@ def test_planned_size_of_int4_tables(debug_checkpoint: Checkpoint, tmp_path: Pat
 def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureRequest) -> None:
     found: Bundle = request.getfixturevalue(bundle)
     manifest = found.manifest
-    artifact = get_exporter(manifest.backend).read_artifact(found.root)
+    artifact = get_exporter(manifest.backend).open(found.root).artifact
     planned = artifact_size(
         manifest.model.config, manifest.recipe, manifest.backend, artifact.max_context
     )
@@ -117,7 +117,7 @@ def test_ours_are_smaller_than_metas(shape: str, published_mib: float) -> None:
     """bfloat16 scales, and one table where Meta's files have two."""
     for recipe in RECIPES.values():
         config = quantized_config(SHAPES[shape].config, recipe)
-        for backend in EXPORTERS:
+        for backend in BACKENDS:
             size = artifact_size(config, recipe, backend, 2048).file_bytes
             assert size / 2**20 < published_mib
 

@@ -142,7 +142,7 @@ def test_every_backend_runs_the_online_parts(
     exporter = get_exporter(backend)
     options = LowerOptions(max_context=128, accuracy_level=accuracy_level)
     artifact = exporter.lower(quantized, out, options, SilentProgress())
-    weights = exporter.read_weights(artifact)
+    weights = exporter.open(artifact.path).weights()
     reference = Reference(artifact.config, DequantizedSource(weights), artifact.activation)
     trace = get_runtime(backend).trace(artifact, [TOKENS.tolist()])
     hidden = [torch.from_numpy(array) for array in trace.hidden]

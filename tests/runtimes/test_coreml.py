@@ -239,7 +239,7 @@ def test_reading_and_running_a_package_does_not_import_coremltools(package: Arti
     code = (
         "import sys; from pathlib import Path; from llama_edge.backends import get_exporter; "
         "from llama_edge.runtimes import get_runtime; "
-        f"artifact = get_exporter('coreml').read_artifact(Path({str(package.root)!r})); "
+        f"artifact = get_exporter('coreml').open(Path({str(package.root)!r})).artifact; "
         "session = get_runtime('coreml').open(artifact); "
         "print(session.prefill([1, 2]).shape, 'coremltools' in sys.modules)"
     )

@@ -120,7 +120,7 @@ def test_weights_are_stored_and_kept_once(fixed: Artifact, flexible: Artifact) -
 
 def test_the_package_tells_its_sizes(fixed: Artifact) -> None:
     assert fixed.max_prefill == FIXED_PREFILL == 64
-    interface = CoreMLExporter().interface(fixed)
+    interface = CoreMLExporter().open(fixed.path).interface()
     assert [spec.shape for spec in interface.inputs] == [(1, "1 or 64"), (1,)]
     assert [spec.shape for spec in interface.outputs] == [(1, "1 or 64", 256)]
     assert MLPackage(fixed.path.parent).functions == ("decode", "prefill")
@@ -182,7 +182,7 @@ def no_description(spec: Message) -> None:
 def test_other_codes_in_a_second_function_are_found(copied: Artifact) -> None:
     change(copied, other_matrix)
     with pytest.raises(ArtifactError, match=r"up_proj_weight is another in its function 'prefill'"):
-        CoreMLExporter().read_weights(copied)
+        CoreMLExporter().open(copied.path).weights()
 
 
 @pytest.mark.parametrize(

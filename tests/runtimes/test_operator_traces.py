@@ -21,7 +21,7 @@ EVERY |= {"up_proj", "swiglu", "down_proj", "mlp_residual"}
 
 
 def artifact_of(bundle: Bundle) -> Artifact:
-    return get_exporter(bundle.manifest.backend).read_artifact(bundle.root)
+    return get_exporter(bundle.manifest.backend).open(bundle.root).artifact
 
 
 @pytest.mark.parametrize("target", ["android", "onnx"])

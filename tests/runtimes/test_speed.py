@@ -56,7 +56,7 @@ def test_an_emulation_has_no_speed() -> None:
 def test_a_bundle_is_timed_in_its_child(debug_bundles: Mapping[str, Bundle], target: str) -> None:
     bundle = debug_bundles[target]
     backend = bundle.manifest.backend
-    artifact = get_exporter(backend).read_artifact(bundle.root)
+    artifact = get_exporter(backend).open(bundle.root).artifact
     with ChildRuntime(timed_name(backend, 1), factory=TIMED_FACTORY) as runtime:
         before = runtime.peak_rss_bytes()
         with runtime.open(artifact) as session:

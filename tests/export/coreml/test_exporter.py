@@ -33,25 +33,25 @@ def test_options_of_other_targets(
     debug_quantized: QuantizedCheckpoint, options: LowerOptions, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+        CoreMLExporter().check_supported(debug_quantized.config, debug_quantized.recipe, options)
 
 
 def test_fixed_prefill_needs_a_context_that_holds_it(debug_quantized: QuantizedCheckpoint) -> None:
     options = LowerOptions(max_context=63, prefill=PrefillLengths.FIXED)
     with pytest.raises(ConfigError, match="max_context is 63; --prefill fixed takes 64"):
-        CoreMLExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+        CoreMLExporter().check_supported(debug_quantized.config, debug_quantized.recipe, options)
 
 
 def test_every_kind_of_activation_is_taken(debug_quantized: QuantizedCheckpoint) -> None:
     for bits in (8, None):
         recipe = replace(debug_quantized.recipe, activation_bits=bits)
-        CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
+        CoreMLExporter().check_supported(debug_quantized.config, recipe, LowerOptions())
 
 
 def test_recipes_that_do_not_fit(debug_quantized: QuantizedCheckpoint) -> None:
     recipe = replace(debug_quantized.recipe, weight_bits=8)
     with pytest.raises(ConfigError, match="8-bit linears; the Core ML backend writes 4-bit ones"):
-        CoreMLExporter().requires(debug_quantized.config, recipe, LowerOptions())
+        CoreMLExporter().check_supported(debug_quantized.config, recipe, LowerOptions())
 
 
 def test_a_full_disk_is_noticed_before_the_work(

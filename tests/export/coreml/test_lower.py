@@ -54,7 +54,7 @@ def test_the_artifact_describes_itself(package: Package) -> None:
     assert artifact.config == DEBUG_CONFIG
     assert (artifact.max_context, artifact.max_prefill) == (256, 256)
     for place in (artifact.root, artifact.path.parent, artifact.path):
-        assert CoreMLExporter().read_artifact(place) == artifact
+        assert CoreMLExporter().open(place).artifact == artifact
 
 
 def test_one_call_takes_no_more_than_512_tokens(
@@ -63,14 +63,14 @@ def test_one_call_takes_no_more_than_512_tokens(
     config = replace(DEBUG_CONFIG, max_position_embeddings=1024)
     artifact = lower(replace(debug_quantized, config=config), tmp_path, 1024)
     assert (artifact.max_context, artifact.max_prefill) == (1024, 512)
-    assert CoreMLExporter().interface(artifact).inputs[0].shape == (1, "tokens <= 512")
+    assert CoreMLExporter().open(artifact.path).interface().inputs[0].shape == (1, "tokens <= 512")
 
 
 def test_a_cache_of_one_token_has_no_range(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path
 ) -> None:
     artifact = lower(debug_quantized, tmp_path, 1)
-    assert CoreMLExporter().interface(artifact).inputs[0].shape == (1, 1)
+    assert CoreMLExporter().open(artifact.path).interface().inputs[0].shape == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["tied", "rotated"])
@@ -125,7 +125,7 @@ def test_codes_that_were_promised_and_not_read_are_found_out(
     artifact = lower(debug_quantized, tmp_path)
     given, written = (
         list_tensors(weights, SilentProgress())
-        for weights in (debug_quantized.weights, CoreMLExporter().read_weights(artifact))
+        for weights in (debug_quantized.weights, CoreMLExporter().open(artifact.path).weights())
     )
     with pytest.raises(CheckFailedError, match="codes_sha256"):
         compare_tensors(given, written)

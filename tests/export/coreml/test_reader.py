@@ -9,7 +9,6 @@ from coremltools.proto import MIL_pb2, Model_pb2
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
-from llama_edge.backends.coreml.reader import PackageWeights, read_artifact, read_end_tokens
 from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
@@ -59,7 +58,7 @@ def operation(spec: Message, output: str) -> Message:
 def test_codes_scales_and_floats_come_back(
     name: str, package: Package, quantized: Quantized
 ) -> None:
-    weights, expected = CoreMLExporter().read_weights(package(name)), quantized(name)
+    weights, expected = CoreMLExporter().open(package(name).path).weights(), quantized(name)
     assert_same(weights, expected.weights)
     for vector in float_shapes(expected.config):
         assert torch.equal(weights.vector(vector), expected.weights.vector(vector))
@@ -71,20 +70,24 @@ def test_onnx_holds_the_same(
 ) -> None:
     options = LowerOptions(max_context=256)
     onnx = OnnxExporter().lower(quantized(name), tmp_path, options, SilentProgress())
-    assert_same(PackageWeights(package(name).path.parent), OnnxExporter().read_weights(onnx))
+    assert_same(
+        CoreMLExporter().open(package(name).path.parent).weights(),
+        OnnxExporter().open(onnx.path).weights(),
+    )
 
 
 def test_a_package_under_another_name(copied: Path, package: Package) -> None:
     renamed = copied.rename(copied.parent / "other name.mlpackage")
-    artifact = read_artifact(renamed)
+    artifact = CoreMLExporter().open(renamed).artifact
     assert artifact.path == renamed / "Manifest.json"
     assert_same(
-        CoreMLExporter().read_weights(artifact), PackageWeights(package("tied").path.parent)
+        CoreMLExporter().open(artifact.path).weights(),
+        CoreMLExporter().open(package("tied").path.parent).weights(),
     )
 
 
 def test_one_flipped_bit_changes_one_matrix(copied: Path, package: Package) -> None:
-    right = PackageWeights(package("tied").path.parent)
+    right = CoreMLExporter().open(package("tied").path.parent).weights()
     place = len(right.quantized(UP).codes.flatten()) // 4
     content = bytearray((copied / WEIGHTS).read_bytes())
     spec = Model_pb2.Model()
@@ -92,14 +95,14 @@ def test_one_flipped_bit_changes_one_matrix(copied: Path, package: Package) -> N
     data = operation(spec, UP.replace(".", "_")).inputs["data"].arguments[0].value
     content[data.blobFileValue.offset + 64 + place] ^= 1
     (copied / WEIGHTS).write_bytes(content)
-    wrong = PackageWeights(copied)
+    wrong = CoreMLExporter().open(copied).weights()
     for name in right.quantized_names():
         same = torch.equal(wrong.quantized(name).codes, right.quantized(name).codes)
         assert same == (name != UP), name
 
 
 def test_names_that_the_model_has_not(package: Package) -> None:
-    weights = PackageWeights(package("tied").path.parent)
+    weights = CoreMLExporter().open(package("tied").path.parent).weights()
     for name in ("model.layers.2.mlp.up_proj.weight", "model.norm.weight", "x"):
         with pytest.raises(UnknownNameError, match="not a quantized matrix"):
             weights.quantized(name)
@@ -129,26 +132,26 @@ def test_damaged_metadata(copied: Path, key: str, old: str, new: str, message: s
 
     edit(copied, change)
     with pytest.raises(ArtifactError, match=message):
-        read_artifact(copied)
+        CoreMLExporter().open(copied)
 
 
 def test_metadata_that_is_absent(copied: Path) -> None:
     edit(copied, lambda spec: spec.description.metadata.userDefined.clear())
     with pytest.raises(ArtifactError, match="format_version is None"):
-        read_artifact(copied)
+        CoreMLExporter().open(copied)
 
 
 @pytest.mark.parametrize("name", ["Manifest.json", MODEL, WEIGHTS])
 def test_a_missing_file(copied: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(ArtifactError, match=f"{Path(name).name}: the file is missing"):
-        read_artifact(copied)
+        CoreMLExporter().open(copied)
 
 
 def test_a_truncated_weight_file(copied: Path) -> None:
     content = (copied / WEIGHTS).read_bytes()
     (copied / WEIGHTS).write_bytes(content[: len(content) // 8])
-    weights = PackageWeights(copied)
+    weights = CoreMLExporter().open(copied).weights()
     with pytest.raises(ArtifactError, match="behind the file's end"):
         weights.quantized(UP)
 
@@ -192,7 +195,7 @@ def test_a_matrix_that_is_not_as_it_must_be(
 ) -> None:
     edit(copied, change)
     with pytest.raises(ArtifactError, match=message):
-        PackageWeights(copied).quantized(UP)
+        CoreMLExporter().open(copied).weights().quantized(UP)
 
 
 def test_a_norm_of_another_shape(copied: Path) -> None:
@@ -203,19 +206,19 @@ def test_a_norm_of_another_shape(copied: Path) -> None:
 
     edit(copied, change)
     with pytest.raises(ArtifactError, match=r"input_layernorm.weight is not fp32 \(96,\)"):
-        PackageWeights(copied).vector(NORM)
+        CoreMLExporter().open(copied).weights().vector(NORM)
 
 
 def test_end_tokens_are_the_packages_own(package: Package) -> None:
-    assert CoreMLExporter().end_tokens(package("tied")) == (0, 2)
+    assert CoreMLExporter().open(package("tied").path).end_tokens() == (0, 2)
 
 
 def test_text_files_of_another_model_are_refused(
     copied: Path, debug_quantized: QuantizedCheckpoint
 ) -> None:
     write_text_assets(copied.parent, debug_quantized.text)
-    assert read_end_tokens(copied) == (0, 2)
+    assert CoreMLExporter().open(copied).end_tokens() == (0, 2)
     template = f"{debug_quantized.text.chat_template} "
     write_text_assets(copied.parent, replace(debug_quantized.text, chat_template=template))
     with pytest.raises(CheckFailedError, match="was written for text files whose contract"):
-        read_end_tokens(copied)
+        CoreMLExporter().open(copied).end_tokens()

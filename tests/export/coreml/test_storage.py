@@ -14,7 +14,7 @@ from tests.export.coreml.conftest import Package, Quantized
 
 
 def sizes(artifact: Artifact) -> dict[tuple[str, str], int]:
-    stored = CoreMLExporter().storage(artifact)
+    stored = CoreMLExporter().open(artifact.path).storage()
     assert sum(one.size_bytes for one in stored) == artifact.size_bytes
     assert all(one.why for one in stored)
     return {(one.dtype, one.what): one.size_bytes for one in stored}
@@ -22,7 +22,7 @@ def sizes(artifact: Artifact) -> dict[tuple[str, str], int]:
 
 def test_every_byte_has_its_place(package: Package) -> None:
     found = sizes(package("tied"))
-    weights = CoreMLExporter().read_weights(package("tied"))
+    weights = CoreMLExporter().open(package("tied").path).weights()
     matrices = {name: weights.quantized(name) for name in quantized_names(DEBUG_CONFIG)[:-1]}
     four = sum(one.codes.numel() for one in matrices.values() if one.bits == 4)
     assert found["int4", "codes of block linears"] == four // 2

@@ -148,24 +148,24 @@ def test_the_file_says_what_it_does(int8_pte: Artifact, debug_pte: Artifact) -> 
         (int8_pte, KVCacheDtype.INT8),
         (debug_pte, KVCacheDtype.FLOAT32),
     ):
-        assert exporter.read_artifact(artifact.path) == artifact
+        assert exporter.open(artifact.path).artifact == artifact
         assert artifact.kv_cache is dtype
-        assert f"{dtype.value} (2, 256, 1, 16)" in exporter.interface(artifact).cache
+        assert f"{dtype.value} (2, 256, 1, 16)" in exporter.open(artifact.path).interface().cache
         assert cached_bytes(artifact) == 256 * bytes_per_token(artifact.config, dtype)
-        placement = exporter.placement(artifact)
+        placement = exporter.open(artifact.path).placement()
         assert placement.linears_delegated == placement.linears
-    assert "zero point per token and head" in exporter.interface(int8_pte).cache
+    assert "zero point per token and head" in exporter.open(int8_pte.path).interface().cache
 
 
 def test_heads_that_no_hadamard_matrix_turns(debug_quantized: QuantizedCheckpoint) -> None:
     config = replace(debug_quantized.config, head_dim=14)
     exporter, recipe = ExecuTorchExporter(), debug_quantized.recipe
-    exporter.requires(config, recipe, LowerOptions())
+    exporter.check_supported(config, recipe, LowerOptions())
     with pytest.raises(ConfigError, match=r"head_dim is 14.*--kv-cache float32"):
-        exporter.requires(config, recipe, LowerOptions(kv_cache=KVCacheDtype.INT8))
+        exporter.check_supported(config, recipe, LowerOptions(kv_cache=KVCacheDtype.INT8))
 
 
 def test_onnx_refuses(debug_quantized: QuantizedCheckpoint) -> None:
     options = LowerOptions(kv_cache=KVCacheDtype.INT8)
     with pytest.raises(UsageError, match="--kv-cache int8 belongs to another target"):
-        OnnxExporter().requires(debug_quantized.config, debug_quantized.recipe, options)
+        OnnxExporter().check_supported(debug_quantized.config, debug_quantized.recipe, options)

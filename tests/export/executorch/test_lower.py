@@ -39,7 +39,7 @@ class OtherHead:
 def test_every_code_and_scale_reads_back(
     debug_pte: Artifact, debug_quantized: QuantizedCheckpoint
 ) -> None:
-    weights = ExecuTorchExporter().read_weights(debug_pte)
+    weights = ExecuTorchExporter().open(debug_pte.path).weights()
     assert weights.quantized_names() == tuple(debug_quantized.weights.quantized_names())
     for name in weights.quantized_names():
         found, expected = weights.quantized(name), debug_quantized.weights.quantized(name)
@@ -49,7 +49,7 @@ def test_every_code_and_scale_reads_back(
 
 
 def test_norms_read_back_exactly(debug_pte: Artifact, debug_quantized: QuantizedCheckpoint) -> None:
-    weights = ExecuTorchExporter().read_weights(debug_pte)
+    weights = ExecuTorchExporter().open(debug_pte.path).weights()
     name = "model.layers.1.post_attention_layernorm.weight"
     assert torch.equal(weights.vector(name), debug_quantized.weights.vector(name))
 
@@ -61,7 +61,7 @@ def test_a_shared_table_is_stored_once(
     artifact = lower(untied, tmp_path)
     table = debug_quantized.config.vocab_size * debug_quantized.config.hidden_size
     assert artifact.size_bytes - debug_pte.size_bytes == pytest.approx(table, rel=0.1)
-    weights = ExecuTorchExporter().read_weights(artifact)
+    weights = ExecuTorchExporter().open(artifact.path).weights()
     flipped = weights.quantized(EMBEDDING).codes.flip(0)
     assert torch.equal(weights.quantized(LM_HEAD).codes, flipped)
 
@@ -73,7 +73,7 @@ def test_two_lowerings_give_the_same_bytes(
 
 
 def test_the_file_describes_itself(debug_pte: Artifact) -> None:
-    assert ExecuTorchExporter().read_artifact(debug_pte.root) == debug_pte
+    assert ExecuTorchExporter().open(debug_pte.root).artifact == debug_pte
 
 
 def test_the_runner_metadata_is_there(
@@ -88,14 +88,14 @@ def test_the_runner_metadata_is_there(
 
 
 def test_the_interface_is_read_from_the_file(debug_pte: Artifact) -> None:
-    interface = ExecuTorchExporter().interface(debug_pte)
+    interface = ExecuTorchExporter().open(debug_pte.path).interface()
     assert [item.name for item in interface.inputs] == ["tokens", "input_pos"]
     assert interface.outputs[0].shape == (1, 1, 256)
     assert "(2, 256, 1, 16)" in interface.cache
 
 
 def test_every_linear_is_delegated(debug_pte: Artifact) -> None:
-    placement = ExecuTorchExporter().placement(debug_pte)
+    placement = ExecuTorchExporter().open(debug_pte.path).placement()
     assert placement.linears == placement.linears_delegated == 2 * 7 + 1
     assert placement.weight_bytes == placement.weight_bytes_delegated > 0
     assert placement.portable["llama::custom_sdpa"] == 2
@@ -105,8 +105,8 @@ def test_every_linear_is_delegated(debug_pte: Artifact) -> None:
 def test_a_linear_outside_the_delegate_fails_the_export(
     debug_quantized: QuantizedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_fewer(path: Path) -> Placement:
-        found = read_placement(path)
+    def one_fewer(pte: PteFile) -> Placement:
+        found = read_placement(pte)
         return dataclasses.replace(found, linears_delegated=found.linears_delegated - 1)
 
     monkeypatch.setattr("llama_edge.backends.executorch.exporter.read_placement", one_fewer)
@@ -124,7 +124,7 @@ def test_a_context_the_model_does_not_have_is_refused(
 
 def test_an_option_of_another_backend_is_refused(debug_quantized: QuantizedCheckpoint) -> None:
     with pytest.raises(UsageError, match="belongs to the onnx target"):
-        ExecuTorchExporter().requires(
+        ExecuTorchExporter().check_supported(
             debug_quantized.config, debug_quantized.recipe, LowerOptions(accuracy_level=4)
         )
 
@@ -133,7 +133,7 @@ def test_a_group_that_xnnpack_cannot_load_is_refused(debug_quantized: QuantizedC
     recipe = dataclasses.replace(debug_quantized.recipe, group_size=16)
     options = LowerOptions(max_context=256)
     with pytest.raises(ConfigError, match="not a multiple of 32"):
-        ExecuTorchExporter().requires(debug_quantized.config, recipe, options)
+        ExecuTorchExporter().check_supported(debug_quantized.config, recipe, options)
 
 
 def test_a_weight_only_recipe_is_refused(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_edge.backends.executorch.reader import PteWeights, read_artifact
+from llama_edge.backends.executorch.exporter import ExecuTorchExporter
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.types import Artifact
@@ -31,7 +31,7 @@ def test_rows_that_lie_otherwise_are_not_read(debug_pte: Artifact, tmp_path: Pat
     pte = PteFile(debug_pte.path)
     for data in pte.program.named_data:
         data.key = data.key.replace("|", "+")
-    copy = PteWeights(rewrite(pte, tmp_path / "model.pte"))
+    copy = ExecuTorchExporter().open(rewrite(pte, tmp_path / "model.pte")).weights()
     with pytest.raises(ArtifactError, match=r"k_proj.weight is in no named data.*export it again"):
         copy.quantized("model.layers.0.self_attn.k_proj.weight")
 
@@ -44,7 +44,10 @@ def test_swapped_nibbles_change_one_tensor_only(debug_pte: Artifact, tmp_path: P
     place = next(i for i in range(start, start + 99) if data[i] >> 4 != data[i] & 0xF)
     data[place] = data[place] >> 4 | (data[place] & 0xF) << 4
     (tmp_path / "model.pte").write_bytes(data)
-    found, expected = PteWeights(tmp_path / "model.pte"), PteWeights(debug_pte.path)
+    found, expected = (
+        ExecuTorchExporter().open(tmp_path / "model.pte").weights(),
+        ExecuTorchExporter().open(debug_pte.path).weights(),
+    )
     different = [
         name
         for name in expected.quantized_names()
@@ -56,14 +59,14 @@ def test_swapped_nibbles_change_one_tensor_only(debug_pte: Artifact, tmp_path: P
 
 def test_a_folder_without_the_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no model\.pte"):
-        read_artifact(tmp_path)
+        ExecuTorchExporter().open(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 60, 5000, -1])
 def test_a_truncated_file(debug_pte: Artifact, tmp_path: Path, keep: int) -> None:
     (tmp_path / "model.pte").write_bytes(debug_pte.path.read_bytes()[:keep])
     with pytest.raises(ArtifactError):
-        PteWeights(tmp_path / "model.pte").quantized("lm_head.weight")
+        ExecuTorchExporter().open(tmp_path / "model.pte").weights().quantized("lm_head.weight")
 
 
 @pytest.mark.parametrize("place", [12, 16, 24])
@@ -72,7 +75,7 @@ def test_a_lying_header(debug_pte: Artifact, tmp_path: Path, place: int) -> None
     data[place + 4 : place + 8] = b"\xff" * 4
     (tmp_path / "model.pte").write_bytes(data)
     with pytest.raises(ArtifactError):
-        read_artifact(tmp_path)
+        ExecuTorchExporter().open(tmp_path)
 
 
 def test_missing_named_data(debug_pte: Artifact, tmp_path: Path) -> None:
@@ -81,7 +84,9 @@ def test_missing_named_data(debug_pte: Artifact, tmp_path: Path) -> None:
     pte.program.named_data = [entry for entry in named if entry.key != QKV]
     copy = rewrite(pte, tmp_path / "model.pte")
     with pytest.raises(ArtifactError, match=r"q_proj\.weight is in no named data"):
-        PteWeights(copy).quantized("model.layers.0.self_attn.q_proj.weight")
+        ExecuTorchExporter().open(copy).weights().quantized(
+            "model.layers.0.self_attn.q_proj.weight"
+        )
 
 
 def test_a_foreign_program(debug_pte: Artifact, tmp_path: Path) -> None:
@@ -90,4 +95,4 @@ def test_a_foreign_program(debug_pte: Artifact, tmp_path: Path) -> None:
     pte.program.execution_plan = [plan for plan in plans if "config" not in plan.name]
     rewrite(pte, tmp_path / "model.pte")
     with pytest.raises(ArtifactError, match="has no method 'get_llama_edge_config'"):
-        read_artifact(tmp_path)
+        ExecuTorchExporter().open(tmp_path)

@@ -22,7 +22,7 @@ def test_a_context_beyond_the_models_positions(
 
 def test_an_accuracy_level_without_a_kernel(debug_quantized: QuantizedCheckpoint) -> None:
     with pytest.raises(UsageError, match=r"choose one of \[0, 1, 4\]"):
-        OnnxExporter().requires(
+        OnnxExporter().check_supported(
             debug_quantized.config,
             debug_quantized.recipe,
             LowerOptions(max_context=256, accuracy_level=3),
@@ -46,17 +46,17 @@ def test_the_recipe_chooses_the_level(debug_quantized: QuantizedCheckpoint, tmp_
 def test_a_level_coarser_than_the_recipe_is_refused(debug_quantized: QuantizedCheckpoint) -> None:
     weight_only = replace(debug_quantized.recipe, activation_bits=None)
     exporter, config = OnnxExporter(), debug_quantized.config
-    exporter.requires(config, weight_only, LowerOptions(accuracy_level=0))
-    exporter.requires(config, debug_quantized.recipe, LowerOptions(accuracy_level=0))
+    exporter.check_supported(config, weight_only, LowerOptions(accuracy_level=0))
+    exporter.check_supported(config, debug_quantized.recipe, LowerOptions(accuracy_level=0))
     with pytest.raises(UsageError, match="rounds activations to int8; recipe w4a8-rtn leaves"):
-        exporter.requires(config, weight_only, LowerOptions(accuracy_level=4))
+        exporter.check_supported(config, weight_only, LowerOptions(accuracy_level=4))
 
 
 def test_recipes_that_do_not_fit(debug_quantized: QuantizedCheckpoint) -> None:
     def requires(level: int, **changes: int) -> None:
         recipe = replace(debug_quantized.recipe, **changes)  # type: ignore[arg-type]
         options = LowerOptions(max_context=256, accuracy_level=level)
-        OnnxExporter().requires(debug_quantized.config, recipe, options)
+        OnnxExporter().check_supported(debug_quantized.config, recipe, options)
 
     requires(0, group_size=16)
     for level, changes, message in (
@@ -73,4 +73,6 @@ def test_a_width_that_the_tables_block_does_not_divide(
 ) -> None:
     config = replace(debug_quantized.config, hidden_size=112)
     with pytest.raises(ConfigError, match="hidden_size 112"):
-        OnnxExporter().requires(config, debug_quantized.recipe, LowerOptions(max_context=256))
+        OnnxExporter().check_supported(
+            config, debug_quantized.recipe, LowerOptions(max_context=256)
+        )

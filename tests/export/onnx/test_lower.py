@@ -12,7 +12,6 @@ from torch import Tensor
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.onnx.exporter import OnnxExporter
-from llama_edge.backends.onnx.reader import OnnxWeights
 from llama_edge.core.errors import ExportError
 from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
@@ -62,7 +61,7 @@ def test_the_artifact_describes_itself(debug_onnx: Mapping[int, Artifact]) -> No
     assert weight_only.activation is ActivationQuantization.NONE
     assert int8.config == DEBUG_CONFIG
     assert (int8.max_context, int8.max_prefill) == (256, 256)
-    assert OnnxExporter().read_artifact(int8.root) == int8
+    assert OnnxExporter().open(int8.root).artifact == int8
 
 
 def test_two_lowerings_give_the_same_bytes(
@@ -99,7 +98,7 @@ def test_a_tied_table_is_stored_once(debug_onnx: Mapping[int, Artifact], untied:
 
 
 def test_an_untied_head_is_its_own(untied: Artifact, untied_quantized: QuantizedCheckpoint) -> None:
-    weights = OnnxWeights(untied.path)
+    weights = OnnxExporter().open(untied.path).weights()
     expected = untied_quantized.weights
     assert torch.equal(weights.quantized(LM_HEAD).codes, expected.quantized(LM_HEAD).codes)
     assert torch.equal(weights.quantized(EMBEDDING).codes, expected.quantized(EMBEDDING).codes)
@@ -133,7 +132,7 @@ def test_genai_config_tells_what_the_graph_needs(debug_onnx: Mapping[int, Artifa
     assert (decoder["head_size"], decoder["num_attention_heads"]) == (16, 6)
     assert (decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (2, 2)
     assert (search["temperature"], search["top_p"]) == (0.6, 0.9)
-    names = {spec.name for spec in OnnxExporter().interface(debug_onnx[4]).inputs}
+    names = {spec.name for spec in OnnxExporter().open(debug_onnx[4].path).interface().inputs}
     assert {decoder["inputs"]["past_key_names"] % layer for layer in range(2)} < names
 
 

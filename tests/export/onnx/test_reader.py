@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from llama_edge.backends.onnx.exporter import OnnxExporter
-from llama_edge.backends.onnx.reader import OnnxWeights, read_artifact, read_placement
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.types import Artifact, QuantizedCheckpoint, QuantizedWeights
@@ -50,7 +49,7 @@ def edit_model(folder: Path, old: bytes, new: bytes) -> None:
 def test_codes_scales_and_norms_come_back(
     debug_onnx: Mapping[int, Artifact], debug_quantized: QuantizedCheckpoint
 ) -> None:
-    weights = OnnxExporter().read_weights(debug_onnx[4])
+    weights = OnnxExporter().open(debug_onnx[4].path).weights()
     assert_same(weights, debug_quantized.weights)
     for name in float_shapes(debug_quantized.config):
         assert torch.equal(weights.vector(name), debug_quantized.weights.vector(name))
@@ -59,7 +58,7 @@ def test_codes_scales_and_norms_come_back(
 def test_codes_and_scales_of_a_real_model_come_back(
     smollm2_onnx: Mapping[int, Artifact], smollm2_quantized: QuantizedCheckpoint
 ) -> None:
-    assert_same(OnnxWeights(smollm2_onnx[4].path), smollm2_quantized.weights)
+    assert_same(OnnxExporter().open(smollm2_onnx[4].path).weights(), smollm2_quantized.weights)
 
 
 def test_swapped_nibbles_change_the_hash_of_their_matrix_only(
@@ -71,7 +70,7 @@ def test_swapped_nibbles_change_the_hash_of_their_matrix_only(
     rows = data[place].reshape(-1, width)[heads : heads + 32]
     rows[:] = (rows << 4) | (rows >> 4)
     data.flush()
-    weights = OnnxWeights(copied / "model.onnx")
+    weights = OnnxExporter().open(copied / "model.onnx").weights()
     for name in weights.quantized_names():
         same = torch.equal(
             weights.quantized(name).codes, debug_quantized.weights.quantized(name).codes
@@ -80,7 +79,7 @@ def test_swapped_nibbles_change_the_hash_of_their_matrix_only(
 
 
 def test_names_that_the_model_has_not(debug_onnx: Mapping[int, Artifact]) -> None:
-    weights = OnnxWeights(debug_onnx[4].path)
+    weights = OnnxExporter().open(debug_onnx[4].path).weights()
     for name in ("model.layers.2.mlp.up_proj.weight", "model.norm.weight", "x"):
         with pytest.raises(UnknownNameError, match="not a quantized matrix"):
             weights.quantized(name)
@@ -102,12 +101,12 @@ def test_names_that_the_model_has_not(debug_onnx: Mapping[int, Artifact]) -> Non
 def test_damaged_metadata(copied: Path, old: bytes, new: bytes, message: str) -> None:
     edit_model(copied, old, new)
     with pytest.raises(ArtifactError, match=message):
-        read_artifact(copied)
+        OnnxExporter().open(copied)
 
 
 def test_a_config_that_is_not_the_graphs(copied: Path) -> None:
     edit_model(copied, b'"intermediate_size": 160', b'"intermediate_size": 192')
-    weights = OnnxWeights(copied / "model.onnx")
+    weights = OnnxExporter().open(copied / "model.onnx").weights()
     with pytest.raises(ArtifactError, match="the model's config needs"):
         weights.quantized("model.layers.0.mlp.up_proj.weight")
 
@@ -116,14 +115,14 @@ def test_a_config_that_is_not_the_graphs(copied: Path) -> None:
 def test_a_missing_file(copied: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(ArtifactError, match=name):
-        read_artifact(copied)
+        OnnxExporter().open(copied)
 
 
 @pytest.mark.parametrize("level", [0, 4])
 def test_every_linear_multiplies_stored_codes(
     debug_onnx: Mapping[int, Artifact], level: int
 ) -> None:
-    placement = read_placement(debug_onnx[level].path)
+    placement = OnnxExporter().open(debug_onnx[level].path).placement()
     assert placement.linears == placement.linears_delegated == 11
     norms = 5 * 96 * 4
     assert placement.weight_bytes - placement.weight_bytes_delegated == norms
@@ -138,13 +137,13 @@ def test_a_linear_of_full_precision_shows(copied: Path) -> None:
     node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], "w"], node.output[:]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((96, 160), "f4"), "w"))
     (copied / "model.onnx").write_bytes(model.SerializeToString())
-    after = read_placement(copied / "model.onnx")
+    after = OnnxExporter().open(copied / "model.onnx").placement()
     assert (after.linears, after.linears_delegated) == (11, 10)
     assert after.weight_bytes_delegated < after.weight_bytes - 5 * 96 * 4
 
 
 def test_the_interface_is_the_graphs_own(debug_onnx: Mapping[int, Artifact]) -> None:
-    interface = OnnxExporter().interface(debug_onnx[4])
+    interface = OnnxExporter().open(debug_onnx[4].path).interface()
     inputs = {spec.name: spec for spec in interface.inputs}
     assert inputs["input_ids"].dtype == "int64"
     assert inputs["past_key_values.1.value"].shape == ("batch_size", 2, "past_sequence_length", 16)
