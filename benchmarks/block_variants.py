@@ -26,7 +26,7 @@ from llama_edge.backends.executorch import lower
 from llama_edge.backends.executorch.blocks import BlockBuilder
 from llama_edge.backends.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.models.blocks import SwiGLU
 from llama_edge.models.network import Node

@@ -20,8 +20,8 @@ from rich.table import Table
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.artifact import PrefillLengths
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import PrefillLengths
 from llama_edge.gate.end_to_end import artifact_logits
 from llama_edge.gate.metrics import compare
 from llama_edge.gate.prompts import gate_prompts

@@ -32,16 +32,11 @@ from llama_edge.backends.coreml import graph
 from llama_edge.backends.coreml.lower import write_package
 from llama_edge.backends.coreml.metadata import Lowering
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    Checkpoint,
-    QuantizedCheckpoint,
-    QuantizedWeights,
-    Recipe,
-    Rotation,
-    Scales,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.recipe import Recipe, Rotation, Scales
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.metrics import compare, concatenate, summarize
 from llama_edge.gate.prompts import Prompt, gate_prompts

@@ -29,10 +29,11 @@ from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import list_tensors
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.synthetic import write_synthetic
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet

@@ -25,10 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, Rounding
+from llama_edge.core.recipe import Rounding
 from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet

@@ -29,7 +29,7 @@ import torch
 from stock_executorch import STEADY_MEMORY, TEXT, export_stock, measure
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE

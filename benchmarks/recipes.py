@@ -33,16 +33,11 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Checkpoint,
-    QuantizedCheckpoint,
-    Recipe,
-    Rotation,
-    Rounding,
-    Scales,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe, Rotation, Rounding, Scales
 from llama_edge.evaluate.windows import cut_windows
 from llama_edge.gate.metrics import Comparison, Divergence, compare, concatenate, summarize
 from llama_edge.gate.prompts import fidelity_prompts

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from llama_edge.checkpoints.names import META_BLOCK_PARTS, META_NAMES
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 
 MAX_CONTEXT = 2048

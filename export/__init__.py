@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.backends.base import Exporter
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import (
     ArtifactError,
     MissingComponentError,
     UnknownNameError,
     UsageError,
 )
-from llama_edge.core.types import KVCacheDtype
 
 
 def _executorch() -> Exporter:

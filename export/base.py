@@ -4,22 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from llama_edge.core.errors import ConfigError, UsageError
-from llama_edge.core.graph_operator import GraphOperator
-from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
-from llama_edge.core.runner_values import RunnerValue
-from llama_edge.core.types import (
+from llama_edge.core.artifact import (
     Artifact,
     Interface,
     KVCacheDtype,
     Placement,
     PrefillLengths,
-    QuantizedCheckpoint,
-    QuantizedWeights,
-    Recipe,
     StoredBytes,
 )
+from llama_edge.core.errors import ConfigError, UsageError
+from llama_edge.core.graph_operator import GraphOperator
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.recipe import Recipe
+from llama_edge.core.runner_values import RunnerValue
 
 #: A float32 cache of this many tokens takes 94 MB in SmolLM2 and 470 MB in Llama 3.2 3B.
 DEFAULT_CONTEXT: Final = 2048

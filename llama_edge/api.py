@@ -24,9 +24,10 @@ from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.examination import Diagnosis
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust, load_public_key
+from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import Progress, SilentProgress
-from llama_edge.core.types import Device, KVCacheDtype, PrefillLengths
+from llama_edge.core.recipe import Device
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.gate.gate import GateOutcome
 from llama_edge.generate.chat import Chat

@@ -5,8 +5,15 @@ from dataclasses import replace
 from typing import Final
 
 from llama_edge.core.errors import UnknownNameError
-from llama_edge.core.given_codes import META_QAT, META_SPINQUANT
-from llama_edge.core.types import Recipe, Rotation, RotationLearning, Rounding, Scales
+from llama_edge.core.recipe import (
+    META_QAT,
+    META_SPINQUANT,
+    Recipe,
+    Rotation,
+    RotationLearning,
+    Rounding,
+    Scales,
+)
 
 W4A8_RTN: Final = Recipe(
     name="w4a8-rtn",

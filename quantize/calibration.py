@@ -13,10 +13,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import CalibrationRecord, Checkpoint
+from llama_edge.core.quantized import CalibrationRecord
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS

@@ -15,9 +15,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, QuantizeError
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
+from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.quantize.cayley import cayley_step, nearest_orthogonal
 from llama_edge.quantize.rotate import RotationMatrices
 from llama_edge.quantize.rotation_state import (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llama_edge.core.mixed_precision import MixedPrecision
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.quantized import MixedPrecision
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import network_of
 from llama_edge.models.weights import block_linear_names

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Checkpoint, Rotation, Weights
+from llama_edge.core.recipe import Rotation
 from llama_edge.models.blocks import (
     Add,
     Attention,

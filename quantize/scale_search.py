@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.types import Scales
+from llama_edge.core.recipe import Scales
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.quantize.groupwise import check_scales, choose_scales
 

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import KVCache, Reference

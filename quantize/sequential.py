@@ -17,8 +17,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import ActivationQuantization, Checkpoint
 from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.models.blocks import Linear
 from llama_edge.models.network import COS, SIN, Network, Node

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding, Weights
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import (
     TABLES,
     Layout,

@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llama_edge.core.types import ActivationQuantization, Checkpoint, Weights
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.models.blocks import rms_norm
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import FullPrecisionSource

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llama_edge.core.types import Device
+from llama_edge.core.recipe import Device
 from llama_edge.quantize.learned_rotations import LearningPlace
 
 _ROTATIONS_FILE: Final = "rotations.safetensors"

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from llama_edge.core import errors
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import LlamaEdgeError, RuntimeCrashError, SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -29,7 +30,6 @@ from llama_edge.core.session import (
     FloatArray,
     OperatorTrace,
 )
-from llama_edge.core.types import Artifact
 from llama_edge.runtimes.speed import SpeedPlan, SpeedReading
 
 #: What a report shows of a dead child's output.

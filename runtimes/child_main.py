@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
-from llama_edge.core.types import Artifact
 from llama_edge.runtimes.machine import peak_rss_bytes
 from llama_edge.runtimes.speed import SpeedPlan, time_session
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -18,7 +19,6 @@ from llama_edge.core.session import (
     OperatorTrace,
     check_tokens,
 )
-from llama_edge.core.types import Artifact
 from llama_edge.formats.pte_stacks import stacked_rows
 from llama_edge.models.network import STACK, network_of
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool

@@ -20,9 +20,9 @@ from executorch.exir import schema
 from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
 from executorch.exir.scalar_type import ScalarType
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Artifact
 from llama_edge.formats.pte import PteFile, align, encode_program
 from llama_edge.formats.pte_stacks import STACK_JOINT
 from llama_edge.models.blocks import Add, Attention, Hadamard, RMSNorm, SwiGLU

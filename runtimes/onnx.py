@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -24,7 +25,6 @@ from llama_edge.core.session import (
     Session,
     check_tokens,
 )
-from llama_edge.core.types import Artifact
 from llama_edge.models.blocks import Add, Attention, Hadamard, HeadNorm, RMSNorm, SwiGLU
 from llama_edge.models.network import STACK, Network, network_of, product_name
 from llama_edge.models.value_names import attention_value, hidden_value

@@ -21,7 +21,7 @@ from llama_edge.checkpoints.huggingface import ARCHITECTURES
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES, META_BLOCK_PARTS, META_NAMES
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import weight_shapes

@@ -21,18 +21,12 @@ from llama_edge.bundle.manifest import (
 )
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
+from llama_edge.core.artifact import Artifact, Interface, Placement, TensorSpec
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    Artifact,
-    CalibrationRecord,
-    Checkpoint,
-    Interface,
-    Placement,
-    QuantizedCheckpoint,
-    TensorSpec,
-    TextAssets,
-)
+from llama_edge.core.quantized import CalibrationRecord, QuantizedCheckpoint
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN

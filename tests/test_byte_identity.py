@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from tests.byte_identity import hashes
 
 #: Made by `python -m tests.byte_identity` with the debug model's folder; see there.

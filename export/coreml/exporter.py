@@ -16,22 +16,22 @@ from llama_edge.backends.coreml.reader import (
 )
 from llama_edge.backends.coreml.runner import read_runner_values
 from llama_edge.backends.coreml.storage import read_storage
-from llama_edge.core.errors import ConfigError, UsageError
-from llama_edge.core.files import require_free_space
-from llama_edge.core.graph_operator import GraphOperator
-from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
-from llama_edge.core.runner_values import RunnerValue
-from llama_edge.core.types import (
+from llama_edge.core.artifact import (
     Artifact,
     Interface,
     KVCacheDtype,
     Placement,
     PrefillLengths,
-    QuantizedCheckpoint,
-    Recipe,
     StoredBytes,
 )
+from llama_edge.core.errors import ConfigError, UsageError
+from llama_edge.core.files import require_free_space
+from llama_edge.core.graph_operator import GraphOperator
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE
 

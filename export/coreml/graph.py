@@ -25,7 +25,7 @@ from llama_edge.core.errors import ExportError
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import QuantizedWeights
+from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 
 #: Added to the scores of tokens that must not be seen; an infinity would make NaN of `0 * inf`.

@@ -30,10 +30,11 @@ from llama_edge.backends.coreml.package import (
     named_function,
     require_same_weights,
 )
+from llama_edge.core.artifact import PrefillLengths
 from llama_edge.core.errors import ExportError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.models.blocks import (
     Add,
     Attention,

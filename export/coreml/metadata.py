@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from llama_edge.core.artifact import PrefillLengths
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import PrefillLengths, QuantizedCheckpoint, TextAssets
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import build_text_contract
 
 FORMAT_VERSION: Final = 1

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED
+from llama_edge.core.artifact import Interface, KVCacheDtype, Placement, TensorSpec
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.types import Interface, KVCacheDtype, Placement, TensorSpec
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor, element_type
 
 _CONSTANTS: Final = frozenset({"const", CODED})

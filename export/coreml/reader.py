@@ -12,9 +12,9 @@ from torch import Tensor
 from llama_edge.backends.coreml.metadata import read_metadata, text_contract_sha256
 from llama_edge.backends.coreml.package import CODED, PACKAGE, mil_name, package_files
 from llama_edge.backends.coreml.program import read_cache_dtype
+from llama_edge.core.artifact import ActivationQuantization, Artifact
 from llama_edge.core.errors import ArtifactError, CheckFailedError, QuantizeError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import ActivationQuantization, Artifact
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
-from llama_edge.core.types import StoredBytes
+from llama_edge.core.artifact import StoredBytes
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.models.weight_names import HEAD_ROTATION

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 from executorch.exir.scalar_type import ScalarType
 
 from llama_edge.backends.executorch.program import PlanBuilder
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import KVCacheDtype
 
 FLOAT_OPERATOR: Final = "llama::custom_sdpa"
 INT8_OPERATOR: Final = "llama::custom_quantized_sdpa"
@@ -69,7 +69,7 @@ def make_attention(
 ) -> Attention:
     """The instructions for caches of `dtype` that hold `max_context` tokens."""
     tensors = _Tensors(plan, config, positions, max_context, max_prefill)
-    if dtype is KVCacheDtype.INT8:
+    if dtype.rotates_heads:
         return Int8Attention(tensors)
     return FloatAttention(tensors)
 

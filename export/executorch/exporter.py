@@ -11,23 +11,23 @@ from llama_edge.backends.executorch.operators import read_operators
 from llama_edge.backends.executorch.placement import read_placement
 from llama_edge.backends.executorch.reader import PteWeights, read_artifact
 from llama_edge.backends.executorch.runner import read_runner_values
-from llama_edge.core.errors import ArtifactError, ConfigError, ExportError, UsageError
-from llama_edge.core.graph_operator import GraphOperator
-from llama_edge.core.hadamard import has_hadamard
-from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
-from llama_edge.core.runner_values import RunnerValue
-from llama_edge.core.types import (
+from llama_edge.core.artifact import (
     ActivationQuantization,
     Artifact,
     Interface,
     KVCacheDtype,
     Placement,
-    QuantizedCheckpoint,
-    Recipe,
     StoredBytes,
     TensorSpec,
 )
+from llama_edge.core.errors import ArtifactError, ConfigError, ExportError, UsageError
+from llama_edge.core.graph_operator import GraphOperator
+from llama_edge.core.hadamard import has_hadamard
+from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Progress
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe
+from llama_edge.core.runner_values import RunnerValue
 from llama_edge.formats.pte import PteFile
 
 _XNNPACK_GROUP = 32
@@ -58,7 +58,8 @@ class ExecuTorchExporter:
                 "--kv-cache float16 belongs to Core ML; XNNPACK's .pte keeps keys and values in "
                 "float32 or int8"
             )
-        if options.kv_cache is KVCacheDtype.INT8 and not has_hadamard(config.head_dim):
+        rotates = options.kv_cache is not None and options.kv_cache.rotates_heads
+        if rotates and not has_hadamard(config.head_dim):
             raise ConfigError(
                 f"config: head_dim is {config.head_dim}; an int8 KV cache turns heads by a "
                 "Hadamard matrix, and none of this order is known here: choose --kv-cache float32"
@@ -170,5 +171,5 @@ def _cache_layout(artifact: Artifact) -> str:
     scales = " with a float32 scale and an int8 zero point per token and head; keys turned by R3"
     return (
         f"inside the method: {config.num_hidden_layers} layers of keys and values, {dtype.value} "
-        f"{rows}{scales if dtype is KVCacheDtype.INT8 else ''}"
+        f"{rows}{scales if dtype.rotates_heads else ''}"
     )

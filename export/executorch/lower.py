@@ -13,11 +13,12 @@ from llama_edge.backends.executorch.attention import Positions, make_attention
 from llama_edge.backends.executorch.blocks import BlockBuilder
 from llama_edge.backends.executorch.program import PlanBuilder, constant_method
 from llama_edge.backends.executorch.weights import CODES, SCALES, StoredData, WeightStore
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.files import canonical_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import Segment, SegmentAlias, write_pte
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
@@ -213,7 +214,7 @@ def lower_to_pte(
         config=config,
         store=store,
         max_tokens=max_prefill,
-        rotates_heads=kv_cache is KVCacheDtype.INT8,
+        rotates_heads=kv_cache.rotates_heads,
     )
     progress.start("lower (executorch)", config.num_hidden_layers + 2)
     payloads = []

@@ -16,8 +16,8 @@ from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
 from llama_edge.backends.executorch.reader import read_description
 from llama_edge.backends.executorch.weights import CODES
+from llama_edge.core.artifact import Placement
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.types import Placement
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT
 from llama_edge.formats.quantized_checkpoint import quantized_names

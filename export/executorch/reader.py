@@ -11,10 +11,11 @@ from torch import Tensor
 from llama_edge.backends.executorch.attention import INT8_OPERATOR
 from llama_edge.backends.executorch.lower import CONFIG_METHOD
 from llama_edge.backends.executorch.weights import CODES, SCALES
+from llama_edge.core.artifact import ActivationQuantization, Artifact, KVCacheDtype
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
-from llama_edge.core.types import ActivationQuantization, Artifact, KVCacheDtype, Recipe
+from llama_edge.core.recipe import Recipe
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names

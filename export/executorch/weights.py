@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_edge.backends.executorch.xnnpack_graph import FilterKeys
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows, pack_uint4
-from llama_edge.core.types import QuantizedWeights
+from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.formats.pte_stacks import STACK_JOINT, stacked_rows
 from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape
 from llama_edge.models.weight_names import (

@@ -10,7 +10,7 @@ from llama_edge.backends.onnx.external_data import MODEL_FILE
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import read_json_object, write_json
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 
 CONFIG_FILE: Final = "genai_config.json"
 

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 
 from llama_edge.backends.onnx.external_data import ExternalDataWriter
 from llama_edge.backends.onnx.metadata import ACTIVATIONS
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_uint4
-from llama_edge.core.types import ActivationQuantization
 from llama_edge.models.blocks import NOT_COMPUTED, OutputRows
 
 MICROSOFT: Final = "com.microsoft"

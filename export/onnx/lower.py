@@ -14,7 +14,7 @@ from llama_edge.core.errors import ExportError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import concatenate_rows
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.models.blocks import (
     Add,
     Attention,

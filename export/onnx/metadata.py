@@ -8,9 +8,9 @@ from typing import Final
 
 import onnx
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import ArtifactError, ConfigError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import ActivationQuantization
 
 FORMAT_VERSION: Final = 1
 _CONFIG_KEY: Final = "llama_edge.config"

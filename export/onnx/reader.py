@@ -16,9 +16,9 @@ from llama_edge.backends.onnx.external_data import (
 from llama_edge.backends.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
 from llama_edge.backends.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
 from llama_edge.backends.onnx.metadata import read_metadata
+from llama_edge.core.artifact import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
-from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
 from llama_edge.models.network import network_of, product_name
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD

@@ -16,9 +16,9 @@ from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, open_bundle
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Artifact
 from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.phone.adb import Phone, RunnerReport
 from llama_edge.runtimes.child import ChildRuntime, ChildSession

@@ -31,7 +31,7 @@ from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.bundle.signing import check_signature
 from llama_edge.bundle.text_files import check_end_token_files
 from llama_edge.core.errors import ConfigError, TokenizerError
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import TextContract, rebuild_text_contract
 from llama_edge.text.text_assets import TOKENIZER_FILE, read_text_assets
 from llama_edge.text.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ from typing import Any, Final
 from llama_edge.bundle.contract import check_end_tokens
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE, ArtifactInterface, Manifest, TensorEntry
+from llama_edge.core.artifact import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
-from llama_edge.core.types import Artifact, Interface, Placement, TensorSpec
 from llama_edge.formats.quantized_checkpoint import Layout, quantized_names
 
 #: What is wrong when a value of the runner is not the promised one.

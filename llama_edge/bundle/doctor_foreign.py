@@ -20,7 +20,7 @@ from llama_edge.bundle.text_files import (
 from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,

@@ -9,7 +9,7 @@ from typing import Any
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.core.errors import LlamaEdgeError, TokenizerError
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
 from llama_edge.text.text_assets import TOKENIZER_CONFIG_FILE
 from llama_edge.text.tokenizer import Tokenizer

@@ -25,7 +25,7 @@ from llama_edge.core.errors import ArtifactError, CheckFailedError
 from llama_edge.core.files import file_sha256, read_json_object, write_json
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import QuantizedWeights
+from llama_edge.core.quantized import QuantizedWeights
 
 PARITY_FILE: Final = "parity.json"
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.types import Checkpoint, Rounding
+from llama_edge.core.recipe import Rounding
 
 
 def load_full_precision(manifest: Manifest, against: str | None) -> Checkpoint | None:

@@ -17,16 +17,10 @@ from typing import Any, Final
 import jsonschema
 
 from llama_edge.bundle.finding_codes import BreachError, ContractFinding
-from llama_edge.core.given_codes import ScaleRounding
-from llama_edge.core.mixed_precision import MixedPrecision
+from llama_edge.core.artifact import Interface, Placement, TensorSpec
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import (
-    CalibrationRecord,
-    Interface,
-    Placement,
-    Recipe,
-    TensorSpec,
-)
+from llama_edge.core.quantized import CalibrationRecord, MixedPrecision, ScaleRounding
+from llama_edge.core.recipe import Recipe
 from llama_edge.text.contract import GoldenChat, GoldenTokens, TextContract
 
 MANIFEST_FILE: Final = "manifest.json"

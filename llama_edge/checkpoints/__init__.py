@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_path
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Checkpoint
 
 __all__ = [
     "BUILTIN_MODELS",

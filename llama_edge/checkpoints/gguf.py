@@ -14,9 +14,10 @@ from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_toke
 from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError, TokenizerError
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Checkpoint, TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 from llama_edge.models.weight_names import block_weight
 from llama_edge.text.text_assets import end_token_ids

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights
 from llama_edge.checkpoints.json_fields import Fields
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.text.text_assets import read_text_assets
 

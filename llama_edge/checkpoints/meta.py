@@ -17,11 +17,11 @@ from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.meta_file import FLOATS, load_shard, shard_paths
 from llama_edge.checkpoints.meta_quantized import MetaCodes, QuantizedMetaTensors, read_scheme
 from llama_edge.checkpoints.tiktoken import read_tiktoken
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.files import read_json_object
 from llama_edge.core.hadamard import hadamard_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
 PARAMS_FILE: Final = "params.json"

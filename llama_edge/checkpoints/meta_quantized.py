@@ -23,10 +23,10 @@ from llama_edge.checkpoints.base import unpermute_heads
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.meta_file import canonical_name
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.given_codes import META_QAT, META_SPINQUANT
 from llama_edge.core.hadamard import hadamard_factors, walsh_hadamard_order
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import MAX_SCALE, MIN_SCALE, QuantizedTensor
+from llama_edge.core.recipe import META_QAT, META_SPINQUANT
 from llama_edge.formats.quantized_checkpoint import TABLES, matrix_shape, quantized_names
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 

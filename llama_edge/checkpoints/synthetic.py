@@ -23,7 +23,7 @@ from llama_edge.checkpoints.synthetic_text import synthetic_text
 from llama_edge.core.files import require_free_space, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.formats.quantized_checkpoint import write_safetensors
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.text_assets import write_text_assets

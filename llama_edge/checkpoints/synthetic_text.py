@@ -11,7 +11,7 @@ from typing import Final
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
 from llama_edge.checkpoints.tiktoken import LLAMA3_BEGIN, LLAMA3_SPECIALS, LLAMA3_TEMPLATE
 from llama_edge.core.errors import ConfigError
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import end_token_ids
 
 #: How English uses its letters, the most frequent first: what gets the longer tokens.

@@ -7,7 +7,7 @@ from typing import Final
 
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import end_token_ids
 
 _MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB

@@ -15,7 +15,8 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
-from llama_edge.core.types import Device, KVCacheDtype, PrefillLengths
+from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
+from llama_edge.core.recipe import Device
 from llama_edge.quantize import DEFAULT_RECIPE
 
 Model = Annotated[

@@ -10,8 +10,8 @@ import typer
 
 from llama_edge.backends import TARGETS
 from llama_edge.cli.console import JsonOption, print_json, print_next, print_table
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.core.types import KVCacheDtype
 from llama_edge.plan.devices import DEVICES
 from llama_edge.plan.estimate import DECODE_BAND, DEFAULT_PROMPT, RSS_BAND, SIZE_BAND
 from llama_edge.plan.host import CPU_BAND, MEMORY_BAND

@@ -9,9 +9,9 @@ from typing import Any
 from llama_edge.backends import Format, get_format
 from llama_edge.bundle.folder import Bundle
 from llama_edge.cli.console import print_next, print_table
-from llama_edge.core.cache_rows import bytes_per_token
-from llama_edge.core.given_codes import ScaleRounding
-from llama_edge.core.types import FULL_PRECISION, KVCacheDtype
+from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.checkpoint import FULL_PRECISION
+from llama_edge.core.quantized import ScaleRounding
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.gate import GateOutcome
 from llama_edge.plan.plan import expected
@@ -78,7 +78,7 @@ def _placement(bundle: Bundle) -> str:
 
 def _context(bundle: Bundle) -> str:
     artifact = bundle.manifest.artifact
-    per_token = bytes_per_token(bundle.manifest.model.config, KVCacheDtype(artifact.kv_cache))
+    per_token = KVCacheDtype(artifact.kv_cache).bytes_per_token(bundle.manifest.model.config)
     return (
         f"{artifact.max_context} tokens; KV cache {artifact.kv_cache}, {per_token / 2**10:.1f} KiB "
         f"a token, {per_token * artifact.max_context / 2**20:.1f} MiB in all"

@@ -10,27 +10,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import KVCacheDtype
-
 _LOW: Final = -128
 _HIGH: Final = 127
 #: ExecuTorch takes no smaller step (float32, as there).
 _SMALLEST_STEP: Final = torch.tensor(6.1e-5).double().item()
-
-
-#: of a row's step and zero point
-_PARAMETER_BYTES: Final = 4 + 1
-
-
-def bytes_per_token(config: ModelConfig, dtype: KVCacheDtype) -> int:
-    """What one token takes in the caches of all layers."""
-    row = {
-        KVCacheDtype.FLOAT32: 4 * config.head_dim,
-        KVCacheDtype.FLOAT16: 2 * config.head_dim,
-        KVCacheDtype.INT8: config.head_dim + _PARAMETER_BYTES,
-    }
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * row[dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import SessionError
-from llama_edge.core.types import Artifact
 
 FloatArray = NDArray[np.float32]
 

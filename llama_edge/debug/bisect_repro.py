@@ -13,7 +13,7 @@ from llama_edge.backends import get_exporter
 from llama_edge.core.files import write_json
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import KVCacheDtype, QuantizedWeights
+from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.debug.bisect import (
     Bisection,
     ConstantFinding,
@@ -184,7 +184,7 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
     if place.operator == "rope":
         cos, sin = rope_tables(config, 0, len(compared.expected))
         tables = {"cos": cos, "sin": sin}
-        if found.artifact.kv_cache is KVCacheDtype.INT8:
+        if found.artifact.kv_cache.rotates_heads:
             tables["rotation"] = hadamard(config.head_dim).T.contiguous()
         return tables
     if place.operator == "down_rotation" and config.down_proj_rotation is not None:

@@ -12,17 +12,14 @@ from llama_edge.bundle.folder import is_bundle, read_manifest
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.manifest import Manifest, TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ArtifactError, QuantizeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Checkpoint,
-    QuantizedWeights,
-    Rounding,
-    Scales,
-)
+from llama_edge.core.quantized import QuantizedWeights
+from llama_edge.core.recipe import Rounding, Scales
 from llama_edge.debug.matrix_difference import MatrixDifference
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,

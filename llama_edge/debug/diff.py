@@ -17,7 +17,7 @@ from llama_edge.bundle.folder import is_bundle
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.debug.diff_sides import Side, open_side
 from llama_edge.debug.matrix_difference import MatrixDifference
 from llama_edge.text.text_assets import TOKENIZER_FILE, parse_tokenizer

@@ -9,9 +9,9 @@ from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.meta import PARAMS_FILE
+from llama_edge.core.artifact import Artifact, Interface, Placement, StoredBytes
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Artifact, Interface, Placement, StoredBytes
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.gate.block_errors import BROKEN, Errors, explain_rows, relative_errors
 from llama_edge.gate.rounding import Flips, RowRun, distance_to, with_flips
 from llama_edge.models.blocks import (
@@ -221,7 +221,7 @@ class _Piece:
         x = self.values[source]
         cos, sin = rope_tables(self.model.config, 0, len(x))
         heads = node.block(x, cos, sin)
-        if self.model.kv_cache is KVCacheDtype.INT8:
+        if self.model.kv_cache.rotates_heads:
             heads = heads @ hadamard(self.model.config.head_dim).T
         made = self._comparison(node, _join(heads), [source])
         yield from self._made(node, replace(made, name="rope"))
@@ -249,7 +249,7 @@ class _Piece:
         head_dim = self.model.config.head_dim
         heads = [split_heads(self.values[name], head_dim) for name in inputs]
         limit = ROW_LIMIT
-        if self.model.kv_cache is KVCacheDtype.INT8:
+        if self.model.kv_cache.rotates_heads:
             heads = [quantize_rows(part).dequantize() for part in heads]
             limit = INT8_CACHE_LIMIT
         made = self._comparison(node, attention(*heads), inputs)

@@ -12,10 +12,12 @@ from llama_edge.bundle.folder import is_bundle, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
+from llama_edge.core.artifact import Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, TextError, UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
-from llama_edge.core.types import Artifact, Checkpoint, TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.evaluate.report import (
     TOTAL,
     EvalReport,

@@ -24,7 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from llama_edge.core.errors import TextError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.evaluate.task_score import TaskScore
 from llama_edge.evaluate.windows import PIECE, SEED
 from llama_edge.gate.metrics import negative_log_likelihood

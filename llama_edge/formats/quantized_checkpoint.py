@@ -18,16 +18,16 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
 from llama_edge.core.files import canonical_json, read_json_object, write_json
-from llama_edge.core.given_codes import ScaleRounding
-from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
-from llama_edge.core.types import (
+from llama_edge.core.quantized import (
     CalibrationRecord,
+    MixedPrecision,
     QuantizedCheckpoint,
-    Recipe,
-    TextAssets,
+    ScaleRounding,
 )
+from llama_edge.core.recipe import Recipe
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.network import network_of
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import block_linear_names, float_shapes

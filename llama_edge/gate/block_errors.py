@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.core.types import ActivationQuantization
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.gate.rounding import (
     Distance,
     Flips,

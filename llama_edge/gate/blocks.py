@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import BlockTrace, FloatArray
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.gate.block_errors import (
     Errors,
     RowErrors,
@@ -194,7 +194,7 @@ def _attention(
 ) -> Iterator[RowErrors]:
     for trace in traces:
         entering, found = _tensor(trace.hidden[layer]), _tensor(trace.attention[layer])
-        if model.kv_cache is KVCacheDtype.INT8:
+        if model.kv_cache.rotates_heads:
             rows = unpack_rows(_tensor(trace.cache_rows[layer]))
             yield int8_attention_errors(model, layer, entering, rows, found, limit)
         else:
@@ -228,7 +228,7 @@ def _require_shapes(reference: Reference, trace: BlockTrace) -> None:
         "cache": ([array.shape for array in trace.cache_rows], (tokens, rows, config.head_dim + 2)),
         "logits": ([trace.logits.shape], (len(trace.calls), config.vocab_size)),
     }
-    cached = layers if reference.kv_cache is KVCacheDtype.INT8 else 0
+    cached = layers if reference.kv_cache.rotates_heads else 0
     counts = {"hidden": layers + 1, "attention": layers, "cache": cached, "logits": 1}
     for name, (found, shape) in expected.items():
         if found != [shape] * counts[name] or sum(trace.calls) != tokens:

@@ -6,9 +6,9 @@ from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import compare_tensors, list_tensors, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import KVCacheDtype
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.text.text_assets import read_text_assets
 

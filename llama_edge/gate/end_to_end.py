@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import FULL_PRECISION
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, Session
-from llama_edge.core.types import FULL_PRECISION
 from llama_edge.gate.metrics import Comparison, compare, concatenate
 from llama_edge.gate.prompts import Prompt
 from llama_edge.gate.teacher import Variant, final_hidden, with_source

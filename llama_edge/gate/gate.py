@@ -4,18 +4,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from llama_edge.bundle.contract import check_contract, check_end_tokens
+from llama_edge.core.artifact import Artifact, KVCacheDtype
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.core.quantized import QuantizedWeights
+from llama_edge.core.recipe import Recipe
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.types import (
-    Artifact,
-    Checkpoint,
-    KVCacheDtype,
-    QuantizedWeights,
-    Recipe,
-    TextAssets,
-)
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.gate.blocks import BlocksReport, check_blocks
 from llama_edge.gate.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.gate.findings import Finding, rounded

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_edge.core.types import ActivationQuantization, Recipe
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.recipe import Recipe
 from llama_edge.gate.blocks import BlocksReport
 from llama_edge.gate.end_to_end import EndToEnd, PromptMeasurement
 from llama_edge.gate.findings import Finding, report_json

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llama_edge.core.types import ActivationQuantization
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.models.reference import ACTIVATION_BLOCK, Reference
 
 #: How near to a border, in steps, a value must lie for either code to be right, and how many

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.gate.teacher import with_source
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource

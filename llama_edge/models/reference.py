@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization, KVCacheDtype
 from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.models.blocks import (
     HeadNorm,
     Linear,
@@ -162,7 +162,7 @@ class Reference:
         if isinstance(node.block, Rotation):
             return self._linear(inputs[0], node)
         out: Tensor = node.block(*inputs)
-        if isinstance(node.block, Rope) and self.kv_cache is KVCacheDtype.INT8:
+        if isinstance(node.block, Rope) and self.kv_cache.rotates_heads:
             return out @ hadamard(node.block.head_dim).T
         return out
 
@@ -197,7 +197,7 @@ class Reference:
 
     def _kept(self, x: Tensor) -> Tensor:
         """A row as attention finds it in the cache."""
-        return quantize_rows(x).dequantize() if self.kv_cache is KVCacheDtype.INT8 else x
+        return quantize_rows(x).dequantize() if self.kv_cache.rotates_heads else x
 
     def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:
         """QKV, RoPE and attention (T, Q); appends this layer's keys and values to the cache."""

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Weights
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import QuantizedWeights, Weights
+from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.models.weight_names import EMBEDDING, HEAD_ROTATION, LM_HEAD
 
 

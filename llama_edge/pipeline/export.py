@@ -15,6 +15,8 @@ from llama_edge.bundle.folder import (
     write_manifest,
 )
 from llama_edge.bundle.manifest import Manifest, Model, TensorEntry, Verdict
+from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, OutputError
 from llama_edge.core.files import (
     output_folder,
@@ -24,13 +26,8 @@ from llama_edge.core.files import (
     write_json,
 )
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import (
-    Checkpoint,
-    Device,
-    KVCacheDtype,
-    QuantizedCheckpoint,
-    Recipe,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Device, Recipe
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context

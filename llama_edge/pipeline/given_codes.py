@@ -7,11 +7,12 @@ import torch
 
 from llama_edge.bundle.folder import compare_tensors, list_tensors
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
-from llama_edge.core.given_codes import GivenCodes, ScaleRounding
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.quantized import GivenCodes, QuantizedCheckpoint, ScaleRounding
+from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import (
     Layout,
     QuantizedEntry,

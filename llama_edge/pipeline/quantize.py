@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.files import output_folder, require_free_space, require_place
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Device, Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.names import short_name

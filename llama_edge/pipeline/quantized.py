@@ -22,10 +22,12 @@ import llama_edge.formats
 import llama_edge.models
 import llama_edge.quantize
 import llama_edge.text
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import OutputError, UsageError
 from llama_edge.core.files import canonical_json, output_folder
 from llama_edge.core.progress import Progress
-from llama_edge.core.types import Checkpoint, Device, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Device, Recipe, Rounding
 from llama_edge.core.unfinished import unfinished_folder
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import keep_codes

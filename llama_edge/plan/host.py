@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Recipe, Rounding
+from llama_edge.core.recipe import Recipe, Rounding
 
 #: Tokens that the gate runs, prompts and what is decoded behind them, of SmolLM2's tokenizer.
 GATE_TOKENS: Final = 1420

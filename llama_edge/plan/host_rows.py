@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Recipe
+from llama_edge.core.recipe import Recipe
 from llama_edge.plan.host import GATE_TOKENS, HostCost, host_cost
 from llama_edge.plan.sizes import artifact_size
 

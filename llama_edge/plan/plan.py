@@ -10,10 +10,11 @@ from llama_edge.backends import TARGETS, Target, get_target
 from llama_edge.backends.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.bundle.folder import PARITY_FILE, Bundle
 from llama_edge.checkpoints import load_config
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import ConfigError, UnknownNameError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.core.types import KVCacheDtype, Recipe, Rounding
+from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.plan.devices import DEVICES, Device, get_device
 from llama_edge.plan.estimate import DEFAULT_PROMPT, Estimate, Workload, estimate
 from llama_edge.plan.host import HostCost, host_cost

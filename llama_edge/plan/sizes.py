@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import Recipe
+from llama_edge.core.recipe import Recipe
 from llama_edge.models.network import network_of
 from llama_edge.models.weights import block_linear_shapes
 from llama_edge.plan.estimate import ArtifactSize

@@ -2,21 +2,12 @@
 
 from dataclasses import replace
 
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import KVCacheDtype, Recipe, Rotation, Rounding
+from llama_edge.core.recipe import Recipe, Rotation, Rounding
 from llama_edge.models.weights import block_linear_shapes
 from llama_edge.plan.estimate import Workload
 from llama_edge.plan.sizes import artifact_size
-
-#: Bytes of a cached number, and of what an int8 row has beside it (`core.cache_rows`).
-_WIDTHS = {KVCacheDtype.FLOAT32: (4, 0), KVCacheDtype.FLOAT16: (2, 0), KVCacheDtype.INT8: (1, 5)}
-
-
-def kv_bytes_per_token(config: ModelConfig, dtype: KVCacheDtype) -> int:
-    """`core.cache_rows.bytes_per_token`, which needs torch."""
-    width, beside = _WIDTHS[dtype]
-    rows = 2 * config.num_hidden_layers * config.num_key_value_heads
-    return rows * (width * config.head_dim + beside)
 
 
 def quantized_config(config: ModelConfig, recipe: Recipe) -> ModelConfig:
@@ -57,7 +48,7 @@ def bundle_workload(
     return Workload(
         config=config,
         size=artifact_size(config, recipe, backend, context),
-        kv_bytes_per_token=kv_bytes_per_token(config, kv_cache),
+        kv_bytes_per_token=kv_cache.bytes_per_token(config),
         int8_macs=linears * layers if is_int8 else 0,
         float_macs=rotations * layers + (0 if is_int8 else linears * layers),
         head_macs=head,

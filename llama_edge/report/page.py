@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from llama_edge.backends import TARGETS
 from llama_edge.bundle.manifest import Manifest, TensorEntry
-from llama_edge.core.cache_rows import bytes_per_token
-from llama_edge.core.types import KVCacheDtype
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.gate.samples import MAX_NEW_TOKENS
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.measured import read_measurements
@@ -78,7 +77,7 @@ def _widths(manifest: Manifest) -> str:
 
 def _cache_bytes(manifest: Manifest) -> int:
     kind = KVCacheDtype(manifest.artifact.kv_cache)
-    return int(bytes_per_token(manifest.model.config, kind) * manifest.artifact.max_context)
+    return int(kind.bytes_per_token(manifest.model.config) * manifest.artifact.max_context)
 
 
 def _tensor_bytes(entry: TensorEntry) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.tokenizer import Tokenizer
 
 #: Llama 3.2's eight languages (BCP 47), with what tokenizers get wrong: digits, case, accents both

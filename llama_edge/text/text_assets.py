@@ -10,7 +10,7 @@ import tokenizers
 
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.files import read_json_object, write_json
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.tokenizer_trial import require_harmless
 
 TOKENIZER_FILE: Final = "tokenizer.json"

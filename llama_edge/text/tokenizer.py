@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import REFERENCE_DATE, ChatTemplate
 from llama_edge.text.text_assets import main_end_token, parse_tokenizer
 

@@ -13,9 +13,9 @@ import coremltools as ct
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.session import BlockTrace, OperatorTrace
-from llama_edge.core.types import Artifact
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.functions import TOKENS, fixed_lengths
 from llama_edge.runtimes.coreml.session import LOGITS, CoreMLSession, package_folder

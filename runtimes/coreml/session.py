@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -20,7 +21,6 @@ from llama_edge.core.session import (
     OperatorTrace,
     check_tokens,
 )
-from llama_edge.core.types import Artifact
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.models.blocks import (
     Add,

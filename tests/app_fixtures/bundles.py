@@ -16,7 +16,8 @@ from llama_edge.bundle.manifest import (
     TensorEntry,
     Verdict,
 )
-from llama_edge.core.types import Interface, Placement, TensorSpec, TextAssets
+from llama_edge.core.artifact import Interface, Placement, TensorSpec
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets

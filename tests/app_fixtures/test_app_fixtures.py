@@ -17,7 +17,7 @@ from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.finding_codes import finding_codes
 from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog import trim_dialog
 from llama_edge.text.stop_filter import StopFilter

@@ -4,7 +4,7 @@ from typing import Final
 
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
-from llama_edge.core.types import TextAssets
+from llama_edge.core.text_assets import TextAssets
 from tests.conftest import debug_text
 
 #: The turns of Llama 3 and nothing else.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llama_edge.bundle.contract import check_contract, check_end_tokens, first_difference
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.text.contract import build_text_contract
 
 TEMPLATE = "tokenizer_config.json: chat_template"

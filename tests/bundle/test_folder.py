@@ -16,7 +16,7 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest
 from llama_edge.core.errors import ArtifactError, CheckFailedError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 
 
 @pytest.fixture

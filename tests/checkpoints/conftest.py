@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from tests.checkpoint_writers import write_huggingface
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from llama_edge.checkpoints import builtin, load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError
-from llama_edge.core.types import Checkpoint
 
 
 def test_smollm2_is_what_its_card_says(smollm2: Checkpoint) -> None:

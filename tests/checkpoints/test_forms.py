@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from llama_edge.checkpoints import FORMS, checkpoint_form, load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.checkpoint_writers import (

@@ -14,8 +14,8 @@ from torch import Tensor
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.gguf import load_gguf
 from llama_edge.checkpoints.gguf_file import GgufFile
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError, LlamaEdgeError, TokenizerError
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import random_weights, write_gguf

@@ -17,8 +17,8 @@ from llama_edge.checkpoints import load_checkpoint, load_config
 from llama_edge.checkpoints.gguf import canonical_name
 from llama_edge.checkpoints.gguf_file import GgufFile
 from llama_edge.checkpoints.gguf_parts import open_gguf
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.stage import hash_weights
 from tests.checkpoint_writers import random_weights, write_gguf

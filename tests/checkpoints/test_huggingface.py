@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError, LlamaEdgeError, TokenizerError
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.checkpoint_writers import shard_huggingface
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from llama_edge.checkpoints.meta import load_meta
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.types import Checkpoint
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource

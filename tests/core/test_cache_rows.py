@@ -9,10 +9,10 @@ import torch
 from executorch.kernels import quantized as _quantized_operators  # noqa: F401
 from torch import Tensor
 
-from llama_edge.core.cache_rows import bytes_per_token, quantize_rows, row_parameters
+from llama_edge.core.artifact import ActivationQuantization, KVCacheDtype
+from llama_edge.core.cache_rows import quantize_rows, row_parameters
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype
 from llama_edge.models.blocks import apply_rope
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.rope import rope_tables
@@ -59,9 +59,9 @@ def test_parameters_are_what_is_rounded() -> None:
 
 def test_bytes_of_a_token() -> None:
     # 2 layers, 2 key/value heads of 16, keys and values
-    assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.FLOAT32) == 2 * 2 * 2 * 64
-    assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.FLOAT16) == 2 * 2 * 2 * 32
-    assert bytes_per_token(DEBUG_CONFIG, KVCacheDtype.INT8) == 2 * 2 * 2 * 21
+    assert KVCacheDtype.FLOAT32.bytes_per_token(DEBUG_CONFIG) == 2 * 2 * 2 * 64
+    assert KVCacheDtype.FLOAT16.bytes_per_token(DEBUG_CONFIG) == 2 * 2 * 2 * 32
+    assert KVCacheDtype.INT8.bytes_per_token(DEBUG_CONFIG) == 2 * 2 * 2 * 21
 
 
 def model(kv_cache: KVCacheDtype, config: ModelConfig = DEBUG_CONFIG) -> Reference:

@@ -5,7 +5,7 @@ import pytest
 
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Recipe, Rotation, RotationLearning, Rounding
+from llama_edge.core.recipe import Recipe, Rotation, RotationLearning, Rounding
 from tests.conftest import DEBUG_CONFIG
 
 

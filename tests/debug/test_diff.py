@@ -9,7 +9,7 @@ import pytest
 
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.diff import DiffReport, Section, diff
 from tests.pipeline import damage
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.drift import residual_streams, stream_snr_db
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource

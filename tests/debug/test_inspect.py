@@ -7,7 +7,7 @@ import pytest
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 

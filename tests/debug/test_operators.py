@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama_edge.core.artifact import ActivationQuantization, KVCacheDtype
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedCheckpoint
 from llama_edge.debug.operators import (
     MAX_SNR_DB,
     Comparison,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TextError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import Checkpoint
 from llama_edge.evaluate import tasks
 from llama_edge.evaluate.tasks import SessionLM, run_tasks
 from llama_edge.models.reference import Reference

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, TextError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import ActivationQuantization, Checkpoint, QuantizedCheckpoint
 from llama_edge.evaluate import windows as evaluate
 from llama_edge.evaluate.windows import (
     Candidate,

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError
 from llama_edge.core.packing import unpack_int4
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,

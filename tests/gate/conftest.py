@@ -5,8 +5,10 @@ from functools import cache
 
 import pytest
 
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import ActivationQuantization, Checkpoint, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.gate.blocks import check_blocks
 from llama_edge.gate.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.gate.parity import ParityReport, check_parity

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, unpack_int4
+from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedWeights
 from llama_edge.models.network import Node
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource
@@ -30,7 +31,7 @@ def trace_model(model: Reference, calls: Sequence[Sequence[int]]) -> BlockTrace:
             x_TD = model.embed(torch.tensor(call))
             for layer in range(layers):
                 hidden[layer].append(x_TD)
-                if model.kv_cache is KVCacheDtype.INT8:
+                if model.kv_cache.rotates_heads:
                     start = cache.keys[layer].shape[1] if layer < len(cache.keys) else 0
                     rows[layer].append(cache_rows(model, layer, x_TD, start))
                 attended = model.attention_block(layer, x_TD, cache)

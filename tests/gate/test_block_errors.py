@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.types import ActivationQuantization
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.gate import block_errors
 from llama_edge.gate.block_errors import RowErrors, mlp_errors, most_suspects, unrounded
 from llama_edge.gate.rounding import border_flips, rounding_steps, with_flips

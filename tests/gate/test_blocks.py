@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
 from llama_edge.gate.block_errors import BROKEN, relative_errors
 from llama_edge.gate.blocks import BlocksReport, check_blocks
 from llama_edge.gate.prompts import Prompt

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization, KVCacheDtype
 from llama_edge.core.cache_rows import CacheRows, quantize_rows
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import BlockTrace
-from llama_edge.core.types import ActivationQuantization, KVCacheDtype, QuantizedCheckpoint
 from llama_edge.gate.block_errors import BROKEN
 from llama_edge.gate.blocks import BlocksReport, check_blocks
 from llama_edge.gate.cache_errors import row_distances

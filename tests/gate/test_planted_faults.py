@@ -18,17 +18,14 @@ from torch import Tensor
 
 from llama_edge.backends import get_exporter
 from llama_edge.backends.base import Exporter, LowerOptions, WrittenArtifact
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import CheckFailedError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.recipe import Recipe
 from llama_edge.core.runner_values import RunnerValue
-from llama_edge.core.types import (
-    Artifact,
-    QuantizedCheckpoint,
-    QuantizedWeights,
-    Recipe,
-)
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.models import rope
 from llama_edge.pipeline.export import export_model

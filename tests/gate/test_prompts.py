@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ConfigError, TokenizerError
-from llama_edge.core.types import Checkpoint
 from llama_edge.gate.prompts import PromptPlan, check_context, fidelity_prompts, gate_prompts
 from llama_edge.text.tokenizer import Tokenizer
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.gate.block_errors import attention_errors, head_errors, mlp_errors
 from llama_edge.gate.rounding import border_flips, rounding_steps
 from llama_edge.gate.teacher import empty_cache

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
 from llama_edge.gate import samples
 from llama_edge.gate.samples import MAX_NEW_TOKENS, SAMPLE_QUESTIONS, write_samples
 from llama_edge.models.reference import Reference

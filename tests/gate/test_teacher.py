@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import ActivationQuantization
 from llama_edge.gate.teacher import Variant, final_hidden
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import FullPrecisionSource

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.types import ActivationQuantization
 from llama_edge.models.blocks import apply_rope, attention, rms_norm
 from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference, quantize_per_block, quantize_per_token

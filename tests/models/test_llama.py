@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.names import META_BLOCK_PARTS, META_NAMES
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.types import Checkpoint
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.rope import inverse_frequencies, rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource

@@ -19,10 +19,11 @@ from llama_edge.backends.coreml.graph import Cache, Call, Graph
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
+from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.errors import CheckFailedError, MissingComponentError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
 from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalRequest

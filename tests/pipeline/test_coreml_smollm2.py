@@ -10,8 +10,8 @@ import torch
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray, Session
-from llama_edge.core.types import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
 from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalRequest

@@ -10,6 +10,8 @@ from llama_edge.backends import TARGETS as ALL_TARGETS
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle, open_bundle, read_manifest
 from llama_edge.bundle.manifest import Verdict
+from llama_edge.core.artifact import Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import (
     CheckFailedError,
     ConfigError,
@@ -22,7 +24,6 @@ from llama_edge.core.errors import (
 )
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, Checkpoint
 from llama_edge.core.unfinished import unfinished_folder
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.runtimes.child import ChildRuntime

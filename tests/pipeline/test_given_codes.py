@@ -16,10 +16,11 @@ from llama_edge.bundle.folder import Bundle, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.cli.app import app
+from llama_edge.core.checkpoint import OWN_CODES, Checkpoint
 from llama_edge.core.errors import ArtifactError, CheckFailedError, CheckpointError, UsageError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import OWN_CODES, Checkpoint, TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.debug.inspect import inspect
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.check_bundle import check_bundle

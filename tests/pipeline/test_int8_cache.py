@@ -16,9 +16,10 @@ from llama_edge.backends.executorch.blocks import BlockBuilder
 from llama_edge.backends.executorch.xnnpack_graph import Value, XnnpackGraph
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle
+from llama_edge.core.artifact import Artifact, KVCacheDtype
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UsageError
 from llama_edge.core.progress import Progress, SilentProgress
-from llama_edge.core.types import Artifact, KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.generate.run import Answer, PromptRequest

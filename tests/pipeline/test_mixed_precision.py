@@ -14,7 +14,8 @@ from llama_edge.cli.report import print_bundles
 from llama_edge.core.errors import ArtifactError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint, Recipe
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe
 from llama_edge.debug.inspect import inspect
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD

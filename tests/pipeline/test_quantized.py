@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, Device, Recipe, RotationLearning
+from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.pipeline.quantize import check_calibration, check_learning_device
 from llama_edge.pipeline.quantized import cache_folder, quantize_with_cache
 from llama_edge.quantize import W4A8_GPTQ, W4A8_MIXED, W4A8_RTN, W4A8_SPINQUANT

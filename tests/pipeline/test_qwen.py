@@ -16,9 +16,10 @@ from llama_edge.backends import get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
 from llama_edge.checkpoints import load_checkpoint, load_config
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import KVCacheDtype, Rotation
+from llama_edge.core.recipe import Rotation
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.models.weights import float_shapes

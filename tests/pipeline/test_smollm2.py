@@ -9,7 +9,7 @@ from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
 from llama_edge.generate.run import Answer, PromptRequest
 from llama_edge.pipeline.export import ExportRequest, export_model

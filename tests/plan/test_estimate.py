@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from llama_edge.backends import TARGETS
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import UnknownNameError
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.core.types import KVCacheDtype
 from llama_edge.plan.devices import DEVICES, Device, get_device
 from llama_edge.plan.estimate import Workload, estimate
 from llama_edge.plan.workload import bundle_workload, quantized_config

@@ -8,15 +8,15 @@ import pytest
 from llama_edge.backends import BACKENDS, get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
-from llama_edge.core.cache_rows import bytes_per_token
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, KVCacheDtype, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.weights import block_linear_names
 from llama_edge.plan.sizes import artifact_size, block_bytes
-from llama_edge.plan.workload import kv_bytes_per_token, quantized_config
+from llama_edge.plan.workload import quantized_config
 from llama_edge.quantize import RECIPES, W4A8_HADAMARD, W4A8_MIXED, W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
@@ -132,8 +132,3 @@ def test_a_rotated_head_is_stored_and_read() -> None:
     added = 4 * 2048**2 + sum(4 * order**2 for order in set(rotated.down_proj_rotation))
     assert size.file_bytes - plain.file_bytes == pytest.approx(added, abs=512)
     assert size.streamed_bytes - plain.streamed_bytes == added
-
-
-@pytest.mark.parametrize("dtype", list(KVCacheDtype))
-def test_the_cache_is_as_long_as_the_runtimes(dtype: KVCacheDtype) -> None:
-    assert kv_bytes_per_token(DEBUG_CONFIG, dtype) == bytes_per_token(DEBUG_CONFIG, dtype)

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
 from llama_edge.quantize.calibration import (
     SEQUENCES,
     CalibrationSet,

@@ -9,15 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, OutputError, QuantizeError
 from llama_edge.core.progress import Progress, SilentProgress
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Checkpoint,
-    Device,
-    Recipe,
-    RotationLearning,
-)
+from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.quantize import W4A8_SPINQUANT
@@ -201,7 +197,7 @@ import os, signal, sys
 from pathlib import Path
 import llama_edge.quantize.rotation_state as rotation_state
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
-from llama_edge.core.types import Checkpoint
+from llama_edge.core.checkpoint import Checkpoint
 from tests.quantize.test_learned_rotations import SAVE_EVERY, StopsAfter, learn
 checkpoint = Checkpoint(
     source="debug", config=DEBUG_CONFIG, weights=MemoryWeights(DEBUG_CONFIG), text=debug_text()

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ConfigError
-from llama_edge.core.mixed_precision import MixedPrecision
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint, Recipe, Rounding
+from llama_edge.core.quantized import MixedPrecision, QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import WEIGHTS_FILE, Layout
 from llama_edge.models.network import network_of
 from llama_edge.models.weights import block_linear_names

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_edge.core.types import ActivationQuantization, Checkpoint, Rotation, Weights
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint, Weights
+from llama_edge.core.recipe import Rotation
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.rotate import rotate

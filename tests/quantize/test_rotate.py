@@ -7,11 +7,12 @@ import torch
 
 from llama_edge.backends import get_exporter
 from llama_edge.backends.base import LowerOptions
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, Rotation
+from llama_edge.core.recipe import Rotation
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.models.weight_names import LM_HEAD

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference

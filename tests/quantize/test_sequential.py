@@ -4,16 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_edge.core.artifact import ActivationQuantization
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Checkpoint,
-    QuantizedCheckpoint,
-    Recipe,
-    Rotation,
-    Rounding,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Recipe, Rotation, Rounding
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4_HADAMARD, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError, UnknownNameError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Checkpoint, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.quantize import DEFAULT_RECIPE, RECIPES, W4A8_RTN, get_recipe

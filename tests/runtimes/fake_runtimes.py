@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import MissingComponentError, SessionError
 from llama_edge.core.session import BlockTrace, FloatArray, OperatorTrace
-from llama_edge.core.types import Artifact
 
 VOCAB = 11
 

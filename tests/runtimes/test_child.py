@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama_edge.core.artifact import ActivationQuantization, Artifact
 from llama_edge.core.errors import (
     MissingComponentError,
     RuntimeCrashError,
     SessionError,
 )
-from llama_edge.core.types import ActivationQuantization, Artifact
 from llama_edge.runtimes.child import PASSED_ON, ChildRuntime, ChildSession, ChildTimeouts
 from tests.conftest import DEBUG_CONFIG
 

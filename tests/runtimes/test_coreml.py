@@ -12,15 +12,12 @@ from coremltools.proto import Model_pb2
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import ActivationQuantization, Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import SessionError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Artifact,
-    Checkpoint,
-    QuantizedCheckpoint,
-)
 from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource

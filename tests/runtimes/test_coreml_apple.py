@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import Artifact, PrefillLengths
 from llama_edge.core.errors import MissingComponentError, SessionError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, PrefillLengths, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes import OTHER_RUNTIMES, RUNTIMES, choose_runtime, get_runtime
 from llama_edge.runtimes.coreml.functions import InterpretedFunctions

@@ -12,10 +12,11 @@ import torch
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import FIXED_PREFILL, CoreMLExporter
+from llama_edge.core.artifact import Artifact, PrefillLengths
 from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray
-from llama_edge.core.types import Artifact, PrefillLengths, QuantizedCheckpoint
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, Checkpoint, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import matrix_shape, quantized_names
 from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.runtimes.coreml import interpreter, weights

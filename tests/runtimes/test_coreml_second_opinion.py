@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.interpreter import Interpreter
 from llama_edge.runtimes.coreml.operators import OPERATORS

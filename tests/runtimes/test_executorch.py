@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from llama_edge.core.artifact import ActivationQuantization, Artifact
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.types import ActivationQuantization, Artifact, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.formats.quantized_checkpoint import matrix_shape
 from llama_edge.models.reference import KVCache, Reference

@@ -10,15 +10,12 @@ import torch
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.onnx.exporter import OnnxExporter
+from llama_edge.core.artifact import ActivationQuantization, Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import SessionError
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import BlockTrace, FloatArray
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Artifact,
-    Checkpoint,
-    QuantizedCheckpoint,
-)
 from llama_edge.gate.metrics import compare
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource

@@ -7,8 +7,8 @@ import pytest
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.types import Artifact
 from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.executorch_operators import write_operator_copy
 

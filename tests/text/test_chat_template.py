@@ -3,8 +3,8 @@ from datetime import date
 
 import pytest
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.types import Checkpoint
 from llama_edge.text.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

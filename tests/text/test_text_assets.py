@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.types import Checkpoint, TextAssets
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import check_vocabulary, read_text_assets, write_text_assets
 
 

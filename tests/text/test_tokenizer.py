@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import transformers
 
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.types import Checkpoint
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
 from tests.conftest import debug_text

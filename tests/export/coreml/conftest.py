@@ -11,16 +11,12 @@ from torch import Tensor
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import Artifact
+from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    Artifact,
-    Checkpoint,
-    QuantizedCheckpoint,
-    QuantizedWeights,
-    Rotation,
-    Scales,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.recipe import Rotation, Scales
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights

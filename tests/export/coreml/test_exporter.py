@@ -7,9 +7,10 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.errors import ConfigError, OutputError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import KVCacheDtype, PrefillLengths, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from tests.export.coreml.conftest import lower
 
 

@@ -13,7 +13,7 @@ from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.models.weights import float_shapes
 from llama_edge.text.text_assets import write_text_assets
 from tests.export.coreml.conftest import UP, Message, Package, Quantized

@@ -6,8 +6,8 @@ import pytest
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
+from llama_edge.core.artifact import Artifact, PrefillLengths
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, PrefillLengths
 from llama_edge.formats.quantized_checkpoint import quantized_names
 from tests.conftest import DEBUG_CONFIG
 from tests.export.coreml.conftest import Package, Quantized

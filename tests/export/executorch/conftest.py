@@ -6,8 +6,9 @@ import pytest
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.executorch.exporter import ExecuTorchExporter
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 
 
 def lower(checkpoint: QuantizedCheckpoint, folder: Path, max_context: int = 256) -> Artifact:

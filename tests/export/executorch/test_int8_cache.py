@@ -11,15 +11,11 @@ from executorch.exir import schema
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.executorch.exporter import ExecuTorchExporter
 from llama_edge.backends.onnx.exporter import OnnxExporter
-from llama_edge.core.cache_rows import bytes_per_token, quantize_rows
+from llama_edge.core.artifact import ActivationQuantization, Artifact, KVCacheDtype
+from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import (
-    ActivationQuantization,
-    Artifact,
-    KVCacheDtype,
-    QuantizedCheckpoint,
-)
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile
 from llama_edge.gate.blocks import check_blocks
 from llama_edge.gate.tolerances import Tolerances
@@ -151,7 +147,7 @@ def test_the_file_says_what_it_does(int8_pte: Artifact, debug_pte: Artifact) -> 
         assert exporter.open(artifact.path).artifact == artifact
         assert artifact.kv_cache is dtype
         assert f"{dtype.value} (2, 256, 1, 16)" in exporter.open(artifact.path).interface().cache
-        assert cached_bytes(artifact) == 256 * bytes_per_token(artifact.config, dtype)
+        assert cached_bytes(artifact) == 256 * dtype.bytes_per_token(artifact.config)
         placement = exporter.open(artifact.path).placement()
         assert placement.linears_delegated == placement.linears
     assert "zero point per token and head" in exporter.open(int8_pte.path).interface().cache

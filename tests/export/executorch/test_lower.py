@@ -8,10 +8,11 @@ from torch import Tensor
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.executorch.exporter import ExecuTorchExporter
 from llama_edge.backends.executorch.placement import read_placement
+from llama_edge.core.artifact import Artifact, Placement
 from llama_edge.core.errors import ConfigError, ExportError, UsageError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import Artifact, Placement, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.export.executorch.conftest import lower

@@ -13,7 +13,8 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 from torchao.utils import unwrap_tensor_subclass
 
-from llama_edge.core.types import Artifact, QuantizedCheckpoint
+from llama_edge.core.artifact import Artifact
+from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.models.blocks import apply_rope, attention, rms_norm
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.weight_names import (

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from llama_edge.backends.executorch.exporter import ExecuTorchExporter
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.packing import tensor_sha256
-from llama_edge.core.types import Artifact
 from llama_edge.formats.pte import PteFile, encode_program
 
 QKV = (

@@ -5,9 +5,10 @@ import pytest
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.onnx.exporter import OnnxExporter
+from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.types import ActivationQuantization, QuantizedCheckpoint
+from llama_edge.core.quantized import QuantizedCheckpoint
 
 
 @pytest.mark.parametrize("max_context", [0, -1, 513])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from llama_edge.backends.onnx.exporter import OnnxExporter
+from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError, UnknownNameError
 from llama_edge.core.packing import tensor_sha256
-from llama_edge.core.types import Artifact, QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
 from llama_edge.models.weights import float_shapes
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"

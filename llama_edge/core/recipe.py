@@ -1,0 +1,178 @@
+"""Every parameter of a quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from llama_edge.core.errors import ConfigError
+
+
+class Rotation(StrEnum):
+    """The rotations of SpinQuant (section 3) that a recipe can ask for."""
+
+    R1 = "R1"
+    R2 = "R2"
+    R4 = "R4"
+
+
+class Rounding(StrEnum):
+    """How codes are chosen once their scales are."""
+
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+    #: the checkpoint came with codes, and they stay
+    GIVEN = "given"
+
+
+class Scales(StrEnum):
+    """How a group's scale is chosen: clipping nothing, or losing least squared error."""
+
+    WIDEST = "widest"
+    SEARCHED = "searched"
+    #: the checkpoint came with scales, and they stay, rounded to bfloat16
+    GIVEN = "given"
+
+
+class Device(StrEnum):
+    """Where rotations are learned."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationLearning:
+    """How R1 and R2 are learned from their Hadamard start (SpinQuant, section 3.2)."""
+
+    iterations: int
+    #: calibration sequences that one iteration sees
+    sequences: int
+    #: falls linearly to zero
+    learning_rate: float
+    #: what an iteration keeps of the step before it
+    momentum: float
+
+    def __post_init__(self) -> None:
+        for field in ("iterations", "sequences"):
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < 1:
+                raise ConfigError(f"rotation learning: {field} is {count!r}; at least 1 is needed")
+        rate, momentum = self.learning_rate, self.momentum
+        if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+            raise ConfigError(
+                f"rotation learning: learning_rate is {rate!r}; a positive number is needed"
+            )
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ConfigError(
+                f"rotation learning: momentum is {momentum!r}; a number from 0 to below 1 is needed"
+            )
+
+
+#: Recipes that describe what Meta did: learned R1 and R2, R4, and GPTQ; or training with rounding.
+META_SPINQUANT: Final = "w4a8-meta-spinquant"
+
+
+META_QAT: Final = "w4a8-meta-qat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
+
+    name: str
+    summary: str
+    weight_bits: int = 4
+    group_size: int = 32
+    #: embedding and lm_head: in int8 one scale per row, in int4 one per group
+    table_bits: int = 8
+    #: of what a linear multiplies; None keeps it in floating point (weight-only)
+    activation_bits: int | None = 8
+    #: bytes that 8-bit block linears may add, as a share of what all block linears take without
+    extra_bytes: float = 0.0
+    scales: Scales = Scales.WIDEST
+    rounding: Rounding = Rounding.NEAREST
+    #: merged into the weights before rounding; R4 also runs online
+    rotations: tuple[Rotation, ...] = ()
+    #: None keeps R1 and R2 as they are drawn
+    rotation_learning: RotationLearning | None = None
+    #: of the rotations' random signs
+    seed: int = 0
+    #: mean KL (nats) to full precision above which an artifact counts as not faithful
+    max_fidelity_kl: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("weight_bits", "table_bits"):
+            bits = getattr(self, field)
+            if bits not in (4, 8):
+                raise ConfigError(f"recipe {self.name}: {field} is {bits!r}; 4 or 8 is possible")
+        if self.activation_bits not in (8, None):
+            raise ConfigError(
+                f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
+                "activations in floating point, is possible"
+            )
+        if self.rotation_learning:
+            self._check_learning()
+        group = self.group_size
+        if not isinstance(group, int) or group < 2 or group % 2:
+            raise ConfigError(
+                f"recipe {self.name}: group_size is {group!r}; an even number is needed, since "
+                "two codes share a byte"
+            )
+        if not isinstance(self.extra_bytes, (int, float)) or not 0 <= self.extra_bytes <= 1:
+            raise ConfigError(
+                f"recipe {self.name}: extra_bytes is {self.extra_bytes!r}; a share from 0 to 1 of "
+                "the block linears' bytes is needed"
+            )
+        if self.extra_bytes and (self.weight_bits != 4 or self.rounding is not Rounding.GPTQ):
+            raise ConfigError(
+                f"recipe {self.name}: extra_bytes {self.extra_bytes} makes 8-bit linears of 4-bit "
+                "ones by what calibration text says, so weight_bits 4 and rounding gptq are "
+                f"needed; they are {self.weight_bits} and {self.rounding.value}"
+            )
+        if not isinstance(self.max_fidelity_kl, (int, float)) or not self.max_fidelity_kl > 0:
+            raise ConfigError(
+                f"recipe {self.name}: max_fidelity_kl is {self.max_fidelity_kl!r}; "
+                "a positive number of nats is needed"
+            )
+
+    def _check_learning(self) -> None:
+        if not {Rotation.R1, Rotation.R2} <= set(self.rotations):
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs R1 and R2 among its rotations, which "
+                f"are: {', '.join(self.rotations) or 'none'}"
+            )
+        if self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
+            )
+        if self.activation_bits is None:
+            raise ConfigError(
+                f"recipe {self.name}: rotation_learning lowers what rounding activations costs, "
+                "so activation_bits 8 is needed; they are in floating point"
+            )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: A field is absent, unknown or out of range.
+        """
+        try:
+            fields = {**value}
+            fields["scales"] = Scales(fields["scales"])
+            fields["rounding"] = Rounding(fields["rounding"])
+            fields["rotations"] = tuple(Rotation(name) for name in fields["rotations"])
+            if fields.get("rotation_learning") is not None:
+                fields["rotation_learning"] = RotationLearning(**fields["rotation_learning"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"recipe: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Every parameter, for `quantization.json` and the manifest."""
+        return asdict(self)
