@@ -13,7 +13,7 @@ ASK = $(BIN)/llama-edge run --max-new-tokens 48 $(1) "What is the capital of Fra
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures android-check ios-check
+.PHONY: docs setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures android-check ios-check
 
 setup: $(VENV)/.setup
 dev-setup: $(VENV)/.dev-setup
@@ -83,6 +83,11 @@ android-check:
 ios-check:
 	ios_demo/check/check.sh
 
+# The site, into build/site; every link is checked.
+docs: dev-setup
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
 # The wheel alone, away from the checkout, with the dependencies lent by the development environment.
 wheel-check: dev-setup
 	rm -rf build
@@ -94,7 +99,7 @@ wheel-check: dev-setup
 		import llama_edge.bundle.manifest as m; m.check_schema; m._validator(); \
 		assert "build/venv" in p.__file__, p.__file__'
 
-check: lint types imports test wheel-check
+check: lint types imports test wheel-check docs
 
 clean:
 	rm -rf build dist bundles .mypy_cache .ruff_cache .pytest_cache

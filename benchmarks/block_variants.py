@@ -64,8 +64,8 @@ class PooledMean(BlockBuilder):
     """RMSNorm's mean by a pooling over rows of 16, then a linear of those."""
 
     def _rms_norm(self, graph: XnnpackGraph, x: Value, name: str) -> Value:
-        _, eps_key = self.store.mean_constants()
         width, key = self.config.hidden_size, "rms_norm.mean_of_channels"
+        _, eps_key = self.store.mean_constants(width)
         shape = (0, width // _CHANNELS, 1, _CHANNELS)
         rows = graph.reshape(graph.square(x), shape)
         pooled = graph._float((rows.shape[0], 1, 1, _CHANNELS))
@@ -121,7 +121,7 @@ def compare(
     paths = {path.stem: path for path in also}
     for name in (BASE, *names):
         paths[name] = work / f"{name.replace(' ', '_')}.pte"
-        lower.BlockBuilder = VARIANTS[name]  # type: ignore[misc]
+        setattr(lower, "BlockBuilder", VARIANTS[name])  # noqa: B010 (not its to export)
         options = LowerOptions(max_context=2048)
         lower.lower_to_pte(checkpoint, paths[name], options, SilentProgress())
     readings: dict[str, list[list[float]]] = {name: [] for name in paths}

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.backends.coreml.metadata import Lowering
-from llama_edge.backends.coreml.reader import read_artifact
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import get_shape
@@ -112,7 +112,7 @@ def write(shape: str, folder: Path) -> dict[str, float]:
 
 def run(steps: int, folder: Path) -> dict[str, float]:
     """Open, and decode from an empty cache."""
-    artifact = read_artifact(folder)
+    artifact = CoreMLExporter().open(folder).artifact
     began = time.process_time()
     with CoreMLInterpreterRuntime().open(artifact) as session:
         opened = time.process_time()

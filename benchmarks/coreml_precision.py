@@ -42,7 +42,7 @@ def measure(recipe: str, count: int, prefill: PrefillLengths) -> list[tuple[str,
     precise = Reference(
         model.config, CachedSource(FullPrecisionSource(model.config, model.weights))
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         codes, place = Path(folder, "codes"), Path(folder, "package")
         codes.mkdir()

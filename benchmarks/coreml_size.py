@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813
-from coremltools.converters.mil.mil.types.type_int import np_uint6_dtype
+from coremltools.converters.mil.mil.types.type_int import np_int4_dtype, np_uint6_dtype
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -137,7 +137,7 @@ def int8_scales(name: str, weight: Tensor, given: QuantizedTensor) -> Matrix | N
     unit = torch.exp2(torch.ceil(torch.log2(scales.amax(1, keepdim=True) / 255)))
     multiples = torch.ceil(scales / unit).clamp(1, 255)
     rounded = round_to_nearest(name, weight, (multiples * unit).to(torch.bfloat16), 4)
-    marked = rounded.codes.numpy().view(graph.np_int4_dtype)
+    marked = rounded.codes.numpy().view(np_int4_dtype)
     bytes_, half = multiples.to(torch.uint8).numpy(), unit.to(torch.float16).numpy()
 
     def store(stored: str) -> Var:
@@ -261,7 +261,8 @@ def package_bytes(checkpoint: QuantizedCheckpoint) -> int:
 def measure(names: list[str], recipe: Recipe) -> list[Row]:
     """All ways, beside one run of full precision."""
     model = load_checkpoint(MODEL)
-    graph.quantized_matrix = lambda name, weight, _: weight.store(name)
+    # Its weights are `Matrix`, which say themselves how they are stored.
+    setattr(graph, "quantized_matrix", lambda name, weight, _: weight.store(name))  # noqa: B010
     prompts = gate_prompts(Tokenizer(model.text), model.config.max_position_embeddings)
     precise = Reference(model.config, FullPrecisionSource(model.config, model.weights))
     expected = _logits(precise, prompts)

@@ -54,7 +54,8 @@ def open_genai(folder: Path) -> Iterator[Callable[[], Call]]:
         def call(tokens: Sequence[int]) -> np.ndarray:
             generator.append_tokens(np.array([tokens], np.int32))
             logits: np.ndarray = generator.get_logits()
-            return logits.reshape(-1, logits.shape[-1])[-1]
+            last: np.ndarray = logits.reshape(-1, logits.shape[-1])[-1]
+            return last
 
         return call
 

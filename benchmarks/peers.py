@@ -124,7 +124,8 @@ def run(command: Sequence[str | Path], log: Path, what: str) -> tuple[float, flo
         PeerMissingError: It failed; with the last line of its log.
     """
     try:
-        return measure([str(part) for part in command], log)
+        seconds, mib = measure([str(part) for part in command], log)
+        return seconds, mib
     except SystemExit as error:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise PeerMissingError(f"{what} failed: {lines[-1][:160]}") from error
@@ -157,7 +158,17 @@ def build(peer: Peer, checkpoint: Checkpoint, python: Path, work: Path) -> tuple
         # A cache of its own: what a recipe calibrates is part of what it costs.
         own = f"LLAMA_EDGE_CACHE={work / 'cache' / peer.name}"
         program = Path(sys.executable).with_name("llama-edge")
-        command = ["env", own, program, "export", MODEL, "--target", target, "--recipe", recipe]
+        command: list[str | Path] = [
+            "env",
+            own,
+            program,
+            "export",
+            MODEL,
+            "--target",
+            target,
+            "--recipe",
+            recipe,
+        ]
         return run(
             [*command, "--max-context", str(CONTEXT), "--out", folder, "--force"], log, "export"
         )

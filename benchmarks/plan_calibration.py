@@ -132,8 +132,7 @@ def main() -> None:
         return
     _table(("model", "file", *(f"{title}" for _, title, _ in _COLUMNS)), _published())
     _table(("model", "group size", "device", "decode tok/s"), _held_out())
-    header = ("model", "backend", "tokens in the gate", "CPU s", "memory MiB")
-    _table(header, _hosts())
+    _table(("model", "backend", "tokens in the gate", "CPU s", "memory MiB"), _hosts())
     header = ("device", "chipset", "GiB", "memory", "GB/s", "int8 GMAC/s", "remark")
     _table(header, _devices())
 

@@ -77,3 +77,40 @@ def test_the_workflows_commands_run(
     for path in upload["with"]["path"].split():
         assert (place / path).is_file(), path
     assert json.loads((place / "doctor.json").read_text())["passed"] is True
+
+
+def test_the_projects_own_workflow_calls_what_the_makefile_has() -> None:
+    root = DOCS.parent
+    jobs = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands
+    for command in commands:
+        make, python, *called = command.split()
+        assert (make, python) == ("make", "PYTHON=python")
+        assert set(called) <= targets
+
+
+def test_the_actions_commands_run(
+    shell: dict[str, str], debug_folder: Path, tmp_path: Path
+) -> None:
+    action = yaml.safe_load((DOCS.parent / "action.yml").read_text())
+    bundle = tmp_path / "bundle"
+    export = f"llama-edge export {debug_folder} --target onnx --recipe w4a8-rtn --out {bundle}"
+    checks = [step["run"] for step in action["runs"]["steps"] if "pip install" not in step["run"]]
+    assert len(checks) == 2
+    given = {"BUNDLE": str(bundle), "AGAINST": str(debug_folder), "KEY": ""}
+    for command in (export, *checks):
+        done = subprocess.run(
+            ["bash", "-e", "-c", command],
+            env={**shell, **given},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    (bundle / "tokenizer.json").write_text("{}")
+    done = subprocess.run(
+        ["bash", "-e", "-c", checks[0]], env={**shell, **given}, capture_output=True, check=False
+    )
+    assert done.returncode == 1

@@ -2,12 +2,12 @@
 
 A work folder has a marker file, which holds the folder's own inode number: a folder that somebody
 else made, copied or unpacked has another, and nothing in it is touched. Who works in the folder
-holds an advisory lock (`flock`) on the marker. The system releases it however the process ends, so
-a folder that nobody holds is a killed run's.
+holds an advisory lock on the marker. The system releases it however the process ends, so a folder
+that nobody holds is an interrupted run's. The lock is taken on an open descriptor, by portalocker:
+filelock opens the path itself, follows a link there and truncates what it finds.
 """
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -16,6 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import portalocker
+from portalocker import LockFlags
+from portalocker.exceptions import AlreadyLocked
+
 from llama_edge.core.errors import OutputError
 from llama_edge.core.ownership import refuse_mounts, remove_tree
 from llama_edge.core.progress import Progress
@@ -23,7 +27,10 @@ from llama_edge.core.progress import Progress
 MARKER: Final = "llama-edge.lock"
 _MAX_MARKER_BYTES: Final = 4096
 #: No link is followed, and a named pipe does not wait for its other end.
-_NO_SURPRISE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_SURPRISE: Final = sum(
+    getattr(os, flag, 0)
+    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # not on Windows
+)
 
 
 @contextmanager
@@ -117,8 +124,8 @@ def _hold(path: Path, waiting: Progress | None) -> int:
         except FileNotFoundError:  # its owner has just finished and removed the folder
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            portalocker.lock(descriptor, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
+        except AlreadyLocked:
             if waiting is None:
                 os.close(descriptor)
                 raise OutputError(
@@ -127,7 +134,7 @@ def _hold(path: Path, waiting: Progress | None) -> int:
             if not told:
                 waiting.start("wait for another run that does the same", 1)
                 told = True
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            portalocker.lock(descriptor, LockFlags.EXCLUSIVE)
         if _is_in_place(descriptor, path / MARKER):
             _require_mark(path, descriptor)
             return descriptor

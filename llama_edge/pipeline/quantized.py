@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import platformdirs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -44,8 +45,7 @@ def cache_folder() -> Path:
     chosen = os.environ.get("LLAMA_EDGE_CACHE")
     if chosen:
         return Path(chosen)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "llama-edge"
+    return platformdirs.user_cache_path("llama-edge", appauthor=False)
 
 
 def quantize_with_cache(

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from platformdirs.api import PlatformDirsABC
+from platformdirs.macos import MacOS
+from platformdirs.windows import Windows
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
@@ -267,3 +270,15 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert cache_folder() == tmp_path / "shared" / "llama-edge"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "llama-edge"
+
+
+@pytest.mark.parametrize(
+    ("system", "place"), [(MacOS, "Library/Caches/llama-edge"), (Windows, "llama-edge/Cache")]
+)
+def test_where_the_cache_is_on_another_system(
+    monkeypatch: pytest.MonkeyPatch, system: type[PlatformDirsABC], place: str
+) -> None:
+    monkeypatch.delenv("LLAMA_EDGE_CACHE")
+    monkeypatch.setattr("platformdirs.PlatformDirs", system)
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda _: "C:/Local")
+    assert cache_folder().as_posix().replace("\\", "/").endswith(place)
