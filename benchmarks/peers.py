@@ -125,10 +125,10 @@ def run(command: Sequence[str | Path], log: Path, what: str) -> tuple[float, flo
     """
     try:
         seconds, mib = measure([str(part) for part in command], log)
-        return seconds, mib
     except SystemExit as error:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise PeerMissingError(f"{what} failed: {lines[-1][:160]}") from error
+    return seconds, mib
 
 
 def environment(peer: Peer, work: Path) -> Path:

@@ -110,7 +110,7 @@ def test_the_actions_commands_run(
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     (bundle / "tokenizer.json").write_text("{}")
-    done = subprocess.run(
+    damaged = subprocess.run(
         ["bash", "-e", "-c", checks[0]], env={**shell, **given}, capture_output=True, check=False
     )
-    assert done.returncode == 1
+    assert damaged.returncode == 1
