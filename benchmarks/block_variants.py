@@ -34,7 +34,7 @@ from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.runtimes.executorch_native import load_program, reset_thread_pool
 
 PROMPT_TOKENS = 128
-#: prompts of that length behind which decode is timed once more
+#: prompts of that length after which decode is timed once more
 LONG_PROMPTS = 8
 DECODE_TOKENS = 16
 REPEATS = 3
@@ -87,7 +87,7 @@ VARIANTS: Mapping[str, type[BlockBuilder]] = {
 
 
 def read_one(path: Path) -> tuple[float, float, float]:
-    """(decode, decode behind a long prompt, prefill): ms of processor time per token."""
+    """(decode, decode after a long prompt, prefill): ms of processor time per token."""
     reset_thread_pool(1)
     torch.set_num_threads(1)  # of MKL, which attention's products go to
     program = load_program(path)

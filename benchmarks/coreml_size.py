@@ -6,7 +6,7 @@ Each way stores some matrices in another form. Its package is really written, wi
 operators for that form, and its bytes are counted. What it costs is measured with the eager
 reference, activations in floating point, on the gate's four prompts: mean KL to full precision,
 over every position. So that the cost is the way's own, block linears that it leaves alone keep
-their full precision there; tables are int8, as in the recipes. Weights are those behind the
+their full precision there; tables are int8, as in the recipes. Weights are those after the
 rotations R1, R2 and R4, as in w4-hadamard; `--plain` leaves them out. Linears round to nearest
 with searched scales, without GPTQ, which takes minutes and loses less.
 """
@@ -55,7 +55,7 @@ MODEL: Final = "smollm2-135m"
 ROTATED: Final = replace(
     W4A8_RTN,
     name="rotated, searched scales, rounded to nearest",
-    scales=Scales.SEARCHED,
+    scales=Scales.MSE,
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
 )
 #: coremltools' values are untyped.
@@ -259,7 +259,7 @@ def package_bytes(checkpoint: QuantizedCheckpoint) -> int:
 
 
 def measure(names: list[str], recipe: Recipe) -> list[Row]:
-    """All ways, beside one run of full precision."""
+    """All ways, next to one run of full precision."""
     model = load_checkpoint(MODEL)
     # Its weights are `Matrix`, which say themselves how they are stored.
     setattr(graph, "quantized_matrix", lambda name, weight, _: weight.store(name))  # noqa: B010

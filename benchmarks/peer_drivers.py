@@ -3,7 +3,7 @@
     python benchmarks/peer_drivers.py PEER build|time|logits WORK
 
 `WORK` holds `hf` (the checkpoint as a Hugging Face folder), `gguf` (as float32 GGUF) and
-`tokens.json` (held-out text). `build` writes WORK/PEER; `time` prints [decode, decode behind a
+`tokens.json` (held-out text). `build` writes WORK/PEER; `time` prints [decode, decode after a
 long prompt, prefill] tokens per second; `logits` writes WORK/PEER/logits.npy. Nothing of llama-edge
 is imported here.
 """
@@ -135,7 +135,7 @@ def open_llama_cpp(work: Path) -> Iterator[Callable[[], Call]]:
 
 
 def tokens_per_s(call: Call, tokens: Sequence[int], times: int) -> float:
-    """Of `times` calls with the same tokens, one behind the other."""
+    """Of `times` calls with the same tokens, one after the other."""
     began = time.perf_counter()
     for _ in range(times):
         call(tokens)
@@ -143,7 +143,7 @@ def tokens_per_s(call: Call, tokens: Sequence[int], times: int) -> float:
 
 
 def time_calls(start: Callable[[], Call]) -> tuple[float, float, float]:
-    """(decode, decode behind a long prompt, prefill) tokens per second, after a warm-up prefill."""
+    """(decode, decode after a long prompt, prefill) tokens per second, after a warm-up prefill."""
     prompt = list(range(100, 100 + PROMPT_TOKENS))
     start()(prompt)
     call = start()

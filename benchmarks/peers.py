@@ -141,7 +141,7 @@ def environment(peer: Peer, work: Path) -> Path:
         folder.parent.mkdir(exist_ok=True)
         log = work / f"{peer.name}.install.log"
         run([sys.executable, "-m", "venv", "--clear", folder], log, "venv")
-        # Behind its own packages it sees ours, so that torch is not stored once more.
+        # After its own packages it sees ours, so that torch is not stored once more.
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         reuse = folder / "lib" / version / "site-packages" / "reuse.pth"
         reuse.write_text(sysconfig.get_path("purelib") + "\n")
@@ -281,7 +281,7 @@ def table(rows: Sequence[Row]) -> str:
         f"Written by `python benchmarks/peers.py` on {platform.machine()}, {os.cpu_count()} "
         f"processors: {MODEL}, context {CONTEXT}. CPU seconds and peak memory are those of the "
         f"whole export, ours with calibration and verification. Speeds are medians of {ROUNDS} "
-        "readings in turns on this machine, no device's; decode behind a prompt of 128 tokens, and "
+        "readings in turns on this machine, no device's; decode after a prompt of 128 tokens, and "
         "of 1024. All have memory in large pages, without which no two readings agree. KL is to "
         "full precision on plain English, token by token.",
         "",

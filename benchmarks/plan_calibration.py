@@ -106,7 +106,7 @@ _REPLY = 32
 
 
 def _measured(folder: Path) -> None:
-    """What the process grew by, beside what the plan says of the same tokens without an app."""
+    """What the process grew by, next to what the plan says of the same tokens without an app."""
     command = [sys.executable, "-c", _GROW, str(folder), str(PROMPT), str(_REPLY)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, after = (int(number) / 1024 for number in done.stdout.split()[-2:])

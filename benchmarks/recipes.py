@@ -107,10 +107,10 @@ CALIBRATED: Final = [
 ]
 MEASURED: Final = Path(__file__).parents[1] / "quantize" / "measured.json"
 
-#: Each adds one thing to the one before it; then the named recipes that stand beside them.
+#: Each adds one thing to the one before it; then the named recipes that stand next to them.
 STEPS: Final[Mapping[str, Recipe]] = {
     "round to nearest": W4A8_RTN,
-    "+ scale search": replace(W4A8_RTN, scales=Scales.SEARCHED),
+    "+ scale search": replace(W4A8_RTN, scales=Scales.MSE),
     "+ GPTQ": W4A8_GPTQ,
     "+ R1 R2": replace(W4A8_GPTQ, rotations=(Rotation.R1, Rotation.R2)),
     "+ R4": W4A8_HADAMARD,

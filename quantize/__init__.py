@@ -27,13 +27,13 @@ W4A8_GPTQ: Final = replace(
     W4A8_RTN,
     name="w4a8-gptq",
     summary="as w4a8-rtn, with searched scales, and GPTQ on calibration text",
-    scales=Scales.SEARCHED,
+    scales=Scales.MSE,
     rounding=Rounding.GPTQ,
 )
 W4A8_HADAMARD: Final = replace(
     W4A8_GPTQ,
     name="w4a8-hadamard",
-    summary="as w4a8-gptq, behind Hadamard rotations R1, R2 and R4, without training",
+    summary="as w4a8-gptq, after Hadamard rotations R1, R2 and R4, without training",
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
     max_fidelity_kl=0.3,
 )
@@ -79,7 +79,7 @@ W4A8_META_SPINQUANT: Final = replace(
 W4A8_META_QAT: Final = replace(
     W4A8_META_SPINQUANT,
     name=META_QAT,
-    summary="the codes of QAT checkpoints without adaptors, unchanged; chosen by the checkpoint",
+    summary="the codes of QAT checkpoints without adapters, unchanged; chosen by the checkpoint",
     rotations=(),
     max_fidelity_kl=1.0,
 )

@@ -27,7 +27,7 @@ def activation_buffer(shape: Sequence[int], path: Path) -> Tensor:
 
 @contextmanager
 def scratch_folder(place: Path | None) -> Iterator[Path]:
-    """For large activations: in `place`, where a killed run's are found again, or anywhere."""
+    """For large activations: in `place`, where an interrupted run left its own, or anywhere."""
     if place is None:
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)

@@ -24,7 +24,7 @@ def cayley_step(
     """One step downhill that stays orthogonal; returns the new matrices and momenta.
 
     The paper stops its fixed-point iteration after two rounds; here it runs until nothing changes
-    any more: a step costs little beside the gradient, and the matrices stay orthogonal to float64's
+    any more: a step costs little beyond the gradient, and the matrices stay orthogonal to float64's
     last digits.
 
     Args:

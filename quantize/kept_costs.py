@@ -15,7 +15,7 @@ from llama_edge.quantize.whole_file import whole_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostsSoFar:
-    """Behind some layers of the pass back, last layer first."""
+    """After some layers of the pass back, last layer first."""
 
     #: float64 (layouts, linears), in the order in which they are measured
     costs: Tensor
@@ -24,7 +24,7 @@ class CostsSoFar:
 
 
 class KeptCosts:
-    """One file, replaced in one move.
+    """One file, replaced atomically.
 
     Args:
         folder: Where it lies, this run's alone; None keeps nothing.

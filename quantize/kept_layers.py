@@ -1,8 +1,8 @@
 """Layers that are rounded already, on disk, with the activations that the next one starts from.
 
-A folder holds `LAYER.safetensors` for each finished layer, codes and scales, and behind the last
+A folder holds `LAYER.safetensors` for each finished layer, codes and scales, and after the last
 of them `LAYER.activations.safetensors`: the residual streams, bit by bit. What is written last
-counts: a layer without its activations behind it is done again.
+counts: a layer without its activations after it is done again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ class KeptLayers:
         return QuantizedEntry(name, tensor)
 
     def load_activations(self, layer: int, streams: Sequence[Tensor]) -> None:
-        """Fill `streams` with what `keep` was given behind this layer.
+        """Fill `streams` with what `keep` was given after this layer.
 
         Raises:
             OutputError: The file is damaged.

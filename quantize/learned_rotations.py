@@ -73,7 +73,7 @@ def learn_rotations(
         recipe: With `rotation_learning`.
         start: Where to begin; R4 is kept.
         tokens_NT: Calibration text, int64.
-        place: The device, and the state of a run that was stopped, which is gone on with.
+        place: The device, and the state of a run that was stopped, which is resumed.
         progress: Advances once per iteration.
 
     Raises:

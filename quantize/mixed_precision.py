@@ -35,7 +35,7 @@ class Candidate:
 def spend(candidates: Sequence[Candidate], budget_bytes: int) -> tuple[Candidate, ...]:
     """Greedily the candidates with most gain a byte that fit, in the order given.
 
-    One that does not fit is passed over, and smaller ones behind it may still fit. Of equals the
+    One that does not fit is passed over, and smaller ones after it may still fit. Of equals the
     earlier one comes first; one that gains nothing is never taken.
     """
     left = budget_bytes

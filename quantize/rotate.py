@@ -1,7 +1,7 @@
 """Rotations merged into the weights: the network computes the same, its activations lose outliers.
 
 SpinQuant (Liu et al., 2024, section 3) and QuaRot (Ashkboos et al., 2024, section 4): norm weights
-are folded into the linears behind them, R1 (D, D) turns the residual stream, R2 (H, H) each head
+are folded into the linears after them, R1 (D, D) turns the residual stream, R2 (H, H) each head
 between v_proj and o_proj, R4 the input of down_proj while the network runs. Shape suffixes: O out,
 I in, D hidden, F intermediate, H head_dim.
 """
@@ -38,10 +38,10 @@ class RotationMatrices:
 
 
 def tie_breaker(width: int) -> Tensor:
-    """Weights (D,) within 2 % of one for the first norm, taken back by the linears behind it.
+    """Weights (D,) within 2 % of one for the first norm, taken back by the linears after it.
 
     What comes first is a row of the int8 table: whole numbers times one scale. Under a uniform norm
-    many of them lie exactly on a rounding border of the int8 activations, where the last bit of
+    many of them lie exactly on a rounding boundary of the int8 activations, where the last bit of
     a runtime's norm decides, and every runtime decides otherwise. Uneven weights leave no ties.
     """
     steps = torch.arange(width, dtype=torch.float64) * ((5**0.5 - 1) / 2)
@@ -136,7 +136,7 @@ class RotatedWeights:
         return self._matrices.r1.T @ weight_DI
 
     def _fold(self, weight_OD: Tensor, norm: Node) -> Tensor:
-        """Of a matrix behind a norm: W diag(norm) R1."""
+        """Of a matrix after a norm: W diag(norm) R1."""
         folded = (weight_OD * self._weights.read(norm.weight).to(weight_OD)) @ self._matrices.r1
         if norm is self._first_norm:
             folded = folded / tie_breaker(folded.shape[1]).to(folded)

@@ -39,7 +39,7 @@ def start_state(r1_DD: Tensor, r2_LHH: Tensor) -> RotationState:
 
 
 def save_state(state: RotationState, path: Path) -> None:
-    """Replace `path` in one move: a kill at any moment leaves the old file or the new one.
+    """Replace `path` atomically: a kill at any moment leaves the old file or the new one.
 
     Raises:
         OutputError: The folder cannot be written, or the disk is full.

@@ -38,6 +38,6 @@ def recipe_scales(name: str, weight_OI: Tensor, layout: Layout) -> Tensor:
     Raises:
         QuantizeError: One leaves the range that every backend holds exactly.
     """
-    choose = search_scales if layout.recipe.scales is Scales.SEARCHED else choose_scales
+    choose = search_scales if layout.recipe.scales is Scales.MSE else choose_scales
     scales = choose(weight_OI, layout.bits(name), layout.group_size(name))
     return check_scales(name, weight_OI, scales)

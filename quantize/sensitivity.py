@@ -139,7 +139,7 @@ class _Measurement:
 
         Args:
             tokens_NT: Calibration text.
-            streams: Room for the residual stream before each layer and behind the last.
+            streams: Room for the residual stream before each layer and after the last.
             found: Where an earlier run had got to.
         """
         model = self._model
@@ -171,7 +171,7 @@ class _Measurement:
 
     @torch.no_grad()
     def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
-        """Fill the streams (N, T, D) before each of the first layers, and behind the last one."""
+        """Fill the streams (N, T, D) before each of the first layers, and after the last one."""
         model = self._model
         for x, tokens in zip(streams[0], tokens_NT, strict=True):
             x.copy_(model.embed(tokens))

@@ -107,7 +107,7 @@ class _Step:
 
 
 def _steps(network: Network, layer: int) -> tuple[_Step, ...]:
-    """A block, cut where linears need an input: what is used behind a cut is kept there.
+    """A block, cut where linears need an input: what is used after a cut is kept there.
 
     A value that only linears use is kept as they multiply it, rounded.
     """

@@ -142,7 +142,7 @@ def quantize_checkpoint(
         folder: Exists, and is empty.
         progress: Advances once a matrix.
         calibration: Needed by GPTQ, and by nothing else.
-        place: Where to; a run that was killed there is gone on with.
+        place: Where to; a run that was killed there is resumed.
 
     Raises:
         QuantizeError: A width or a value does not fit the recipe.

@@ -4,7 +4,7 @@ It is `models.reference` over `RotatedWeights`. Weights stay in full precision, 
 where GPTQ follows: GPTQ makes up for most of what rounding weights to nearest costs, and rotations
 learned against that cost left SmolLM2 further from itself (KL 0.121 against 0.115 on the prompts of
 eight languages). Rounding passes gradients straight through (Bengio et al., 2013). A layer's
-weights are turned when it is reached and again on the way back, so one layer's are in memory beside
+weights are turned when it is reached and again on the way back, so one layer's are in memory with
 the checkpoint's own.
 
 Shape legend: B sequences, T tokens, D hidden, H head_dim, L layers, V vocab.
@@ -135,7 +135,7 @@ class RotationLoss:
         x_BTD = model.embed(tokens_BT)
         for layer in range(rotated.config.num_hidden_layers):
             x_BTD = recomputed(block, layer, x_BTD, use_reentrant=False)
-        # Turned back behind its rounding, the head's input multiplies the table as it was.
+        # Turned back after its rounding, the head's input multiplies the table as it was.
         back_BTD = model.head_input(x_BTD) @ r1.T
         rows = zip(back_BTD, self._full_hidden(tokens_BT), strict=True)
         parts = [recomputed(self._divergence, *row, use_reentrant=False) for row in rows]

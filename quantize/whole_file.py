@@ -1,4 +1,4 @@
-"""A file that is replaced in one move: a kill at any moment leaves the old one or the new one."""
+"""A file that is replaced atomically: a kill at any moment leaves the old one or the new one."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where a long quantization runs, and the folder in which it keeps what a killed run had done."""
+"""Where a long quantization runs, and the folder that keeps what is done when it is interrupted."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -147,7 +147,7 @@ class _Graph:
                 yield user.part, total
 
     def _product(self, source: int) -> int:
-        """SwiGLU's product, behind R4 where there is one."""
+        """SwiGLU's product, after R4 where there is one."""
         value = source
         while (found := self._makers.get(value)) is not None and found[0] in (
             "StaticReshape",
@@ -261,7 +261,7 @@ class _Copy:
     def _keep_heads(
         self, call: schema.DelegateCall, wanted: Sequence[tuple[int | None, str, int]]
     ) -> None:
-        """Queries and keys behind RoPE: the last three outputs of a delegate that has a stack."""
+        """Queries and keys after RoPE: the last three outputs of a delegate that has a stack."""
         layer = next((layer for layer, name, _ in wanted if name == STACK), None)
         if layer is None:
             return

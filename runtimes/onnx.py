@@ -45,7 +45,7 @@ _RUNTIME_ERRORS: Final = (
 )
 #: Where a model given as bytes finds its external data.
 _DATA_FOLDER_KEY: Final = "session.model_external_initializers_file_folder_path"
-#: Idle threads sleep: a check runs beside other work, and threads that spin for 2 of 2 busy cores
+#: Idle threads sleep: a check runs next to other work, and threads that spin for 2 of 2 busy cores
 #: doubled the processor time of a token (11 to 20 ms on SmolLM2).
 _SPINNING_KEY: Final = "session.intra_op.allow_spinning"
 #: ONNX Runtime prints what it raises as well; the exception is enough.
@@ -221,7 +221,7 @@ class OnnxRuntime:
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> OperatorTrace:
-        """See `Runtime`; queries and keys behind RoPE are inside of attention, not to be seen."""
+        """See `Runtime`; queries and keys after RoPE are inside of attention, not to be seen."""
         return _trace_operators(artifact, calls, layers)
 
 

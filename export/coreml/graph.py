@@ -79,7 +79,7 @@ class Call:
     sin: Var
     #: fp16 (1, 1, R * T, S): zero where a query may look
     mask: Var
-    #: int32 (1,): the first position of this call, and the one behind its last
+    #: int32 (1,): the first position of this call, and the one after its last
     start: Var
     end: Var
 
@@ -249,7 +249,7 @@ class Graph:
         )
 
     def swiglu(self, gate: Var, up: Var, output: str, *, wide: bool) -> Var:
-        """`silu(gate) * up` (1, T, F); `wide`: in fp32, as a rotation behind it needs it."""
+        """`silu(gate) * up` (1, T, F); `wide`: in fp32, as a rotation after it needs it."""
         if wide:
             gate, up = mb.cast(x=gate, dtype="fp32"), mb.cast(x=up, dtype="fp32")
         return mb.mul(x=mb.silu(x=gate), y=up, name=output)

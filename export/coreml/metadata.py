@@ -1,4 +1,4 @@
-"""What a package says about itself beside its program: enough to read it without its manifest."""
+"""What a package says about itself next to its program: enough to read it without its manifest."""
 
 import hashlib
 import json

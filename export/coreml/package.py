@@ -33,7 +33,7 @@ def package_files(package: str) -> tuple[str, ...]:
 
 
 def named_function(spec: Any, name: str) -> Any:  # noqa: ANN401
-    """A `Model_pb2.Model` whose function `main` has another name, and may have others beside it.
+    """A `Model_pb2.Model` whose function `main` has another name, and may have others next to it.
 
     Its program and metadata are moved out of `spec`; see `FunctionDescription` in `Model.proto`.
     """

@@ -179,11 +179,11 @@ def read_artifact(package: MLPackage) -> Artifact:
 
 
 def read_end_tokens(package: MLPackage) -> tuple[int, ...]:
-    """The end tokens that a package tells; text files beside it must be those it was written for.
+    """The end tokens that a package tells; text files next to it must be those it was written for.
 
     Raises:
         ArtifactError: The package is damaged.
-        CheckFailedError: The text files beside it are another model's.
+        CheckFailedError: The text files next to it are another model's.
     """
     path = package.path
     metadata = read_metadata(path, package.metadata)
@@ -192,6 +192,6 @@ def read_end_tokens(package: MLPackage) -> tuple[int, ...]:
         if found != metadata.text_contract_sha256:
             raise CheckFailedError(
                 f"{path}: was written for text files whose contract has the SHA-256 "
-                f"{metadata.text_contract_sha256}; those beside it have {found}: export it again"
+                f"{metadata.text_contract_sha256}; those next to it have {found}: export it again"
             )
     return metadata.eos_token_ids

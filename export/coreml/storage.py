@@ -26,7 +26,7 @@ _WHY: Final = {
     _SCALES: "bfloat16 numbers within the range where float16 holds them exactly",
     _ROPE: "in float16 they would put attention 4e-4 off, four times the gate's limit",
     _NORMS: "the norm computes in float32, and not every weight is exact in float16",
-    _ROTATIONS: "they compute in float32, beside the norms",
+    _ROTATIONS: "they compute in float32, next to the norms",
     _OTHER: "shared: a linear would store a bias of its own",
     _REST: "one operator after the other, by name, and 64 bytes before each stored tensor",
 }

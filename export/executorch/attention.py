@@ -55,7 +55,7 @@ class Attention(Protocol):
     values: AttentionValues
 
     def attend(self) -> None:
-        """Store this call's keys and values behind the known ones, and ask all of them."""
+        """Store this call's keys and values after the known ones, and ask all of them."""
         ...
 
 

@@ -34,7 +34,7 @@ class BlockBuilder:
         config: The model's.
         store: Gets the weights as they are met.
         max_tokens: Of one call.
-        rotates_heads: R3: queries and keys are rotated behind RoPE, as an int8 cache wants them.
+        rotates_heads: R3: queries and keys are rotated after RoPE, as an int8 cache wants them.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class BlockBuilder:
         """Every delegate, in the order of the method's plan.
 
         (x, cos, sin) -> (q, k, v) of the first block; (x, attention, cos, sin) -> (x', q, k, v)
-        from each attention to the next; (x, attention) -> x' behind the last; and of one token,
+        from each attention to the next; (x, attention) -> x' after the last; and of one token,
         x (1, 1, D) -> the head's product (1, 1, R).
         """
         self._graphs = []
@@ -197,7 +197,7 @@ class BlockBuilder:
     def _rope(self, heads: Value, turned: int, cos: Value, sin: Value) -> Value:
         """The first `turned` heads, each half against the other.
 
-        Four products of halves move less than two of whole heads beside a swapped copy.
+        Four products of halves move less than two of whole heads next to a swapped copy.
         """
         graph, half = self._graph, self.config.head_dim // 2
         first, second = (

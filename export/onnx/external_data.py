@@ -1,4 +1,4 @@
-"""ONNX external data: the weights beside `model.onnx`, written and read one tensor at a time."""
+"""ONNX external data: the weights next to `model.onnx`, written and read one tensor at a time."""
 
 import math
 from collections.abc import Mapping
@@ -144,7 +144,7 @@ class ExternalDataReader:
         if proto.data_location != TensorProto.EXTERNAL or place.get("location") != DATA_FILE:
             raise ArtifactError(
                 f"{self._path}: {proto.name} is stored in {place.get('location')!r}; "
-                f"only {DATA_FILE!r} beside the model is read"
+                f"only {DATA_FILE!r} next to the model is read"
             )
         offset, length = place.get("offset", ""), place.get("length", "")
         if not (offset.isascii() and offset.isdigit() and length == str(size_bytes)):

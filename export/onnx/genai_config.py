@@ -1,4 +1,4 @@
-"""`genai_config.json`: what ONNX Runtime GenAI must know beside the graph.
+"""`genai_config.json`: what ONNX Runtime GenAI must know next to the graph.
 
 Source: the files that its model builder writes (`src/python/py/models/builders/base.py`).
 """

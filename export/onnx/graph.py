@@ -1,7 +1,7 @@
 """Building blocks as ONNX Runtime's operators; weights go to the data file as they come.
 
 Values are float32 (batch, tokens, width). Block linears are `MatMulNBits`, attention with RoPE and
-cache is one `GroupQueryAttention`, a residual add with the norm behind it is one
+cache is one `GroupQueryAttention`, a residual add with the norm after it is one
 `SkipSimplifiedLayerNormalization` (operator reference: ONNX Runtime's `docs/ContribOperators.md`).
 
 Scales are stored as the bfloat16 numbers that they are and cast to float32 in the graph, which

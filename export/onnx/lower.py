@@ -87,7 +87,7 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """A residual add that waits for the norm behind it: the two are one operator."""
+    """A residual add that waits for the norm after it: the two are one operator."""
 
     node: Node
     x: str
@@ -169,7 +169,7 @@ class _Lowering:
         return self._graph.add_rms_norm(x.x, x.branch, weight, (normed, total))
 
     def _sum_names(self, add: Node, norm: Node) -> tuple[str, str]:
-        """Of the norm behind a residual add, and of the sum: the gate looks for the latter."""
+        """Of the norm after a residual add, and of the sum: the gate looks for the latter."""
         layer = _layer(add)
         if self._network.leaves_layer(add):
             return f"model.layers.{layer}.next_layernorm.output", hidden_value(layer + 1)

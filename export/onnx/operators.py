@@ -54,6 +54,6 @@ def _sha256(proto: onnx.TensorProto, path: Path) -> str:
     data = path.with_name(DATA_FILE)
     with data.open("rb") as stream:
         if offset + length > data.stat().st_size:
-            raise ArtifactError(f"{data}: {proto.name} ends behind the file: it is truncated")
+            raise ArtifactError(f"{data}: {proto.name} ends after the file: it is truncated")
         stream.seek(offset)
         return hashlib.sha256(stream.read(length)).hexdigest()

@@ -19,7 +19,7 @@ from llama_edge.bundle.contract import (
     check_template_source,
     check_tokenizer,
 )
-from llama_edge.bundle.finding_codes import BreachError, ContractFinding
+from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
 from llama_edge.bundle.folder import (
     Bundle,
     check_listed,
@@ -57,7 +57,7 @@ def check_for_app(
     """
     try:
         bundle = parse_manifest(folder)
-    except BreachError as error:
+    except ContractViolationError as error:
         return (error.finding,)
     except ConfigError as error:
         return (_finding("manifest.schema", MANIFEST_FILE, "a model config", str(error)),)

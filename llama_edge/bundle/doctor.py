@@ -34,7 +34,7 @@ def diagnose(path: Path, public_key: Path | None, progress: Progress) -> Diagnos
     if not path.exists():
         raise ArtifactError(f"{path}: there is no such file or folder")
     key = None if public_key is None else load_public_key(public_key)
-    # Beside its measurements, a lost manifest is a fault and not another kind of folder.
+    # Next to its measurements, a lost manifest is a fault and not another kind of folder.
     if (path / MANIFEST_FILE).exists() or (path / PARITY_FILE).exists():
         return examine_bundle(path, key, progress)
     if key is not None:

@@ -24,7 +24,7 @@ from llama_edge.bundle.artifact_contract import (
 from llama_edge.bundle.contract import check_text
 from llama_edge.bundle.describe import describe_artifact
 from llama_edge.bundle.examination import Diagnosis, Examination, renderable
-from llama_edge.bundle.finding_codes import BreachError, ContractFinding
+from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
 from llama_edge.bundle.folder import (
     PARITY_FILE,
     Bundle,
@@ -71,7 +71,7 @@ def examine_bundle(folder: Path, key: Ed25519PublicKey | None, progress: Progres
     examination = Examination(folder, "bundle", progress)
     try:
         bundle = parse_manifest(folder)
-    except BreachError as error:
+    except ContractViolationError as error:
         examination.add(error.finding)
         return examination.diagnosis()
     examination.check("signature", Trust(key=key, tell=examination.note).check(folder))
@@ -83,7 +83,7 @@ def examine_before_signing(folder: Path, progress: Progress) -> Diagnosis:
     """As `examine_bundle`, but for the signature, which is about to be made or replaced.
 
     Raises:
-        BreachError: There is no manifest that can be read.
+        ContractViolationError: There is no manifest that can be read.
     """
     examination = Examination(folder, "bundle", progress)
     _examine_contract(examination, parse_manifest(folder))

@@ -45,7 +45,7 @@ def examine_checkpoint(examination: Examination, folder: Path) -> None:
 
 
 def examine_model(examination: Examination, path: Path, backend: str) -> None:
-    """A model file, or a folder around one, with the text files beside it if there are any."""
+    """A model file, or a folder around one, with the text files next to it if there are any."""
     values: tuple[RunnerValue, ...] = ()
     with examination.guarded("artifact.unreadable", path.name, "a model file that can be read"):
         values = get_exporter(backend).runner_values(path)

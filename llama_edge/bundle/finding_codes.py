@@ -1,6 +1,6 @@
 """What can be wrong with a bundle: stable codes, with one wording for every program that finds it.
 
-`finding_codes.json` beside this file is the catalog in full. The apps ship the same file, so that
+`finding_codes.json` next to this file is the catalog in full. The apps ship the same file, so that
 their error screens say what `llama-edge doctor` says. A code is never renamed or given another
 meaning; a sentence may get better.
 """
@@ -81,7 +81,7 @@ def finding_codes() -> Mapping[str, FindingCode]:
     return {code: FindingCode(code=code, **entry) for code, entry in json.loads(text).items()}
 
 
-class BreachError(ArtifactError):
+class ContractViolationError(ArtifactError):
     """A bundle that cannot be trusted or read at all; `place` is where the reader knows it."""
 
     def __init__(self, finding: ContractFinding, place: object) -> None:
@@ -89,7 +89,7 @@ class BreachError(ArtifactError):
         self.finding = finding
 
 
-class BreachFoundError(CheckFailedError):
+class ContractCheckError(CheckFailedError):
     """A bundle whose files are not those of its manifest."""
 
     def __init__(self, finding: ContractFinding, place: object) -> None:

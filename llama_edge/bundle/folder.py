@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llama_edge.bundle.finding_codes import BreachError, BreachFoundError, ContractFinding
+from llama_edge.bundle.finding_codes import (
+    ContractCheckError,
+    ContractFinding,
+    ContractViolationError,
+)
 from llama_edge.bundle.manifest import (
     MANIFEST_FILE,
     SIGNATURE_FILE,
@@ -139,13 +143,13 @@ def open_bundle(folder: Path, trust: Trust = NO_KEY) -> Bundle:
         trust: Whose signature it must have, if anybody's.
 
     Raises:
-        BreachError: As `read_manifest`.
-        BreachFoundError: As `read_manifest`; or a file is missing, or its size or hash is not the
+        ContractViolationError: As `read_manifest`.
+        ContractCheckError: As `read_manifest`; or a file is missing, or its size or hash is not the
             manifest's.
     """
     bundle = read_manifest(folder, trust)
     for finding in check_listed(bundle):
-        raise BreachFoundError(finding, folder / finding.where)
+        raise ContractCheckError(finding, folder / finding.where)
     return bundle
 
 
@@ -153,27 +157,27 @@ def read_manifest(folder: Path, trust: Trust = NO_KEY) -> Bundle:
     """Read the manifest of a bundle whose files may be damaged; none of them is opened.
 
     Raises:
-        BreachError: No bundle, a manifest that breaks the schema or is of a newer format, a path
-            that leaves the folder, or something in the folder that is no regular file.
-        BreachFoundError: The signature is not the one that `trust` demands, or a file is there
+        ContractViolationError: No bundle, a manifest that breaks the schema or is of a newer
+            format, a path that leaves the folder, or something in it that is no regular file.
+        ContractCheckError: The signature is not the one that `trust` demands, or a file is there
             that the manifest does not list.
     """
     _require_manifest_file(folder)
     for finding in trust.check(folder):
-        raise BreachFoundError(finding, folder / finding.where)
+        raise ContractCheckError(finding, folder / finding.where)
     bundle = parse_manifest(folder)
     for finding in check_places(bundle):
-        raise BreachError(finding, folder / finding.where)
+        raise ContractViolationError(finding, folder / finding.where)
     for finding in check_unlisted(bundle):
-        raise BreachFoundError(finding, folder / finding.where)
+        raise ContractCheckError(finding, folder / finding.where)
     return bundle
 
 
 def parse_manifest(folder: Path) -> Bundle:
-    """The manifest, before any of its words has been held against the folder.
+    """The manifest, before any of its words has been compared with the folder.
 
     Raises:
-        BreachError: There is none, or it breaks the schema, or is of a newer format.
+        ContractViolationError: There is none, or it breaks the schema, or is of a newer format.
     """
     _require_manifest_file(folder)
     path = folder / MANIFEST_FILE
@@ -195,9 +199,9 @@ def _require_manifest_file(folder: Path) -> None:
         raise _unread("manifest.too_large", path, expected, f"{size} bytes")
 
 
-def _unread(code: str, path: Path, expected: str, found: str) -> BreachError:
+def _unread(code: str, path: Path, expected: str, found: str) -> ContractViolationError:
     finding = ContractFinding(code=code, where=MANIFEST_FILE, expected=expected, found=found)
-    return BreachError(finding, path)
+    return ContractViolationError(finding, path)
 
 
 def check_places(bundle: Bundle) -> Iterator[ContractFinding]:

@@ -1,4 +1,4 @@
-"""The full-precision model that a bundle is held against."""
+"""The full-precision model that a bundle is compared with."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from llama_edge.core.recipe import Rounding
 def load_full_precision(manifest: Manifest, against: str | None) -> Checkpoint | None:
     """The model that `against` names, or the built-in one that the manifest names, or none.
 
-    A bundle of Meta's own codes may be held against its checkpoint, or the unquantized release.
+    A bundle of Meta's own codes may be compared with its checkpoint, or the unquantized release.
 
     Raises:
         CheckpointError: `against` is not a model of the bundle's shape.

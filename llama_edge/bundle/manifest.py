@@ -1,6 +1,6 @@
 """The manifest: what a bundle promises to the app that loads it.
 
-`manifest.schema.json` beside this file is the contract in full; it is applied to every manifest
+`manifest.schema.json` next to this file is the contract in full; it is applied to every manifest
 that is written or read. The apps read the same schema.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import jsonschema
 
-from llama_edge.bundle.finding_codes import BreachError, ContractFinding
+from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
 from llama_edge.core.artifact import Interface, Placement, TensorSpec
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized import CalibrationRecord, MixedPrecision, ScaleRounding
@@ -119,7 +119,7 @@ class Manifest:
     placement: Placement
     #: summary of `parity.json`, which has the measurements in full
     parity: Mapping[str, Any]
-    #: None when the full-precision model was not at hand
+    #: None when the full-precision model was not available
     fidelity: Mapping[str, Any] | None
     #: name and version of every library that wrote or ran the files
     versions: Mapping[str, str]
@@ -139,12 +139,12 @@ class Manifest:
         """Read what `to_json` wrote; `where` names the file in messages.
 
         Raises:
-            BreachError: It breaks the schema, or a newer program wrote it.
+            ContractViolationError: It breaks the schema, or a newer program wrote it.
             ConfigError: The model config is contradictory.
         """
         version = value.get("format_version")
         if isinstance(version, int) and version > MANIFEST_VERSION:
-            raise BreachError(
+            raise ContractViolationError(
                 ContractFinding(
                     code="manifest.version",
                     where=f"{MANIFEST_FILE}: format_version",
@@ -196,7 +196,7 @@ def _model(value: Mapping[str, Any], where: str) -> Model:
     fields = {**value, "config": ModelConfig.from_json(value["config"])}
     family, config = fields.pop("family"), fields["config"]
     if family != config.family:
-        raise BreachError(
+        raise ContractViolationError(
             ContractFinding(
                 code="manifest.schema",
                 where=f"{MANIFEST_FILE}: model.family",
@@ -245,7 +245,7 @@ def _check_count(value: Mapping[str, Any], where: str) -> None:
     """More values than any model needs are hours of work for who applies the schema.
 
     Raises:
-        BreachError: There are more than `_MAX_VALUES`.
+        ContractViolationError: There are more than `_MAX_VALUES`.
     """
     count = 0
     unseen: list[object] = [value]
@@ -262,20 +262,20 @@ def _check_count(value: Mapping[str, Any], where: str) -> None:
             expected=f"at most {_MAX_VALUES} values",
             found="more",
         )
-        raise BreachError(finding, where)
+        raise ContractViolationError(finding, where)
 
 
 def _check_names(value: Mapping[str, Any], where: str) -> None:
     """Paths reach shells, file systems and reports: no character in them means anything to these.
 
     Raises:
-        BreachError: A path of `files` has another character than the schema's pattern allows.
+        ContractViolationError: A path of `files` has a character that the schema's pattern forbids.
     """
     files = value.get("files")
     for entry in files if isinstance(files, list) else ():
         path = entry.get("path") if isinstance(entry, dict) else None
         if isinstance(path, str) and not _PATH_CHARACTERS.fullmatch(path):
-            raise BreachError(
+            raise ContractViolationError(
                 ContractFinding(
                     code="files.name",
                     where=f"{MANIFEST_FILE}: files",
@@ -312,13 +312,13 @@ def check_schema(value: Mapping[str, Any], where: str) -> None:
     """Hold a manifest against `manifest.schema.json`.
 
     Raises:
-        BreachError: Naming the field that breaks it.
+        ContractViolationError: Naming the field that breaks it.
     """
     errors = islice(_validator().iter_errors(value), _MAX_ERRORS)
     error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         field = error.json_path.removeprefix("$").removeprefix(".")
-        raise BreachError(
+        raise ContractViolationError(
             ContractFinding(
                 code="manifest.schema",
                 where=f"{MANIFEST_FILE}: {field}" if field else MANIFEST_FILE,

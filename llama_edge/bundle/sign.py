@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llama_edge.bundle.doctor_bundle import examine_before_signing
 from llama_edge.bundle.examination import Diagnosis, Examination
-from llama_edge.bundle.finding_codes import BreachError
+from llama_edge.bundle.finding_codes import ContractViolationError
 from llama_edge.bundle.folder import (
     check_listed,
     check_places,
@@ -54,7 +54,7 @@ def verify_bundle(folder: Path, public_key: Path) -> Diagnosis:
     examination = Examination(folder, "bundle", SilentProgress())
     try:
         bundle = parse_manifest(folder)
-    except BreachError as error:
+    except ContractViolationError as error:
         examination.add(error.finding)
         return examination.diagnosis()
     examination.check("signature", Trust(key=key).check(folder))

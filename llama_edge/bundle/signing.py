@@ -51,10 +51,10 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def new_key(path: Path) -> Path:
-    """Write a new private key, readable by its owner alone, and its public half beside it.
+    """Write a new private key, readable by its owner alone, and its public half next to it.
 
     Returns:
-        The public key's file: `path` with `.pub` behind it.
+        The public key's file: `path` with `.pub` after it.
 
     Raises:
         OutputError: One of the two files exists; a key is never replaced.

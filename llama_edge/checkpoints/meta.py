@@ -72,7 +72,7 @@ def load_meta(folder: Path, source: str) -> Checkpoint:
 
 
 def _load_quantized(folder: Path, source: str, fields: Fields) -> Checkpoint:
-    """Open Meta's own int4 release: codes to keep, or with adaptors merged codes to round again."""
+    """Open Meta's own int4 release: codes to keep, or with adapters merged codes to round again."""
     scheme = read_scheme(fields)
     paths = shard_paths(folder)
     if len(paths) > 1:

@@ -1,12 +1,12 @@
 """Meta's own int4 releases (SpinQuant, QAT with LoRA) as they lie in `consolidated.00.pth`.
 
 A block linear is `weight`, int8 (O, I) with codes of 4 bits, and `scales` (O, I / 32); `zeros`, if
-there at all, are 0. The embedding and the head are int8 with one scale per row. An adaptor is
+there at all, are 0. The embedding and the head are int8 with one scale per row. An adapter is
 `adaptor.A.weight` (rank, I) and `adaptor.B.weight` (O, rank). Source: `llama3/quantization/
 loader.py` in llama_models.
 
 Only rows move on the way to canonical layout, codes and scales together, so no code changes: Q and
-K from interleaved pairs to halves, and behind SpinQuant gate and up into the order in which our R4
+K from interleaved pairs to halves, and after SpinQuant gate and up into the order in which our R4
 is the Walsh-Hadamard transform that Meta runs before `w2`.
 """
 
@@ -33,8 +33,8 @@ from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 SCHEME: Final = "int4_weight_int8_dynamic_activation"
 GROUP_SIZE: Final = 32
 _MAX_LORA_RANK: Final = 4096
-_FIELD: Final = re.compile(r"(.+?)\.(adaptor\.A\.weight|adaptor\.B\.weight|weight|scales|zeros)")
-_ADAPTOR_FIELDS: Final = ("adaptor.A.weight", "adaptor.B.weight")
+_FIELD: Final = re.compile(r"(.+?)\.(adapter\.A\.weight|adapter\.B\.weight|weight|scales|zeros)")
+_ADAPTOR_FIELDS: Final = ("adapter.A.weight", "adapter.B.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Lora:
     def note(self) -> str:
         """What reports say of a model read in this way."""
         return (
-            f"LoRA adaptors (rank {self.rank}, scale {self.scale:g}) merged into the dequantized "
+            f"LoRA adapters (rank {self.rank}, scale {self.scale:g}) merged into the dequantized "
             "int4 weights; the sum is rounded again by the recipe"
         )
 
@@ -81,7 +81,7 @@ def read_scheme(fields: Fields) -> Scheme:
     if spinquant:
         raise CheckpointError(
             f"{fields.path}: has both spinquant and lora_args; Meta has published no such "
-            "checkpoint, and its adaptors could be before or behind the rotation"
+            "checkpoint, and its adapters could be before or after the rotation"
         )
     args = _section(fields, "lora_args")
     rank = args.integer("rank")
@@ -100,7 +100,7 @@ def _section(fields: Fields, key: str) -> Fields:
 
 
 class QuantizedMetaTensors:
-    """`StoredTensors` of the network that the codes and adaptors stand for, and the codes."""
+    """`StoredTensors` of the network that the codes and adapters stand for, and the codes."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> None:
         self._folder = folder
@@ -204,13 +204,13 @@ class QuantizedMetaTensors:
                 )
 
     def load(self, name: str) -> Tensor:
-        """See `StoredTensors`: codes times their own scales, plus the adaptors' product."""
+        """See `StoredTensors`: codes times their own scales, plus the adapters' product."""
         parts = self._parts[name]
         if "scales" not in parts:
             return parts["weight"]
         codes, scales = self._codes(name), self._scales(name)
         weight = (codes.float().view(*scales.shape, -1) * scales[..., None]).view(codes.shape)
-        if "adaptor.A.weight" in parts and self._scheme.lora is not None:
+        if "adapter.A.weight" in parts and self._scheme.lora is not None:
             down, up = (parts[field].float() for field in _ADAPTOR_FIELDS)
             weight = weight + self._scheme.lora.scale * (up @ down)
         return self._rows(name, weight)
@@ -271,7 +271,7 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 class MetaCodes:
-    """`GivenCodes` of a release without adaptors."""
+    """`GivenCodes` of a release without adapters."""
 
     def __init__(self, config: ModelConfig, stored: QuantizedMetaTensors, scheme: Scheme) -> None:
         self._config = config

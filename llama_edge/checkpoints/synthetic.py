@@ -73,7 +73,7 @@ def write_synthetic(
 
     Args:
         folder: Where to.
-        name: Of the shape, for the note beside the weights.
+        name: Of the shape, for the note next to the weights.
         config: The shape; small ones serve tests.
         seed: Another one gives other weights.
         progress: Told of each tensor.

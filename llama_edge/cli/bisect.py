@@ -36,9 +36,9 @@ def bisect(
 ) -> None:
     """Name the first layer and operator at which an artifact is wrong, and write it down alone.
 
-    Codes and scales are held against the manifest's hashes (or the other's codes), and each
+    Codes and scales are compared with the manifest's hashes (or the other's codes), and each
     operator against what its own input and weights make of it, so that nothing adds up: activation
-    codes that fall the other way on a rounding border are taken back first. Exit code 1: something
+    codes that fall the other way on a rounding boundary are undone first. Exit code 1: something
     is wrong.
     """
     from llama_edge.core.files import output_folder, require_place

@@ -48,7 +48,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             help="A task of lm-eval, a YAML file with local data; may be repeated. It may run "
-            "Python code that lies beside it, so use only those you trust."
+            "Python code that lies next to it, so use only those you trust."
         ),
     ] = None,
     window: Annotated[
@@ -103,9 +103,7 @@ def _print_texts(report: EvalReport) -> None:
     )
     for subject in report.subjects:
         if subject.runtime is not None and subject.against is None:
-            typer.echo(
-                f"{subject.name}: no KL, its full-precision model was not at hand (--against MODEL)"
-            )
+            typer.echo(f"{subject.name}: no KL without its full-precision model (--against MODEL)")
 
 
 def _print_tasks(report: EvalReport) -> None:

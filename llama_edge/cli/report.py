@@ -27,11 +27,11 @@ def scales_line(rounding: ScaleRounding) -> str:
     )
 
 
-_NOT_MEASURED = "not measured: the full-precision model was not at hand (--against MODEL)"
+_NOT_MEASURED = "not measured: the full-precision model was not available (--against MODEL)"
 
 
 def parity_line(parity: Mapping[str, Any]) -> str:
-    """Graph parity in one line: blocks, then the distance end to end beside what it may be."""
+    """Graph parity in one line: blocks, then the distance end to end next to what it may be."""
     if parity.get("reason") is not None:
         return f"FAILED: {parity['reason']}"
     blocks = parity["blocks"]
@@ -106,7 +106,7 @@ def _widths(bundle: Bundle) -> str:
 
 
 def _expected(bundle: Bundle) -> str:
-    """Speed and memory on two devices, as `plan` reckons them for the file as written."""
+    """Speed and memory on two devices, as `plan` estimates them for the file as written."""
     lines = [
         f"{device.label}: {value.decode_tokens_per_s:.0f} tok/s, first token in "
         f"{value.time_to_first_token_s:.2f} s, {value.rss_mib:.0f} MiB"

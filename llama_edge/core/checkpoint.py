@@ -45,7 +45,7 @@ class Checkpoint:
     """A full-precision model. `source` is how the user named it: a built-in name, id or path.
 
     With `codes`, there is no full precision: `weights` are the codes times the checkpoint's own
-    scales, and `config` has the rotation that they were rounded behind.
+    scales, and `config` has the rotation that they were rounded after.
     """
 
     source: str

@@ -94,7 +94,7 @@ def file_sha256(path: Path) -> str:
 def require_free_space(folder: Path, size_bytes: int) -> None:
     """Fail before writing what would not fit.
 
-    What a killed run for the same `folder` left is no obstacle: the next one takes it over, or
+    What an interrupted run for the same `folder` left is no obstacle: the next one reuses it, or
     removes it before it writes anything.
 
     Raises:
@@ -103,7 +103,9 @@ def require_free_space(folder: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(_existing(folder)).free
     left = _left_bytes(_place_of(folder.absolute()))
     if free + left < size_bytes:
-        taken_over = f", and {left / 2**20:.0f} MiB of a killed run are taken over" if left else ""
+        taken_over = (
+            f", and {left / 2**20:.0f} MiB of an interrupted run are reused" if left else ""
+        )
         raise OutputError(
             f"{folder}: needs {size_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free"
             f"{taken_over}; free some space or choose another place with --out"
@@ -156,9 +158,9 @@ def require_place(target: Path, *, force: bool) -> None:
 def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
     """An empty folder on the same disk that becomes `target` when the block ends well.
 
-    It lies in a folder of this target's own, `.NAME.unfinished` beside it, where the block may
+    It lies in a folder of this target's own, `.NAME.unfinished` next to it, where the block may
     keep more. On any error, an interrupt included, all that is removed and `target` is as it was
-    before; what a killed run left there is found by the next one.
+    before; what an interrupted run left there is found by the next one.
 
     Raises:
         OutputError: `target` exists and `force` is off, or llama-edge did not write what is there;

@@ -30,8 +30,8 @@ class Rounding(StrEnum):
 class Scales(StrEnum):
     """How a group's scale is chosen: clipping nothing, or losing least squared error."""
 
-    WIDEST = "widest"
-    SEARCHED = "searched"
+    ABSMAX = "widest"
+    MSE = "searched"
     #: the checkpoint came with scales, and they stay, rounded to bfloat16
     GIVEN = "given"
 
@@ -92,7 +92,7 @@ class Recipe:
     activation_bits: int | None = 8
     #: bytes that 8-bit block linears may add, as a share of what all block linears take without
     extra_bytes: float = 0.0
-    scales: Scales = Scales.WIDEST
+    scales: Scales = Scales.ABSMAX
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()

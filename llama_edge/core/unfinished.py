@@ -66,7 +66,7 @@ def unfinished_folder(
 
 
 def is_unfinished_folder(path: Path) -> bool:
-    """Whether `path` is a work folder that this program made, held or left by a killed run."""
+    """Whether `path` is a work folder of this program, held or left by an interrupted run."""
     try:
         with _opened(path) as folder:
             marker = os.open(MARKER, os.O_RDONLY | _NO_SURPRISE, dir_fd=folder)
@@ -94,7 +94,7 @@ def require_unfinished_place(path: Path) -> None:
 
 
 def empty(folder: Path) -> Path:
-    """The folder without what a killed run left in it; made where it is absent.
+    """The folder without what an interrupted run left in it; made where it is absent.
 
     Args:
         folder: Lies in a folder of `unfinished_folder`.

@@ -51,7 +51,7 @@ from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
 
-#: Tokens decoded one by one behind the prompt: enough for a cache that is one place off.
+#: Tokens decoded one by one after the prompt: enough for a cache that is one place off.
 DECODED: Final = 16
 #: Of operators' values in memory at a time: all of SmolLM2's layers, four of Llama 3.2 3B's.
 _TRACE_BYTES: Final = 256 << 20
@@ -109,9 +109,9 @@ class LayerRow:
     #: the operator with the lowest, and how much it is
     operator: str
     operator_db: float
-    #: of activation codes that fell the other way on a rounding border, taken back above
+    #: of activation codes that fell the other way on a rounding boundary, taken back above
     flips: int
-    #: the residual stream behind this layer against the other network's; None without one
+    #: the residual stream after this layer against the other network's; None without one
     stream_db: float | None
 
 
@@ -127,7 +127,7 @@ class Bisection:
     weights: tuple[WeightFinding, ...]
     graph: tuple[GraphFinding, ...]
     constants: tuple[ConstantFinding, ...]
-    #: what the streams are held against; None: nothing was at hand
+    #: what the streams are compared with; None: nothing was available
     against: str | None
     #: whether a rotation was taken out first
     aligned: bool
@@ -220,7 +220,7 @@ def bisect(
 def check_epsilons(
     operators: Sequence[GraphOperator], config: ModelConfig
 ) -> tuple[ConstantFinding, ...]:
-    """Each norm's epsilon as the file has it: behind the first layers no input shows it.
+    """Each norm's epsilon as the file has it: after the first layers no input shows it.
 
     Norms that keep theirs in a shared constant (`.pte`) have no such attribute; the first one that
     a short row meets shows it.
@@ -244,7 +244,7 @@ def check_epsilons(
 
 
 def _require_shape(artifact: Artifact, manifest: Manifest) -> None:
-    """What differs in size is another model's: no operator can be held against the other's."""
+    """What differs in size is another model's: no operator can be compared with the other's."""
     found, wanted = artifact.config, manifest.model.config
     for name in _SIZES:
         if getattr(found, name) != getattr(wanted, name):

@@ -35,7 +35,7 @@ _SCRIPT: Final = "llama_edge.debug.repro_script"
 
 
 def layer_name(layer: int, layers: int) -> int | str:
-    """A block's number, or what lies before and behind the blocks."""
+    """A block's number, or what lies before and after the blocks."""
     return "embedding" if layer < 0 else "head" if layer >= layers else layer
 
 
@@ -179,7 +179,7 @@ def _matrix_arrays(matrix: QuantizedTensor) -> dict[str, Tensor]:
 
 
 def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, Tensor]:
-    """What the operator computes with beside its inputs."""
+    """What the operator needs apart from its inputs."""
     config = found.artifact.config
     if place.operator == "rope":
         cos, sin = rope_tables(config, 0, len(compared.expected))

@@ -42,7 +42,7 @@ class Against:
     name: str
     #: the codes that the artifact should hold; None: those whose hashes the manifest has
     codes: QuantizedWeights | None
-    #: whose residual stream is followed; None: no other model is at hand
+    #: whose residual stream is followed; None: no other model is available
     network: Reference | None
     #: whether the two streams differ by a rotation
     aligned: bool
@@ -125,7 +125,7 @@ def open_against(against: str | None, manifest: Manifest, trust: Trust = NO_KEY)
         return Against(name="", codes=None, network=None, aligned=False)
     recipe = manifest.recipe
     plain = not recipe.rotations and recipe.rounding is Rounding.NEAREST
-    again = plain and recipe.scales is Scales.WIDEST and manifest.mixed_precision is None
+    again = plain and recipe.scales is Scales.ABSMAX and manifest.mixed_precision is None
     return Against(
         name=f"{full.source} ({full.precision})",
         codes=RoundedAgain(full, manifest) if again else None,

@@ -151,7 +151,7 @@ def _text(artifact: Artifact) -> TextAssets | None:
     try:
         return read_text_assets(artifact.root)
     except (ArtifactError, TokenizerError):
-        return None  # a bare file has none beside it
+        return None  # a bare file has none next to it
 
 
 def _quantized(path: Path) -> Side:

@@ -1,7 +1,7 @@
 """How far an artifact's residual stream has left another network's, layer by layer.
 
 Every token counts the same: rows are divided by their length, since a few tokens of a Llama are a
-thousand times longer than the others. Behind a rotation (SpinQuant's R1) the two streams differ by
+thousand times longer than the others. After a rotation (SpinQuant's R1) the two streams differ by
 an orthogonal matrix that no file holds, so the one that fits best is taken out first: what is left
 is at most the true distance.
 

@@ -70,7 +70,7 @@ def _inspect_source(path: Path, progress: Progress) -> Inspection:
     codes = load_checkpoint(str(path)).codes
     if codes is None:
         raise ArtifactError(
-            f"{path}: a checkpoint of weights, or one whose adaptors must be merged; there are no "
+            f"{path}: a checkpoint of weights, or one whose adapters must be merged; there are no "
             "codes before `llama-edge quantize` has chosen them"
         )
     return Inspection(

@@ -54,7 +54,7 @@ ROW_LIMIT: Final = 1e-4
 CHANNEL_LIMIT: Final = 1e-4
 #: Of a norm, which has no long sums: an epsilon of 1e-6 for 1e-5 moves SmolLM2's first by 5e-4.
 NORM_LIMIT: Final = 1e-5
-#: An int8 cache rounds queries, keys and values once more; a code on a border may go either way.
+#: An int8 cache rounds queries, keys and values once more; a code on a boundary may go either way.
 INT8_CACHE_LIMIT: Final = 2e-2
 #: Stands for "no difference": float32 holds 7 digits.
 MAX_SNR_DB: Final = 160.0
@@ -66,7 +66,7 @@ class OperatorResult:
 
     #: as in `models.value_names`, or "embedding"; "rope" and "kv_cache" for what shows them
     name: str
-    #: largest relative error of a token's row, rounding borders explained
+    #: largest relative error of a token's row, rounding boundaries explained
     worst_row: float
     #: the same before anything is explained
     raw_worst_row: float
@@ -76,7 +76,7 @@ class OperatorResult:
     channel: int
     #: activation codes that fell the other way
     flips: int
-    #: of the error behind `worst_row` and the others, token by token, each counting the same
+    #: of the error after `worst_row` and the others, token by token, each counting the same
     snr_db: float
     #: the largest of error / limit
     severity: float
@@ -118,7 +118,7 @@ class Comparison:
     #: the name of its weight, if it has one
     weight: str | None = None
     row_limit: float = ROW_LIMIT
-    #: a linear's input before rounding, for rounding borders
+    #: a linear's input before rounding, for rounding boundaries
     unrounded: Tensor | None = field(default=None)
     #: a linear's, if it has one
     bias: Tensor | None = field(default=None)
@@ -144,7 +144,7 @@ class _Values:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Nodes of one layer, or behind the last, with the artifact's values of them."""
+    """Nodes of one layer, or after the last, with the artifact's values of them."""
 
     model: Reference
     nodes: Mapping[str, Node]
@@ -227,7 +227,7 @@ class _Piece:
         yield from self._made(node, replace(made, name="rope"))
 
     def _cache(self, inputs: Sequence[str]) -> Iterator[Comparison]:
-        """Keys behind RoPE are often seen in the cache alone; values tell whether to trust it."""
+        """Keys after RoPE are often seen in the cache alone; values tell whether to trust it."""
         _, key, value = inputs
         value_rows, key_rows = self.values.shown("value_cache"), self.values.shown("key_cache")
         if value_rows is None or key_rows is None:
@@ -355,14 +355,14 @@ def _channel_errors(compared: Comparison, rows: NDArray[np.intp]) -> Errors:
     length = wanted.norm(dim=1, keepdim=True).clamp(min=1e-30)
     error = ((found - wanted) / length).norm(dim=0)
     signal = (wanted / length).norm(dim=0)
-    # A channel that is silent by a cancellation is not held against its own silence.
+    # A channel that is silent by a cancellation is not compared with its own silence.
     floor = signal.mean() * 0.1
     result: Errors = np.nan_to_num((error / signal.clamp(min=float(floor) or 1.0)).numpy())
     return result if len(result) else np.zeros(1)
 
 
 def _explain(model: Reference, compared: Comparison, raw: Errors) -> "_Rows":
-    """Of a linear: which rows are what they are because a code lay on a rounding border."""
+    """Of a linear: which rows are what they are because a code lay on a rounding boundary."""
     assert compared.unrounded is not None
     assert compared.weight is not None
     x, weight = compared.unrounded, model.source.matrix(compared.weight)

@@ -1,6 +1,6 @@
-"""One operator alone: what its input and weights make of it, beside what an artifact made of it.
+"""One operator alone: what its input and weights make of it, next to what an artifact made of it.
 
-Needs NumPy and the `.npy` files beside it, nothing else. `llama-edge bisect` wrote both.
+Needs NumPy and the `.npy` files next to it, nothing else. `llama-edge bisect` wrote both.
 Exit code 1: the artifact's output is not what the operator says.
 """
 

@@ -57,7 +57,7 @@ class Subject:
     text: TextAssets
     max_context: int
     vocab_size: int
-    #: the model itself, or what the bundle is held against; None when that is not at hand
+    #: the model itself, or what the bundle is compared with; None when that is not available
     full: Checkpoint | None
 
 

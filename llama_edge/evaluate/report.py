@@ -62,7 +62,7 @@ class SubjectResult:
     name: str
     #: what computed it; None for a full-precision model
     runtime: str | None
-    #: what it was held against; None when that model was not at hand
+    #: what it was compared with; None when that model was not available
     against: str | None
     #: empty without texts
     results: tuple[TextResult, ...]

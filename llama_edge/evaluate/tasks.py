@@ -172,7 +172,7 @@ def run_tasks(
 ) -> tuple[TaskScore, ...]:
     """Every task through the session.
 
-    A task file is code: it may name Python functions that lie beside it, which are run.
+    A task file is code: it may name Python functions that lie next to it, which are run.
 
     Raises:
         TextError: A file is no task with local data, or lm-eval fails on it.

@@ -67,7 +67,7 @@ class Candidate:
 
     session: Session | None
     vocab_size: int
-    #: what it is held against; None when that model is not at hand
+    #: what it is compared with; None when that model is not available
     full: Reference | None
 
 

@@ -184,7 +184,7 @@ class MLPackage:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What its author wrote beside the program, by key."""
+        """What its author wrote next to the program, by key."""
         return dict(self.spec.description.metadata.userDefined)
 
     @property
@@ -307,7 +307,7 @@ class MLPackage:
         view = self._weight_file(place.fileName)
         where = f"{where}: the blob at {place.offset} of {place.fileName}"
         if place.offset + _BLOB_METADATA_BYTES > len(view):
-            raise ArtifactError(f"{where} lies behind the file's end at {len(view)}")
+            raise ArtifactError(f"{where} lies after the file's end at {len(view)}")
         sentinel, code, size, start = _BLOB_METADATA.unpack_from(view, place.offset)
         if sentinel != _BLOB_SENTINEL:
             raise ArtifactError(f"{where} begins with {sentinel:#x} and not {_BLOB_SENTINEL:#x}")
@@ -317,7 +317,7 @@ class MLPackage:
             )
         if start + size > len(view):
             raise ArtifactError(
-                f"{where} has {size} bytes at {start}, behind the file's end at {len(view)}"
+                f"{where} has {size} bytes at {start}, after the file's end at {len(view)}"
             )
         _check_size(size, element, count, where)
         return view[start : start + size]

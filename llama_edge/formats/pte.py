@@ -27,7 +27,7 @@ _CONSTANT_ALIGNMENT: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of bytes behind the flatbuffer; `read` is called once, in file order."""
+    """A run of bytes after the flatbuffer; `read` is called once, in file order."""
 
     size_bytes: int
     read: Callable[[], Iterable[memoryview]]
@@ -76,7 +76,7 @@ def encode_program(program: schema.Program) -> tuple[bytes, int]:
     header = _HEADER_MAGIC + struct.pack(
         "<IQQQ", _HEADER_LENGTH, program_size, base, max(ends, default=0)
     )
-    # The header sits behind the root offset and the file identifier, so the root moves.
+    # The header sits after the root offset and the file identifier, so the root moves.
     (root,) = struct.unpack_from("<I", flatbuffer.data)
     moved_root = struct.pack("<I", root + header_size) + bytes(flatbuffer.data[4:8])
     front = moved_root + header.ljust(header_size, b"\0") + bytes(flatbuffer.data[8:])

@@ -3,7 +3,7 @@
 `weights.safetensors` holds for each matrix `NAME.codes` (int4 packed two to a byte, low nibble
 first, two's complement; int8 as it is) and `NAME.scales` (bfloat16), and each norm as float32.
 A tied model stores its table once. The same weights give the same bytes in both files, whatever
-form the checkpoint had; tokenizer files are carried beside them.
+form the checkpoint had; tokenizer files are carried next to them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The artifact's rows of one block against the reference's, rounding borders explained.
+"""The artifact's rows of one block against the reference's, rounding boundaries explained.
 
 Shape legend: T tokens, D hidden, Q query_size, V vocab, B trials of one row, F intermediate.
 """
@@ -58,7 +58,7 @@ class RowErrors:
 def relative_errors(candidate: Tensor, reference: Tensor) -> Errors:
     """L2(candidate - reference) / L2(reference) per row, float64 (T,).
 
-    A zero reference row is held against 1; a row that is not finite is `BROKEN`.
+    A zero reference row is compared with 1; a row that is not finite is `BROKEN`.
     """
     wanted, found = reference.double(), candidate.double()
     norm = wanted.norm(dim=-1)

@@ -35,7 +35,7 @@ from llama_edge.models.sources import CachedSource
 class ErrorStats:
     """Relative errors, L2(error) / L2(reference row), over tokens of all prompts.
 
-    Activation codes that fell the other way on a rounding border are taken back, but in `raw_max`.
+    Activation codes that fell the other way on a rounding boundary are undone, but in `raw_max`.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class BlockResult:
     prefill: ErrorStats
     #: None when no prompt decoded
     decode: ErrorStats | None
-    #: activation codes on a rounding border that fell the other way
+    #: activation codes on a rounding boundary that fell the other way
     flips: int
     #: the largest of error / limit; above 1 the block is wrong
     severity: float

@@ -1,9 +1,9 @@
 """An int8 KV cache against the reference: the rows that go into it, and attention over them.
 
-Codes can't be compared one by one, for a value near a border may get either. So the reference's
+Codes can't be compared one by one, for a value near a boundary may get either. So the reference's
 value before rounding must lie where the artifact's code is the nearest: how far it lies outside is
 the error. Then attention is computed over the artifact's own rows, where nothing is left to round,
-and must agree exactly. So a wrong cache hides behind no rounding border.
+and must agree exactly. So a wrong cache is hidden by no rounding boundary.
 
 Shape legend: T tokens, D hidden, N query heads, K key/value heads, R = N + 2K rows, H head_dim,
 Q query_size, B trials of one token.
@@ -52,7 +52,7 @@ def int8_attention_errors(
 def _row_errors(
     model: Reference, layer: int, x_TD: Tensor, rows: CacheRows, limit: float
 ) -> RowErrors:
-    """A flipped code of the norm behind which the rows are made is explained, as elsewhere."""
+    """A flipped code of the norm after which the rows are made is explained, as elsewhere."""
     wanted = _unrounded_rows(model, layer, model.attention_input(layer, x_TD), 0)
     raw = row_distances(wanted, rows)
     normed = unrounded(model).attention_input(layer, x_TD)

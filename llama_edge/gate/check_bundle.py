@@ -16,7 +16,7 @@ from llama_edge.text.text_assets import read_text_assets
 def check_bundle(
     folder: Path, against: str | None, progress: Progress, trust: Trust = NO_KEY
 ) -> GateOutcome:
-    """Hashes, codes, text, blocks and sequences; fidelity where the source model is at hand.
+    """Hashes, codes, text, blocks and sequences; fidelity where the source model is available.
 
     The reference computes with the codes and norms read out of the artifact: that these are the
     source's is what the hashes say.

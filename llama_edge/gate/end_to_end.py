@@ -1,4 +1,4 @@
-"""Run the written artifact over real prompts, teacher-forced, beside the reference's variants.
+"""Run the written artifact over real prompts, teacher-forced, next to the reference's variants.
 
 Each prompt is prefilled and its continuation decoded token by token; the continuation is given, so
 that one flipped token does not hide what follows.
@@ -37,7 +37,7 @@ class PromptMeasurement:
     reference_artifact: Comparison
     #: the reference disturbed by a hair against itself: the noise floor
     reference_disturbed: Comparison
-    #: against full precision; None when that model is not at hand
+    #: against full precision; None when that model is not available
     full_artifact: Comparison | None
     full_reference: Comparison | None
 
@@ -47,7 +47,7 @@ class EndToEnd:
     """What one run over all prompts measured."""
 
     prompts: tuple[PromptMeasurement, ...]
-    #: what `full_artifact` and `full_reference` are held against (`Checkpoint.precision`)
+    #: what `full_artifact` and `full_reference` are compared with (`Checkpoint.precision`)
     against: str = FULL_PRECISION
 
     def reference_artifact(self) -> Comparison:
@@ -78,7 +78,7 @@ def measure_end_to_end(
     tolerances: Tolerances,
     progress: Progress,
 ) -> EndToEnd:
-    """Every variant in one pass over the weights, then prompt by prompt beside the artifact.
+    """Every variant in one pass over the weights, then prompt by prompt next to the artifact.
 
     Args:
         reference: The network with the artifact's codes and activation rounding.

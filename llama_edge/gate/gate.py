@@ -29,7 +29,7 @@ from llama_edge.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSubject:
-    """What is judged, and what it is held against."""
+    """What is judged, and what it is compared with."""
 
     artifact: Artifact
     #: the shape that the artifact must have; never taken from what the artifact says of itself
@@ -38,14 +38,14 @@ class GateSubject:
     kv_cache: KVCacheDtype
     #: the end tokens that the artifact itself tells its runner
     end_tokens: tuple[int, ...]
-    #: the text files that lie beside the artifact
+    #: the text files that lie next to the artifact
     text: TextAssets
     #: what those text files must amount to
     contract: TextContract
     #: codes, scales and norms that the artifact must compute with
     reference: QuantizedWeights
     recipe: Recipe
-    #: the full-precision model; None when it is not at hand
+    #: the full-precision model; None when it is not available
     full: Checkpoint | None
     #: what is run
     prompts: PromptPlan = ALL_PROMPTS
@@ -59,7 +59,7 @@ class GateOutcome:
     fidelity: FidelityReport | None
     #: why the gate failed, in one line; None when it passed
     reason: str | None
-    #: short answers of the artifact and of full precision, to be read beside the figures
+    #: short answers of the artifact and of full precision, to be read next to the figures
     samples: tuple[Sample, ...] = ()
 
     @classmethod

@@ -65,7 +65,7 @@ class PromptFidelity:
     name: str
     language: str
     artifact: Divergence
-    #: tokens of the prompt; those behind them were decoded one by one
+    #: tokens of the prompt; those after them were decoded one by one
     prefill: int
     #: KL after each token, nats
     kl: tuple[float, ...]

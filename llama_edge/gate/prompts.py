@@ -38,7 +38,7 @@ class PromptPlan:
     fidelity: int = len(GATE_TEXTS) + len(MORE_TEXTS)
     #: a longer prompt is cut to so many tokens
     max_prompt_tokens: int | None = None
-    #: tokens that are decoded behind a prompt
+    #: tokens that are decoded after a prompt
     decode_steps: int = DECODE_STEPS
 
 
@@ -94,7 +94,7 @@ def _prompts(
             )
             raise ConfigError(
                 f"max_context is {max_context}; the gate's prompt {text.name} has {len(tokens)} "
-                "tokens in this model's vocabulary, and one more is decoded behind it: export with "
+                "tokens in this model's vocabulary, and one more is decoded after it: export with "
                 f"--max-context {enough} or more, which the model's positions must allow"
             )
         prompts.append(

@@ -1,12 +1,12 @@
-"""Activation codes on a rounding border: which of them fell the other way in an artifact.
+"""Activation codes on a rounding boundary: which of them fell the other way in an artifact.
 
-Two right runtimes differ by 1e-7 in a norm, and a value that lies that near to a rounding border
+Two right runtimes differ by 1e-7 in a norm, and a value that is that near to a rounding boundary
 gets one code here and its neighbour there. One such flip is worth up to 2 % of a token's output,
 and attention hands it on to later tokens. It must not be mistaken for a fault; nor may a limit be
 so wide that a fault passes for a flip. So a row out of tolerance is *explained*: only codes that do
-lie on a border may be flipped, only a few of them, and then the row must agree within the tight
-limit. A fault is no sum of a few such flips. Nor may more rows have any than borders are met by
-float errors (`block_errors.MAX_FLIP_RATE`): a kernel whose borders lie elsewhere flips such codes
+lie on a boundary may be flipped, only a few of them, and then the row must agree within the tight
+limit. A fault is no sum of a few such flips. Nor may more rows have any than boundaries are met by
+float errors (`block_errors.MAX_FLIP_RATE`): a kernel with other boundaries flips such codes
 alone, and is told by their number.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.models.reference import ACTIVATION_BLOCK, Reference
 
-#: How near to a border, in steps, a value must lie for either code to be right, and how many
-#: combinations are followed: near borders one by one, wider ones when that explains nothing.
+#: How near to a boundary, in steps, a value must lie for either code to be right, and how many
+#: combinations are followed: near boundaries one by one, wider ones when that explains nothing.
 #: float32 errors of 1e-6 on codes up to 127 are 1e-4 steps, more where a product cancels.
 SEARCHES: Final = ((1e-3, 1), (1e-2, 4))
 #: Most codes that are flipped to explain one row.
@@ -88,11 +88,11 @@ def with_flips(rounded_BN: Tensor, place: int, trials: Sequence[Flips]) -> Tenso
 
 
 class StagedRow:
-    """The `RowRun` of a row that is rounded at several places, one behind the other.
+    """The `RowRun` of a row that is rounded at several places, one after the other.
 
     What a place gets depends on the flips before it alone, and is computed once. Not only for
     time: a matrix product of one row and of fifty sums in another order, so that a value on a
-    border would fall this way in one trial and the other way in the next, and no flip would
+    boundary would fall this way in one trial and the other way in the next, and no flip would
     explain it.
 
     Args:

@@ -41,7 +41,7 @@ class Sample:
     language: str
     question: str
     artifact: str
-    #: None: that model was not at hand, or is too large to answer
+    #: None: that model was not available, or is too large to answer
     full: str | None
     #: tokens that both answers begin with
     same_tokens: int
@@ -90,7 +90,7 @@ class _FullPrecision:
         return True
 
     def _choices(self, tokens: Sequence[int], cache: KVCache, last: int) -> list[int]:
-        """The most probable token behind each of the `last` ones."""
+        """The most probable token after each of the `last` ones."""
         hidden = self._model.hidden(self._model.embed(torch.tensor(list(tokens))), cache)
         chosen: list[int] = self._model.head(hidden[-last:]).argmax(-1).tolist()
         return chosen

@@ -1,4 +1,4 @@
-"""A bundle behind a line protocol, for programs in other languages: the apps' text path, say.
+"""A bundle after a line protocol, for programs in other languages: the apps' text path, say.
 
 One JSON object a line, in and out. Requests: `{"op": "open"}`; `{"op": "generate", "tokens": [...],
 "ends": [...]}` with `max_new_tokens`, `temperature`, `top_p`, `top_k` and `seed` where wanted;
@@ -80,7 +80,7 @@ class _Requests:
             if isinstance(request, dict) and request.get("op") == "cancel":
                 self.cancelled.set()
                 continue
-            # Here and not when it is answered: a `cancel` right behind it must not be lost.
+            # Here and not when it is answered: a `cancel` right after it must not be lost.
             self.cancelled.clear()
             self._lines.put(request)
         self._lines.put(None)

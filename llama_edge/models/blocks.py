@@ -51,7 +51,7 @@ class Linear(Block):
 
 
 class Rotation(Block):
-    """A rotation (D, D) that no matrix beside it could take up; it stays in float32."""
+    """A rotation (D, D) that no matrix next to it could take up; it stays in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class OutputRows(Block):
         return out
 
     def places(self) -> Tensor:
-        """For each token its row, or R, int64 (V,): a gather behind one more column."""
+        """For each token its row, or R, int64 (V,): a gather after one more column."""
         places = torch.full((self.vocab_size,), len(self.rows))
         places[list(self.rows)] = torch.arange(len(self.rows))
         return places

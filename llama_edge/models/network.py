@@ -66,7 +66,7 @@ class Node:
 
     @property
     def layer(self) -> int | None:
-        """Which block of the network it is in; None before the first and behind the last."""
+        """Which block of the network it is in; None before the first and after the last."""
         parts = self.name.split(".")
         return int(parts[2]) if self.name.startswith("model.layers.") else None
 
@@ -89,7 +89,7 @@ class Network:
 
     @cached_property
     def _last_uses(self) -> Mapping[str, frozenset[str]]:
-        """By node: the values that nobody needs behind it."""
+        """By node: the values that nobody needs after it."""
         last: dict[str, str] = {}
         for node in self.nodes:
             last |= dict.fromkeys(node.inputs, node.name)
@@ -149,7 +149,7 @@ class Network:
 
     @cached_property
     def head(self) -> Mapping[str, Node]:
-        """The nodes behind the last block by `Node.part`, in order."""
+        """The nodes after the last block by `Node.part`, in order."""
         behind = list(self.nodes).index(list(self.in_layer(max(self._layers)).values())[-1]) + 1
         return {node.part: node for node in self.nodes[behind:]}
 

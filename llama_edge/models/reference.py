@@ -217,7 +217,7 @@ class Reference:
         return self.attend(layer, self.attention_input(layer, x_TD), cache)
 
     def after_attention(self, layer: int, x_TD: Tensor, rounded_TQ: Tensor) -> Tensor:
-        """The residual stream (T, D) behind o_proj, whose input is already rounded."""
+        """The residual stream (T, D) after o_proj, whose input is already rounded."""
         known = {self.stream(layer): x_TD, rounded(self._name(layer, "attention")): rounded_TQ}
         return self.value(self._name(layer, "attention_residual"), known)
 
@@ -240,7 +240,7 @@ class Reference:
         return self.after_mlp(layer, x_TD, self.mlp_product(layer, self.mlp_input(layer, x_TD)))
 
     def after_mlp(self, layer: int, x_TD: Tensor, product_TF: Tensor) -> Tensor:
-        """The residual stream (T, D) behind down_proj, whose input is already rounded."""
+        """The residual stream (T, D) after down_proj, whose input is already rounded."""
         known = {self._name(layer, "attention_residual"): x_TD, self._product(layer): product_TF}
         return self.value(self._name(layer, "mlp_residual"), known)
 

@@ -41,7 +41,7 @@ BLOCK_VALUES: Final = (
     "down_proj",
     "mlp_residual",
 )
-#: What comes behind the last block, for the last token of each call: (number of calls, D) or V.
+#: What comes after the last block, for the last token of each call: (number of calls, D) or V.
 HEAD_VALUES: Final = ("hidden", "norm", "head_rotation", "lm_head", "output_rows")
 #: Values that show one operator together.
 _SHOWN_AS: Final = {

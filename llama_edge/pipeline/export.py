@@ -83,7 +83,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     """Write a bundle whose files were run and found right.
 
     Raises:
-        CheckFailedError: A gate failed; what was written lies beside the target as `OUT.failed`.
+        CheckFailedError: A gate failed; what was written lies next to the target as `OUT.failed`.
         ConfigError: The model, the recipe, the context or the gate's prompts do not go together.
         UnknownNameError: No such target or recipe.
         UsageError: The target has no such format, or an option would not be used.
@@ -136,7 +136,7 @@ def _quantize(
     stages: Stages,
     progress: Progress,
 ) -> QuantizedCheckpoint:
-    """From the cache, from what a killed run of this export had finished, or now."""
+    """From the cache, from what an interrupted run of this export had finished, or now."""
     kept = stages.finished(QUANTIZED)
     if kept is not None:
         found = read_quantized_checkpoint(kept)
@@ -243,7 +243,7 @@ def _require_failed_place(out: Path) -> None:
 
 
 def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:
-    """Move the failed bundle beside its place; the message says where and why."""
+    """Move the failed bundle next to its place; the message says where and why."""
     failed = _failed_place(out)
     replace_folder(folder, failed)
     return (

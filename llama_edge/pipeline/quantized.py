@@ -66,7 +66,7 @@ def quantize_with_cache(
         texts: The user's calibration text; empty lets the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
-        device: Where rotations are learned. A run that was stopped is gone on with.
+        device: Where rotations are learned. A run that was stopped is resumed.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.

@@ -1,4 +1,4 @@
-"""Stages of an export that a killed run had finished, beside the output that they are for."""
+"""Stages that an interrupted export had finished, next to the output that they are for."""
 
 import hashlib
 import shutil
@@ -23,7 +23,7 @@ from llama_edge.core.recipe import Recipe
 from llama_edge.core.unfinished import empty
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE
 
-#: What a killed run's successor takes up; the gate always runs.
+#: What an interrupted run's successor takes up; the gate always runs.
 QUANTIZED: Final = "quantized"
 _LOWERED: Final = "lowered"
 _KEY_FILE: Final = "key"
@@ -67,7 +67,7 @@ def lowered_stage(quantized: QuantizedCheckpoint) -> str:
 
 
 class Stages:
-    """Finished stages as folders; each appears under its name in one move.
+    """Finished stages as folders; each appears under its name atomically.
 
     Args:
         place: A folder that this run has for itself.

@@ -1,1 +1,1 @@
-"""What a model will take and give on a device, reckoned from its config alone; nothing is run."""
+"""What a model will take and give on a device, estimated from its config alone; nothing is run."""

@@ -21,7 +21,7 @@ DECODE_SHARE: Final = 0.59
 INT8_SHARE: Final = 0.182
 #: Of the peak of float32 products, the same: geometric mean of the two BF16 rows.
 FLOAT_SHARE: Final = 0.335
-#: Runtime, tokenizer and activations: mean of the four rows without adaptors.
+#: Runtime, tokenizer and activations: mean of the four rows without adapters.
 RUNTIME_MIB: Final = 220.0
 
 #: How far the plan is off at most, on the rows that it was calibrated on.
@@ -53,7 +53,7 @@ class Workload:
     float_macs: int
     #: the head's, once per call, counted with the linears' kind
     head_macs: int
-    #: held beside the file: weights that a runtime unpacks when it loads them
+    #: held next to the file: weights that a runtime unpacks when it loads them
     unpacked_bytes: int = 0
 
     def rss_mib(self, context: int) -> float:
@@ -72,7 +72,7 @@ class Workload:
         return device.bandwidth_gb_s * 1e9 * DECODE_SHARE / read
 
     def first_token_s(self, device: Device, tokens: int) -> float:
-        """From a prompt of `tokens` to the first token behind it."""
+        """From a prompt of `tokens` to the first token after it."""
         int8_rate = device.int8_gmacs * 1e9 * INT8_SHARE
         float_rate = device.float_gmacs * 1e9 * FLOAT_SHARE
         int8_macs, float_macs = tokens * self.int8_macs, tokens * self.float_macs

@@ -14,7 +14,7 @@ from typing import Final
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.recipe import Recipe, Rounding
 
-#: Tokens that the gate runs, prompts and what is decoded behind them, of SmolLM2's tokenizer.
+#: Tokens that the gate runs, prompts and what is decoded after them, of SmolLM2's tokenizer.
 GATE_TOKENS: Final = 1420
 #: CPU seconds before any work: imports, of the program and of the process that runs the artifact.
 FIXED_CPU_S: Final = 10.0
@@ -44,7 +44,7 @@ class HostRates:
     weight_cpu_s: float
     #: for each million weights and thousand tokens that the gate runs
     token_cpu_s: float
-    #: resident memory beside the program's own: MiB, and in sizes of the file
+    #: resident memory next to the program's own: MiB, and in sizes of the file
     runtime_mib: float
     runtime_files: float
     #: for each token that the gate runs, of activations

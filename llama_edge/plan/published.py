@@ -1,4 +1,4 @@
-"""Published measurements: what the plan is calibrated on, and what it is held against besides.
+"""Published measurements: what the plan is calibrated on, and what it is compared with as well.
 
 Source of all rows: ExecuTorch's `examples/models/llama/README.md` and `examples/models/llama2/
 README.md`; the six rows of Llama 3.2 are also in Meta's model card. Prompts of 64 tokens, CPU,
@@ -17,7 +17,7 @@ from llama_edge.plan.estimate import ArtifactSize, Workload
 
 PROMPT: Final = 64
 CONTEXT: Final = 2048
-#: Of the adaptors in the QAT+LoRA files: `-lora 16` in the README's export command.
+#: Of the adapters in the QAT+LoRA files: `-lora 16` in the README's export command.
 _LORA_RANK: Final = 16
 _GROUP: Final = 32
 
@@ -55,7 +55,7 @@ def _bf16(config: ModelConfig) -> Workload:
 
 
 def _int4(config: ModelConfig, rank: int) -> Workload:
-    """int4 with float32 group scales, two int8 tables, and float32 adaptors of a rank."""
+    """int4 with float32 group scales, two int8 tables, and float32 adapters of a rank."""
     linears = _linear_weights(config)
     pairs = block_linear_shapes(config).values()
     adaptors = rank * config.num_hidden_layers * sum(rows + columns for rows, columns in pairs)

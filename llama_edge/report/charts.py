@@ -96,7 +96,7 @@ def draw_layers(
 
     Args:
         rows: Layer, dB of its lowest operator, dB of the stream or None.
-        against: What the stream is held against.
+        against: What the stream is compared with.
         path: The file.
     """
     with figure((8.0, 4.2)) as (made, axes):

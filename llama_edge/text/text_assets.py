@@ -30,7 +30,7 @@ TURN_END_TOKENS: Final[Mapping[str, tuple[str, ...]]] = {
     "<|eot_id|>": ("<|eot_id|>", "<|eom_id|>"),
     "<|im_end|>": ("<|im_end|>",),
 }
-#: What is kept of generation_config.json besides the token ids.
+#: What is kept of generation_config.json, apart from the token ids.
 GENERATION_KEYS: Final = (
     "do_sample",
     "min_p",

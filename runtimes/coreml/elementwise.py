@@ -35,7 +35,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Arguments
 
 
 def _shifted(function: Callable[[Tensor], Tensor], epsilon: float) -> Callable[[Arguments], Tensor]:
-    """A function with a pole at zero, evaluated `epsilon` beside it."""
+    """A function with a pole at zero, evaluated `epsilon` next to it."""
     return lambda arguments: function(arguments.tensor("x") + arguments.number("epsilon", epsilon))
 
 

@@ -49,7 +49,7 @@ def pieces(
     """How to read `count` tokens: for each call, how many of them and how many places it takes.
 
     A call of more places than tokens is filled up; what stands there is written into the cache
-    behind all that counts, hidden from every earlier token, and overwritten by the next call. So
+    after all that counts, hidden from every earlier token, and overwritten by the next call. So
     it must fit into the context, and where it does not, single tokens do.
 
     Args:

@@ -1,7 +1,7 @@
 """Runs a saved Core ML program on the CPU, without any of Apple's code.
 
 It computes in float32. `Precision.EXACT` keeps it so, whatever types the program declares: what the
-graph means, which can be held against a reference. `Precision.HALF` rounds each operator's result
+graph means, which can be compared with a reference. `Precision.HALF` rounds each operator's result
 to the type that the program declares for it: an estimate of what a device computes in float16,
 which accumulates in orders and widths of its own.
 """
@@ -43,12 +43,12 @@ class Interpreter:
         function: The function's name.
         precision: See `Precision`.
         budget_bytes: Of float32 weights that are kept; the others are made anew in each run.
-        beside: Another function of the package: this one goes on from its states and shares its
+        next to: Another function of the package: this one goes on from its states and shares its
             weights and their budget.
 
     Raises:
         ArtifactError: The program is damaged, has an operator that is not known here, or has other
-            states than the one beside it.
+            states than the one next to it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Interpreter:
         if beside is None:
             self.reset()
         elif self.states != beside.states:
-            raise ArtifactError(f"{self._place}: has other states than the function beside it")
+            raise ArtifactError(f"{self._place}: has other states than the function next to it")
 
     @property
     def inputs(self) -> tuple[Declaration, ...]:
@@ -108,7 +108,7 @@ class Interpreter:
 
         Args:
             feeds: Every input by name.
-            also: Inner values that are wanted beside the outputs.
+            also: Inner values that are wanted next to the outputs.
 
         Raises:
             SessionError: An input is absent, unknown or of another type than declared; a value that

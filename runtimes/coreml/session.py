@@ -197,7 +197,7 @@ class CoreMLInterpreterRuntime:
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> OperatorTrace:
-        """See `Runtime`; keys behind RoPE are seen in the cache."""
+        """See `Runtime`; keys after RoPE are seen in the cache."""
         program = self._program(artifact)
         network = network_of(artifact.config)
         groups = {layer: _block_names(network, layer) for layer in layers}

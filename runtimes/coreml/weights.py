@@ -21,7 +21,7 @@ FLOAT32_BYTES: Final = 4
 #: Float32 weights that are kept, in all. All of SmolLM2-135M's fit (513 MiB), so the models of
 #: tests and first steps are made once. Of a 3B's 12.8 GB hardly any do, but to make a weight anew
 #: takes 0.3 ns: a second for all of them. It is no share of the machine's memory, since the program
-#: that holds the reference takes 3.3 GiB beside a 1B shape's interpreter, on a laptop of 8 GB.
+#: that holds the reference takes 3.3 GiB next to a 1B shape's interpreter, on a laptop of 8 GB.
 BUDGET_BYTES: Final = 640 << 20
 
 
@@ -47,7 +47,7 @@ class WeightStore:
     """The weights that functions of a package share, and the budget of them all.
 
     Weights know the budget and not the store: a cycle of references would keep all of them alive
-    after the session is closed, beside those of the next one.
+    after the session is closed, next to those of the next one.
     """
 
     def __init__(self, size_bytes: int) -> None:

@@ -173,7 +173,7 @@ def test_what_is_not_a_plain_llama_is_refused(
 
 @pytest.mark.parametrize("part", ["self_attn.q_proj", "input_layernorm"])
 def test_a_bias_is_an_unexpected_weight(part: str, hf_folder: Path) -> None:
-    """R1 behind a norm with a bias would compute another network, and nothing would say so."""
+    """R1 after a norm with a bias would compute another network, and nothing would say so."""
     change_weights(hf_folder, **{f"model.layers.0.{part}.bias": torch.ones(96)})
     with pytest.raises(CheckpointError, match=rf"{part}\.bias unexpected"):
         load_checkpoint(str(hf_folder))

@@ -33,7 +33,7 @@ TOLERANCE = 2e-5
 WQ, W1, W2 = (f"layers.0.{part}" for part in ("attention.wq", "feed_forward.w1", "feed_forward.w2"))
 VARIANTS = {
     "spinquant": {"spinquant": True, "lora": False},
-    "qat with adaptors": {"spinquant": False, "lora": True},
+    "qat with adapters": {"spinquant": False, "lora": True},
     "qat": {"spinquant": False, "lora": False},
 }
 
@@ -49,7 +49,7 @@ def logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
 
 
 class _Transformed(nn.Module):
-    """A linear behind ExecuTorch's operator, as both of Meta's runners put it before `w2`."""
+    """A linear after ExecuTorch's operator, as both of Meta's runners put it before `w2`."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def meta_logits(
     variant: dict[str, bool],
     tokens: Tensor,
 ) -> Tensor:
-    """Meta's transformer behind Meta's loader, strict; activations stay in floating point."""
+    """Meta's transformer after Meta's loader, strict; activations stay in floating point."""
     loader, model = import_meta_loader(monkeypatch), import_meta_model(monkeypatch)
     monkeypatch.setattr(
         "torchao.quantization.linear_quant_modules.per_token_dynamic_quant", lambda x, **_: x
@@ -89,7 +89,7 @@ def meta_logits(
             "group_size": 32,
             "spinquant": variant["spinquant"],
         },
-        # Meta's class takes the key for the thing: params.json without adaptors has no such key.
+        # Meta's class takes the key for the thing: params.json without adapters has no such key.
         **({"lora_args": {"rank": LORA_RANK, "scale": LORA_SCALE}} if variant["lora"] else {}),
     )
     network = loader.convert_to_int4_quantized_model(model.Transformer(args), "")
@@ -213,8 +213,8 @@ def test_merged_adaptors_leave_a_plain_checkpoint_that_says_so(tmp_path: Path) -
     assert checkpoint.config == META_CONFIG
     assert checkpoint.precision == "full precision"
     assert checkpoint.note is not None
-    assert "LoRA adaptors (rank 4, scale 2) merged" in checkpoint.note
-    product = state[f"{W2}.adaptor.B.weight"].float() @ state[f"{W2}.adaptor.A.weight"].float()
+    assert "LoRA adapters (rank 4, scale 2) merged" in checkpoint.note
+    product = state[f"{W2}.adapter.B.weight"].float() @ state[f"{W2}.adapter.A.weight"].float()
     scales = state[f"{W2}.scales"].repeat_interleave(32, 1)
     expected = state[f"{W2}.weight"] * scales + LORA_SCALE * product
     found = checkpoint.weights.read(block_weight(0, "mlp.down_proj"))
@@ -247,7 +247,7 @@ def put(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
         (put("output.scales", torch.ones(64, 4)), r"\(256, 1\) is needed"),
         (put(f"{WQ}.zeros", torch.ones(64, 2)), "zero points other than 0"),
         (put(f"{WQ}.zeros", torch.zeros(64, 3)), "zeros of"),
-        (put(f"{WQ}.adaptor.A.weight", torch.ones(4, 64)), "params.json says nothing of"),
+        (put(f"{WQ}.adapter.A.weight", torch.ones(4, 64)), "params.json says nothing of"),
         (put(f"{WQ}.bias", torch.ones(64)), "bias unexpected"),
         (put("norm.scales", torch.ones(64)), "norm.weight has scales"),
     ],
@@ -289,17 +289,17 @@ def test_numbers_out_of_range_are_refused_when_read(
 
 def test_an_adaptor_of_another_rank_or_with_nan_is_refused(tmp_path: Path) -> None:
     state = meta_int4_state(META_CONFIG, lora=True)
-    name = f"{W1}.adaptor.A.weight"
+    name = f"{W1}.adapter.A.weight"
     good = state[name]
     state[name] = torch.ones(8, 64)
-    with pytest.raises(CheckpointError, match=r"adaptor.A.weight of .*gate_proj.* \(4, 64\)"):
+    with pytest.raises(CheckpointError, match=r"adapter.A.weight of .*gate_proj.* \(4, 64\)"):
         load_meta(write_meta_int4(tmp_path / "a", META_CONFIG, state, lora=True), "x")
     state[name] = torch.full_like(good, torch.nan)
     checkpoint = load_meta(write_meta_int4(tmp_path / "b", META_CONFIG, state, lora=True), "x")
     with pytest.raises(CheckpointError, match="holds nan"):
         checkpoint.weights.read(block_weight(0, "mlp.gate_proj"))
     del state[name]
-    with pytest.raises(CheckpointError, match=r"gate_proj.weight has no adaptor.A.weight"):
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight has no adapter.A.weight"):
         load_meta(write_meta_int4(tmp_path / "c", META_CONFIG, state, lora=True), "x")
 
 

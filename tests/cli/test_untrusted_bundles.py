@@ -91,7 +91,7 @@ PLANTS: Final[Mapping[str, tuple[Callable[[Path], object], str]]] = {
 def place(
     debug_bundles: Mapping[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A current folder with a bundle of each target, and what the commands take beside it."""
+    """A current folder with a bundle of each target, and what the commands take next to it."""
     for target in ("onnx", "android"):
         shutil.copytree(debug_bundles[target].root, tmp_path / target)
     shutil.copytree(debug_bundles["onnx"].root, tmp_path / "same")

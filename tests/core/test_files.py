@@ -231,7 +231,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 def leave(place: Path) -> Path:
-    """A work folder as a killed run leaves it."""
+    """A work folder as an interrupted run leaves it."""
     with pytest.raises(KeyboardInterrupt), unfinished_folder(place, keep=True):
         raise KeyboardInterrupt
     return place
@@ -252,7 +252,8 @@ def test_what_a_killed_run_left_counts_as_space(
     with pytest.raises(OutputError, match="1 MiB are free; free some space"):
         require_free_space(tmp_path / "other", 3 * 2**20)
     with pytest.raises(
-        OutputError, match="needs 4 MiB and 1 MiB are free, and 2 MiB of a killed run are taken"
+        OutputError,
+        match="needs 4 MiB and 1 MiB are free, and 2 MiB of an interrupted run are reused",
     ):
         require_free_space(target, 4 * 2**20)
 

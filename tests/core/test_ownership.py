@@ -112,7 +112,7 @@ THE_USERS: Final[dict[str, Plant]] = {
     "a bundle with a file of the user's": into_bundle(lambda path: fill(path, "notes.txt")),
     "a bundle with a folder of the user's": into_bundle(lambda path: fill(path, "mine/a.txt")),
     "a bundle with an empty folder": into_bundle(lambda path: (path / "mine").mkdir()),
-    "a bundle with a file beside data": into_bundle(lambda path: fill(path, "sub/notes.txt")),
+    "a bundle with a file next to data": into_bundle(lambda path: fill(path, "sub/notes.txt")),
     "a bundle with a link": into_bundle(lambda path: (path / "photos").symlink_to("..")),
     "a bundle with a link for a file": into_bundle(
         steps(

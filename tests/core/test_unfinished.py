@@ -83,7 +83,7 @@ def plant_file(place: Path, text: str = "mine") -> Path:
 
 
 def left(place: Path) -> Path:
-    """A genuine one, as a killed run leaves it."""
+    """A genuine one, as an interrupted run leaves it."""
     with pytest.raises(KeyboardInterrupt), unfinished_folder(place, keep=True):
         plant_file(place)
         raise KeyboardInterrupt
@@ -113,7 +113,7 @@ def forged(place: Path) -> None:
 
 
 def alone(make: Callable[[Path, Path], object]) -> Callable[[Path], None]:
-    """As `plant_marker`, and nothing beside the marker."""
+    """As `plant_marker`, and nothing next to the marker."""
 
     def plant(place: Path) -> None:
         plant_marker(make)(place)

@@ -87,7 +87,7 @@ TEXT: Final = (
         "files",
     ),
     Fault(
-        "two merged ids swapped behind a forged hash",
+        "two merged ids swapped after a forged hash",
         "onnx",
         forge_tokenizer_hash,
         "tokenizer.golden_tokens",

@@ -208,7 +208,7 @@ def forget_value(value: Message) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (set_offset, "behind the file's end"),
+        (set_offset, "after the file's end"),
         (misplace_offset, "and not 0xdeadbeef"),
         (leave_the_folder, "outside of the package"),
         (leave_the_root, "a path below @model_path"),
@@ -236,7 +236,7 @@ def test_a_weight_file_that_ends_early_is_refused(damaged: Path) -> None:
     offset = value_of(opened, "weight").blobFileValue.offset
     content = (damaged / WEIGHTS).read_bytes()
     (damaged / WEIGHTS).write_bytes(content[: offset + 64 + 3])
-    with pytest.raises(ArtifactError, match=r"70 bytes at .*, behind the file's end"):
+    with pytest.raises(ArtifactError, match=r"70 bytes at .*, after the file's end"):
         read(opened, "weight")
 
 

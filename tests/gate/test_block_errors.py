@@ -1,4 +1,4 @@
-"""How many rows flips may touch, at the widths of real models; shifted borders touch more."""
+"""How many rows flips may touch, at the widths of real models; shifted boundaries touch more."""
 
 from dataclasses import replace
 
@@ -22,9 +22,9 @@ PER_BLOCK = ActivationQuantization.INT8_PER_BLOCK
 
 
 class ShiftedBorders(OtherOrder):
-    """down_proj's input is rounded up from a little below each border on.
+    """down_proj's input is rounded up from a little below each boundary on.
 
-    Each code that differs lies on a border and each row has few of them: nothing but their number
+    Each code that differs lies on a boundary and each row has few of them: nothing but their number
     tells it from a right artifact.
     """
 
@@ -155,7 +155,7 @@ def test_a_flip_is_found_where_sums_depend_on_the_rows_beside() -> None:
     flip = border_flips(model, 2, product[0], 9e-3)[0]
     turned = with_flips(model.quantize_activation(product), 2, [(flip,)])
     own = model.after_mlp(0, middle, turned)
-    # What tips the norm's value: twice its distance from the border.
+    # What tips the norm's value: twice its distance from the boundary.
     value, step = normed[0, nearest.index], rounding_steps(normed, PER_BLOCK)[0, nearest.index]
     border = (rounded[0, nearest.index] + nearest.value) / 2
     model.moved = torch.zeros(96)

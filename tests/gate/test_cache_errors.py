@@ -1,4 +1,4 @@
-"""What counts as a right int8 cache: rounding borders excuse nothing else."""
+"""What counts as a right int8 cache: rounding boundaries excuse nothing else."""
 
 from dataclasses import replace
 

@@ -246,9 +246,9 @@ def write_cache_one_place_off(path: Path) -> None:
 
 
 def shift_down_proj_borders(path: Path) -> None:
-    """Add to down_proj's input what moves no code but those just below a rounding border.
+    """Add to down_proj's input what moves no code but those just below a rounding boundary.
 
-    One row in six gets a flip or two, each on a border and by itself as good as the other code.
+    One row in six gets a flip or two, each on a boundary and by itself as good as the other code.
     """
     model = onnx.load(path, load_external_data=False)
     graph = model.graph

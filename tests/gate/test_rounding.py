@@ -1,4 +1,4 @@
-"""Rounding borders: a flipped code is found and taken back; what is no border is no excuse."""
+"""Rounding boundaries: a flipped code is found and taken back; what is no boundary is no excuse."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ class Nudged(Reference):
 
 
 def place_on_border(model: Reference, norm: str, x_TD: Tensor, index: int) -> Tensor:
-    """x_TD with token 4's value moved until the norm's output is just below a border."""
+    """x_TD with token 4's value moved until the norm's output is just below a boundary."""
     exact = Reference(model.config, model.source, ActivationQuantization.NONE)
     stage = {
         "attention": lambda x: exact.attention_input(0, x),
@@ -113,7 +113,7 @@ def test_mlp_and_head_take_a_flip_back(
 def test_a_code_that_is_on_no_border_stays_an_error(
     model: Reference, x_TD: Tensor, attention_TQ: Tensor
 ) -> None:
-    """The same one-code change, in the middle between two borders."""
+    """The same one-code change, in the middle between two boundaries."""
     index = calm_index(x_TD)
     exact = Reference(model.config, model.source, ActivationQuantization.NONE)
     on_border = {flip.index for flip in border_flips(model, 0, exact.head_input(x_TD)[4], 1e-2)}

@@ -63,7 +63,7 @@ def test_per_token_int8_equals_quantized_decomposed() -> None:
         codes, scale, zero_point, -128, 127, torch.int8, torch.float32
     )
     ours = quantize_per_token(x)
-    # They multiply by 1 / scale and we by 255 / span: a value within an ulp of the border between
+    # They multiply by 1 / scale and we by 255 / span: a value within an ulp of the boundary between
     # two codes may fall on either side.
     differs = (ours - theirs).abs() > 1e-5 * theirs.abs().clamp(min=1.0)
     assert differs.float().mean() < 1e-3

@@ -22,7 +22,7 @@ from tests.faults.forging import edit_manifest
 
 __all__ = ["program"]
 
-#: As adb does, it joins the words behind `shell` and gives them to a shell.
+#: As adb does, it joins the words after `shell` and gives them to a shell.
 _ADB = """#!/bin/bash
 echo "$@" >> "$FAKE_PHONE/log"
 if [ "$1" = devices ]; then

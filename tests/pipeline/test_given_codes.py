@@ -259,9 +259,9 @@ def test_merged_adaptors_go_the_ordinary_way_and_say_so(tmp_path: Path) -> None:
     manifest = open_bundle(bundle.root).manifest
     assert manifest.recipe.name == "w4a8-rtn"  # the request's; the checkpoint does not choose it
     assert manifest.model.note is not None
-    assert manifest.model.note.startswith("LoRA adaptors (rank 4, scale 2) merged")
+    assert manifest.model.note.startswith("LoRA adapters (rank 4, scale 2) merged")
     assert manifest.scale_rounding is None
     assert manifest.fidelity is not None
     assert manifest.fidelity["against"] == "full precision"
-    with pytest.raises(ArtifactError, match="whose adaptors must be merged"):
+    with pytest.raises(ArtifactError, match="whose adapters must be merged"):
         inspect(folder, SilentProgress())

@@ -96,7 +96,7 @@ def test_a_forgotten_part_is_seen(debug_checkpoint: Checkpoint) -> None:
 
 
 def borders(x: torch.Tensor) -> float:
-    """Share of values within a thousandth of a step of a per-token int8 rounding border."""
+    """Share of values within a thousandth of a step of a per-token int8 rounding boundary."""
     steps = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / 255.0
     return float((((x / steps) % 1 - 0.5).abs() < 1e-3).float().mean())
 
@@ -150,7 +150,7 @@ def test_every_backend_runs_the_online_parts(
     with torch.no_grad():
         for layer, attended in enumerate(trace.attention):
             block = reference.mlp_block(layer, hidden[layer], torch.from_numpy(attended))
-            # A token whose code lies on a rounding border may differ; most must not.
+            # A token whose code lies on a rounding boundary may differ; most must not.
             error = (hidden[layer + 1] - block).norm(dim=-1) / block.norm(dim=-1)
             assert float(error.quantile(0.75)) < 1e-5
         logits_V = reference.head(hidden[-1][-1:])[0]

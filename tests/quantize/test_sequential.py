@@ -48,7 +48,7 @@ def divergence(checkpoint: Checkpoint, quantized: QuantizedCheckpoint) -> float:
 def with_outliers(checkpoint: Checkpoint) -> Checkpoint:
     """The same function, but a few channels of its normed activations are 40 times larger.
 
-    A norm's weight is scaled up and the columns behind it down, as a trained Llama has them.
+    A norm's weight is scaled up and the columns after it down, as a trained Llama has them.
     """
     weights = MemoryWeights(checkpoint.config)
     parts: dict[str, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.coreml.interpreter import Precision
 from llama_edge.runtimes.coreml.session import CoreMLInterpreterRuntime
 
-#: Longer than the 64 positions behind which the debug model's rope scaling bites.
+#: Longer than the 64 positions after which the debug model's rope scaling bites.
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(100)]
 PREFILL = 70
 CONTEXT = 128
@@ -208,9 +208,9 @@ def test_packages_with_other_names(copied: Artifact) -> None:
 def test_packages_that_are_damaged(copied: Artifact) -> None:
     weights = copied.root / copied.files[2]
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    with pytest.raises(SessionError, match="behind the file's end"):
+    with pytest.raises(SessionError, match="after the file's end"):
         EXACT.open(copied)
-    with pytest.raises(SessionError, match="behind the file's end"):
+    with pytest.raises(SessionError, match="after the file's end"):
         EXACT.trace(copied, [[1]])
     weights.unlink()
     with pytest.raises(SessionError, match=r"weight\.bin: the file is missing"):

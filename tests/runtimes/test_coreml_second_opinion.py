@@ -30,7 +30,7 @@ from tests.runtimes.test_coreml_interpreter import TinyTransformer
 Array = NDArray[Any]
 #: coremltools' operators and values are untyped.
 Operator = Any
-#: No NumPy of coremltools' stands behind these: states, and operators without `value_inference`.
+#: coremltools has no NumPy for these: states, and operators without `value_inference`.
 STATES = {"read_state", "coreml_update_state"}
 FLOATS = ("fp16", "fp32")
 

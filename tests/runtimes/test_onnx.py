@@ -25,7 +25,7 @@ from llama_edge.runtimes.onnx import OnnxRuntime
 from llama_edge.text.tokenizer import Tokenizer
 from tests.conftest import MemoryWeights, lower_onnx
 
-#: Longer than the 64 positions behind which the debug model's rope scaling bites.
+#: Longer than the 64 positions after which the debug model's rope scaling bites.
 TOKENS = [(7 * position * position + 3 * position) % 256 for position in range(140)]
 PREFILL = 70
 TEXT = (
@@ -164,7 +164,7 @@ def test_blocks_equal_the_reference(
     assert trace.tokens == tuple(TOKENS)
     assert trace.calls == tuple(len(call) for call in calls)
     attention, output = block_errors(reference(debug_quantized, artifact.activation), trace)
-    # int8: an inner value that lies on a rounding border may take the code beside it.
+    # int8: an inner value that lies on a rounding boundary may take the code next to it.
     for errors in (attention, output):
         assert np.quantile(errors, 0.95) < 2e-6
         assert errors.max() < (2e-6 if level == 0 else 2e-2)

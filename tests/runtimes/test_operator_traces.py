@@ -13,7 +13,7 @@ from llama_edge.runtimes import get_runtime
 from llama_edge.runtimes.executorch_operators import write_operator_copy
 
 CALLS = [[3, 40, 41, 42, 43], [44], [45]]
-#: beside what every runtime shows
+#: next to what every runtime shows
 SHOWN = {"android": {"q_rope", "k_rope"}, "onnx": set[str]()}
 EVERY = {"hidden", "input_layernorm", "q_proj", "k_proj", "v_proj", "key_cache", "value_cache"}
 EVERY |= {"attention", "o_proj", "attention_residual", "post_attention_layernorm", "gate_proj"}

@@ -76,7 +76,7 @@ def quantized(
             recipe = replace(W4A8_RTN, rotations=(Rotation.R1, Rotation.R2, Rotation.R4))
             return quantize_checkpoint(debug_checkpoint, recipe, folder, SilentProgress())
         if name == "small":
-            recipe = replace(W4A8_RTN, table_bits=4, scales=Scales.SEARCHED)
+            recipe = replace(W4A8_RTN, table_bits=4, scales=Scales.MSE)
             return quantize_checkpoint(debug_checkpoint, recipe, folder, SilentProgress())
         if name == "mixed":
             four = debug_quantized.weights.quantized(UP)

@@ -152,7 +152,7 @@ def test_a_truncated_weight_file(copied: Path) -> None:
     content = (copied / WEIGHTS).read_bytes()
     (copied / WEIGHTS).write_bytes(content[: len(content) // 8])
     weights = CoreMLExporter().open(copied).weights()
-    with pytest.raises(ArtifactError, match="behind the file's end"):
+    with pytest.raises(ArtifactError, match="after the file's end"):
         weights.quantized(UP)
 
 
