@@ -37,12 +37,17 @@ from llama_edge.quantize.sequential import round_blocks
 from llama_edge.quantize.work_place import ON_CPU, WorkPlace
 
 
-class _HashedWeights:
-    """Full-precision weights that are hashed when they are first read."""
+class HashedWeights:
+    """Full-precision weights that are hashed when they are first read, and never again."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._digests: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, weights: Weights) -> "HashedWeights":
+        """These, if they are hashed ones already."""
+        return weights if isinstance(weights, cls) else cls(weights)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -71,12 +76,12 @@ class _HashedWeights:
 
 
 def hash_weights(weights: Weights) -> str:
-    """`QuantizedCheckpoint.source_sha256` of weights; reads all of them, one at a time.
+    """`QuantizedCheckpoint.source_sha256` of weights; reads those that were not read yet.
 
     Raises:
         CheckpointError: One is damaged or not finite.
     """
-    return _HashedWeights(weights).hexdigest()
+    return HashedWeights.of(weights).hexdigest()
 
 
 def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -156,7 +161,7 @@ def quantize_checkpoint(
             f"recipe {recipe.name}: rounding is {recipe.rounding.value}; calibration text goes "
             "with gptq and with nothing else"
         )
-    hashed = _HashedWeights(checkpoint.weights)
+    hashed = HashedWeights.of(checkpoint.weights)
     source = replace(checkpoint, weights=hashed)
     if recipe.rotations:
         matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)

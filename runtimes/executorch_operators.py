@@ -6,18 +6,12 @@ Which value is which follows from the weights: a linear is known by the name of 
 goes into it and out of it by its place in the graph.
 """
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import executorch.backends.xnnpack.serialization as xnnpack_serialization
-from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
 from executorch.exir import schema
-from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
 from executorch.exir.scalar_type import ScalarType
 
 from llama_edge.core.artifact import Artifact
@@ -25,6 +19,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.formats.pte import PteFile, align, encode_program
 from llama_edge.formats.pte_stacks import STACK_JOINT
+from llama_edge.formats.xnnpack import build_payload, parse_payload
 from llama_edge.models.blocks import Add, Attention, Hadamard, RMSNorm, SwiGLU
 from llama_edge.models.network import STACK, Network, Node, network_of, product_name
 from llama_edge.runtimes.executorch_trace import trace_plan
@@ -39,40 +34,11 @@ _ATTENTION: Final = "llama::custom_sdpa"
 Json = dict[str, Any]
 
 
-def _flatc(payload: bytes) -> Json:
-    with tempfile.TemporaryDirectory() as folder:
-        schema_path, data_path = Path(folder, "schema.fbs"), Path(folder, "graph.bin")
-        schema_path.write_bytes(_schema())
-        data_path.write_bytes(payload)
-        _flatc_decompile(folder, str(schema_path), str(data_path), ["--raw-binary"])
-        graph: Json = json.loads(Path(folder, "graph.json").read_text())
-    return graph
-
-
-def _schema() -> bytes:
-    return resources.files(xnnpack_serialization).joinpath("schema.fbs").read_bytes()
-
-
-def _compiled(graph: Json) -> bytes:
-    """The delegate's payload again; it has no constant data of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        schema_path, json_path = Path(folder, "schema.fbs"), Path(folder, "graph.json")
-        schema_path.write_bytes(_schema())
-        json_path.write_text(json.dumps(graph))
-        _flatc_compile(folder, str(schema_path), str(json_path))
-        data = Path(folder, "graph.bin").read_bytes()
-    start = align(XNNHeader.EXPECTED_LENGTH)
-    header: bytes = XNNHeader(start, len(data), start + align(len(data)), 0).to_bytes()
-    return header.ljust(start, b"\0") + data.ljust(align(len(data)), b"\0")
-
-
 class _Graph:
     """One delegate's XNNPACK graph, and what its values are called."""
 
     def __init__(self, payload: bytes) -> None:
-        header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
-        start = header.flatbuffer_offset
-        self.json = _flatc(payload[start : start + header.flatbuffer_size])
+        self.json = parse_payload(payload)
         constants = self.json.get("constant_data", [])
         self._tensors: dict[int, Json] = {}
         self._filters: dict[int, str] = {}
@@ -172,7 +138,7 @@ class _Graph:
         return True
 
     def payload(self) -> bytes:
-        return _compiled(self.json)
+        return build_payload(self.json)
 
 
 class _Copy:

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from executorch.exir import schema
 
-from llama_edge.backends.executorch.placement import parse_payload
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.formats.pte import PteFile
+from llama_edge.formats.xnnpack import parse_payload
 
 #: What a node computes with; all else of it are numbers of values.
 _PLACES: Final = ("_id", "id_out")

@@ -1,18 +1,9 @@
 """What of a written `.pte` runs in XNNPACK: counted in the delegates' payloads, not assumed."""
 
-import json
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
-import executorch.backends.xnnpack.serialization as xnnpack_serialization
-from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
 from executorch.exir import schema
-from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
 from llama_edge.backends.executorch.reader import read_description
 from llama_edge.backends.executorch.weights import CODES
@@ -21,6 +12,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT
 from llama_edge.formats.quantized_checkpoint import quantized_names
+from llama_edge.formats.xnnpack import parse_payload
 from llama_edge.models.weight_names import EMBEDDING
 
 
@@ -30,24 +22,6 @@ class _Payload:
 
     nodes: Counter[str]
     filters: tuple[str, ...]
-
-
-@cache
-def _schema_bytes() -> bytes:
-    return resources.files(xnnpack_serialization).joinpath("schema.fbs").read_bytes()
-
-
-def parse_payload(payload: bytes) -> dict[str, Any]:
-    """A delegate's graph as plain JSON values (`schema.fbs` of the XNNPACK backend)."""
-    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
-    start = header.flatbuffer_offset
-    with tempfile.TemporaryDirectory() as folder:
-        schema_path, data_path = Path(folder, "schema.fbs"), Path(folder, "graph.bin")
-        schema_path.write_bytes(_schema_bytes())
-        data_path.write_bytes(payload[start : start + header.flatbuffer_size])
-        _flatc_decompile(folder, str(schema_path), str(data_path), ["--raw-binary"])
-        graph: dict[str, Any] = json.loads(Path(folder, "graph.json").read_text())
-    return graph
 
 
 def _read_payload(payload: bytes) -> _Payload:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from llama_edge.backends import get_exporter
+from llama_edge.bench.phone import PhoneRunner, RunnerReport
 from llama_edge.bundle.folder import Bundle, open_bundle
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
@@ -20,7 +21,6 @@ from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.models.weight_names import EMBEDDING
-from llama_edge.phone.adb import Phone, RunnerReport
 from llama_edge.runtimes.child import ChildRuntime, ChildSession
 from llama_edge.runtimes.machine import read_bandwidth
 from llama_edge.runtimes.speed import TIMED_FACTORY, SpeedPlan, SpeedReading, timed_name
@@ -236,7 +236,8 @@ def bench_on_phone(request: BenchRequest, runner: Path, progress: Progress) -> B
     Raises:
         MissingComponentError: No adb, no phone, or no such runner.
         UsageError: A bundle is not for ExecuTorch, or its context is too short.
-        SessionError: The phone or its runner fails.
+        OutputError: adb or the runner fails.
+        SessionError: The runner prints no report.
     """
     bundles = [open_bundle(folder, request.trust) for folder in request.bundles]
     for bundle in bundles:
@@ -247,7 +248,7 @@ def bench_on_phone(request: BenchRequest, runner: Path, progress: Progress) -> B
             )
     artifacts = [get_exporter("executorch").open(bundle.root).artifact for bundle in bundles]
     _check_context(artifacts, request)
-    phone = Phone()
+    phone = PhoneRunner()
     rows = []
     runs = len(bundles) * len(request.prompt_tokens) * request.repeats
     progress.start("measure on the phone", runs)

@@ -1,159 +1,114 @@
-"""A phone on a cable: the artifact and ExecuTorch's stock runner are pushed, its report is read.
+"""Android's debug bridge: the one phone that is meant, and commands on it.
 
-Source of the report: `extension/llm/runner/stats.h` in ExecuTorch; of the runner's options:
-`examples/models/llama/main.cpp`. Not verified on a device.
+`adb shell` joins its arguments with spaces and gives them to the phone's shell: each of ours is
+quoted, whoever chose it.
 """
 
-import json
 import os
-import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from llama_edge.core.errors import MissingComponentError, SessionError, UsageError
+from llama_edge.core.errors import MissingComponentError, OutputError, UsageError
 
-#: Where `adb shell` may write and execute.
-DEVICE_FOLDER: Final = "/data/local/tmp/llama-edge"
-_RUNNER: Final = "llama_runner"
-_TIMEOUT_S: Final = 1800.0
-_REPORT: Final = re.compile(r"PyTorchObserver (\{.*\})")
-#: The runner logs its resident memory twice; 0 where it cannot know.
-_RSS: Final = re.compile(r"RSS after finishing text generation: ([0-9.]+) MiB")
+#: A question to adb; a copy of gigabytes has no limit.
+QUESTION_S: Final = 30.0
 _SHOWN_BYTES: Final = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerReport:
-    """One run of the stock runner, by its own clock (milliseconds)."""
+class Adb:
+    """A connection to one phone.
 
-    prompt_tokens: int
-    new_tokens: int
-    first_token_s: float
-    prefill_s: float
-    decode_s: float
-    #: None where the runner does not say
-    rss_mib: float | None
-
-
-def parse_report(output: str) -> RunnerReport:
-    """Read what the runner printed.
+    Args:
+        serial: As `adb devices` names it; None takes the environment's ANDROID_SERIAL, or the only
+            phone that is ready.
 
     Raises:
-        SessionError: There is no report, or it makes no sense.
+        MissingComponentError: adb is not installed, or that phone is not ready.
+        UsageError: Several phones are connected and none was named.
+        OutputError: adb fails.
     """
-    found = _REPORT.search(output)
-    try:
-        report: dict[str, Any] = json.loads(found.group(1)) if found else {}
-        start, prefilled = report["inference_start_ms"], report["prompt_eval_end_ms"]
-        rss = _RSS.search(output)
-        result = RunnerReport(
-            prompt_tokens=int(report["prompt_tokens"]),
-            new_tokens=int(report["generated_tokens"]),
-            first_token_s=(report["first_token_ms"] - start) / 1000,
-            prefill_s=(prefilled - start) / 1000,
-            decode_s=(report["inference_end_ms"] - prefilled) / 1000,
-            rss_mib=float(rss.group(1)) or None if rss else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise SessionError(
-            "the runner on the phone printed no report that can be read (a line PyTorchObserver "
-            f"with JSON); its last output:\n{output[-_SHOWN_BYTES:]}"
-        ) from error
-    if min(result.prompt_tokens, result.new_tokens, result.prefill_s, result.decode_s) <= 0:
-        raise SessionError(
-            f"the runner on the phone reports {result}; every number must be above 0: ask for "
-            "more tokens"
-        )
-    return result
 
+    def __init__(self, serial: str | None = None) -> None:
+        self._program = shutil.which("adb") or ""
+        if not self._program:
+            raise MissingComponentError(
+                "adb is not on the PATH; it comes with Android Studio's platform tools, and on "
+                "Debian: apt-get install adb"
+            )
+        self.serial = ""
+        self.serial = self._choose(serial or os.environ.get("ANDROID_SERIAL") or None)
 
-class Phone:
-    """The one attached device."""
+    def _choose(self, serial: str | None) -> str:
+        lines = self.run(["devices"], "list the phones", QUESTION_S).splitlines()[1:]
+        states = dict(line.split("\t", 1) for line in lines if "\t" in line)
+        ready = [name for name, state in states.items() if state == "device"]
+        if serial is not None and serial not in ready:
+            found = states.get(serial, "not connected")
+            raise MissingComponentError(
+                f"the phone {serial} is {found}; connect it, and allow USB debugging on its screen"
+            )
+        if serial is not None:
+            return serial
+        if not ready:
+            waiting = "; ".join(f"{name} is {state}" for name, state in states.items())
+            raise MissingComponentError(
+                f"no phone is ready{f' ({waiting})' if waiting else ''}; connect one by USB, "
+                "switch on USB debugging and allow this computer on its screen"
+            )
+        if len(ready) > 1:
+            raise UsageError(
+                f"{len(ready)} phones are connected: {', '.join(ready)}; choose one with --serial "
+                "or the environment variable ANDROID_SERIAL"
+            )
+        return ready[0]
 
-    def __init__(self) -> None:
-        """Find it.
+    @property
+    def model(self) -> str:
+        """What the phone calls itself."""
+        name = self.shell(["getprop", "ro.product.model"], "ask its name", QUESTION_S).strip()
+        return name or self.serial
+
+    def push(self, source: Path, target: str, what: str) -> None:
+        """Copy a file onto the phone.
 
         Raises:
-            MissingComponentError: No `adb`, or no device that it may use.
-            UsageError: Several devices, and none chosen.
+            OutputError: adb refuses, or the phone is full.
         """
-        self._adb = shutil.which("adb") or ""
-        if not self._adb:
-            raise MissingComponentError(
-                "--adb: the program adb is not on the PATH; install Android's platform tools"
-            )
-        lines = self._run(["devices"]).splitlines()[1:]
-        states = dict(line.split("\t", 1) for line in lines if "\t" in line)
-        ready = [serial for serial, state in states.items() if state == "device"]
-        if not ready:
-            seen = ", ".join(f"{serial} is {state}" for serial, state in states.items())
-            raise MissingComponentError(
-                f"--adb: no phone is ready ({seen or 'none is attached'}); attach one, switch on "
-                "USB debugging and allow this computer"
-            )
-        if len(ready) > 1 and os.environ.get("ANDROID_SERIAL") not in ready:
-            raise UsageError(
-                f"--adb: {len(ready)} phones are attached ({', '.join(ready)}); choose one with "
-                "the environment variable ANDROID_SERIAL"
-            )
-        self.name = self._run(["shell", "getprop ro.product.model"]).strip() or ready[0]
+        self.run(["push", str(source), target], what)
 
-    def _run(self, arguments: Sequence[str]) -> str:
+    def shell(self, words: Sequence[str], what: str, limit_s: float | None = None) -> str:
+        """What a command on the phone prints.
+
+        Raises:
+            OutputError: It fails, or takes longer than `limit_s`.
+        """
+        return self.run(["shell", *map(shlex.quote, words)], what, limit_s)
+
+    def run(self, arguments: Sequence[str], what: str, limit_s: float | None = None) -> str:
+        """What adb prints.
+
+        Raises:
+            OutputError: It fails, or takes longer than `limit_s`.
+        """
+        chosen = ["-s", self.serial] if self.serial else []
         try:
             done = subprocess.run(
-                [self._adb, *arguments],
+                [self._program, *chosen, *arguments],
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=_TIMEOUT_S,
+                timeout=limit_s,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise SessionError(
-                f"adb {arguments[0]} did not end within {_TIMEOUT_S:g} s; is the phone asleep?"
+            raise OutputError(
+                f"adb could not {what} within {limit_s:g} s; is the phone asleep? Unplug and retry"
             ) from error
-        output = done.stdout + done.stderr
         if done.returncode:
-            raise SessionError(
-                f"adb {arguments[0]} ended with exit code {done.returncode}:\n"
-                f"{output[-_SHOWN_BYTES:]}"
-            )
-        return output
-
-    def push(self, runner: Path, model: Path, tokenizer: Path) -> None:
-        """Put the runner and a bundle's files in place.
-
-        Raises:
-            SessionError: adb refuses, or the phone is full.
-        """
-        self._run(["shell", f"mkdir -p {DEVICE_FOLDER}"])
-        for file, name in ((runner, _RUNNER), (model, "model.pte"), (tokenizer, "tokenizer.json")):
-            self._run(["push", str(file), f"{DEVICE_FOLDER}/{name}"])
-        self._run(["shell", f"chmod 755 {DEVICE_FOLDER}/{_RUNNER}"])
-
-    def measure(self, prompt_tokens: int, new_tokens: int, threads: int | None) -> RunnerReport:
-        """One run, after a warm-up of the runner's own; the prompt is one short word repeated.
-
-        Raises:
-            SessionError: The runner fails or prints no report.
-        """
-        options = [
-            "--model_path=model.pte",
-            "--tokenizer_path=tokenizer.json",
-            f"--prompt='{' '.join(['the'] * prompt_tokens)}'",
-            f"--seq_len={prompt_tokens + new_tokens}",
-            "--temperature=0",
-            "--warmup",
-        ]
-        if threads is not None:
-            options.append(f"--cpu_threads={threads}")
-        command = f"cd {DEVICE_FOLDER} && ./{_RUNNER} {' '.join(options)}"
-        return parse_report(self._run(["shell", command]))
-
-    def clean(self) -> None:
-        """Take everything away again."""
-        self._run(["shell", f"rm -rf {DEVICE_FOLDER}"])
+            reason = (done.stderr or done.stdout).strip()[-_SHOWN_BYTES:] or "no reason given"
+            raise OutputError(f"adb could not {what}: {reason} (exit code {done.returncode})")
+        return done.stdout

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import platformdirs
@@ -34,7 +34,7 @@ from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
-from llama_edge.quantize.stage import hash_weights, quantize_checkpoint
+from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
 from llama_edge.quantize.work_place import WorkPlace
 
 _TOKENS_FILE = "tokens.safetensors"
@@ -86,6 +86,7 @@ def quantize_with_cache(
             "take --recipe w4a8-rtn"
         )
     _make_unfinished()
+    checkpoint = replace(checkpoint, weights=HashedWeights.of(checkpoint.weights))
     source = hash_weights(checkpoint.weights)
     calibration = own or _self_generated(checkpoint, source, recipe.seed, progress)
     key = _key(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_edge.bench.phone import parse_report
 from llama_edge.bundle.folder import Bundle
-from llama_edge.phone.adb import parse_report
 from tests.cli.conftest import Program
 
 SPREADS = ("decode_tokens_per_s", "time_to_first_token_s", "prefill_tokens_per_s")
@@ -22,6 +22,7 @@ REPORT = (
 RSS = "I 00:00:01 executorch:stats.h:131] RSS after finishing text generation: 512.5 MiB (0 if not)"
 #: Knows what `bench` says to adb, and writes it down; `$REPORT` is the runner's output.
 FAKE_ADB = """#!/bin/sh
+[ "$1" = -s ] && { [ "$2" = R5CT ] || exit 1; shift 2; }
 echo "$*" >> "$ADB_LOG"
 case "$1 $2" in
 "devices ") printf 'List of devices attached\\n%b' "$ADB_DEVICES";;

@@ -9,14 +9,14 @@ from torch import Tensor
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError, UnknownNameError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.packing import tensor_sha256
+from llama_edge.core.packing import tensor_bytes, tensor_sha256
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
 from llama_edge.quantize import DEFAULT_RECIPE, RECIPES, W4A8_RTN, get_recipe
 from llama_edge.quantize.groupwise import quantize_groupwise
-from llama_edge.quantize.stage import quantize_checkpoint
+from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 
 
@@ -180,3 +180,22 @@ def test_a_recipe_is_found_by_its_name() -> None:
     assert get_recipe("w4a8-rtn").to_json()["group_size"] == 32
     with pytest.raises(UnknownNameError, match=r"recipe 'w5' is unknown; choose from: w4a8-rtn"):
         get_recipe("w5")
+
+
+def test_a_weight_is_hashed_once(
+    debug_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's key and the record of the source are of one hash."""
+    hashed: list[Tensor] = []
+
+    def counted(tensor: Tensor) -> memoryview:
+        hashed.append(tensor)
+        return tensor_bytes(tensor)
+
+    monkeypatch.setattr("llama_edge.quantize.stage.tensor_bytes", counted)
+    weights = HashedWeights.of(debug_checkpoint.weights)
+    first = hash_weights(weights)
+    checkpoint = replace(debug_checkpoint, weights=weights)
+    quantized = quantize_checkpoint(checkpoint, W4A8_RTN, tmp_path, SilentProgress())
+    assert quantized.source_sha256 == first
+    assert len(hashed) == len(list(debug_checkpoint.weights))
