@@ -65,8 +65,8 @@ def meta_int4_state(
             rows, columns = weight.shape
             down = torch.randn(LORA_RANK, columns, generator=generator) / columns**0.5
             up = torch.randn(rows, LORA_RANK, generator=generator) / LORA_RANK**0.5
-            state[f"{prefix}.adapter.A.weight"] = (down / 4).bfloat16()
-            state[f"{prefix}.adapter.B.weight"] = up.bfloat16()
+            state[f"{prefix}.adaptor.A.weight"] = (down / 4).bfloat16()
+            state[f"{prefix}.adaptor.B.weight"] = up.bfloat16()
     return state
 
 

@@ -33,8 +33,8 @@ from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 SCHEME: Final = "int4_weight_int8_dynamic_activation"
 GROUP_SIZE: Final = 32
 _MAX_LORA_RANK: Final = 4096
-_FIELD: Final = re.compile(r"(.+?)\.(adapter\.A\.weight|adapter\.B\.weight|weight|scales|zeros)")
-_ADAPTOR_FIELDS: Final = ("adapter.A.weight", "adapter.B.weight")
+_FIELD: Final = re.compile(r"(.+?)\.(adaptor\.A\.weight|adaptor\.B\.weight|weight|scales|zeros)")
+_ADAPTER_FIELDS: Final = ("adaptor.A.weight", "adaptor.B.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class QuantizedMetaTensors:
         shapes = {"weight": (rows, columns), "scales": grid, "zeros": grid}
         if lora is not None:
             shapes |= dict(
-                zip(_ADAPTOR_FIELDS, ((lora.rank, columns), (rows, lora.rank)), strict=True)
+                zip(_ADAPTER_FIELDS, ((lora.rank, columns), (rows, lora.rank)), strict=True)
             )
         self._require(name, parts, shapes, ("zeros",))
         if "zeros" in parts and parts["zeros"].count_nonzero():
@@ -210,8 +210,8 @@ class QuantizedMetaTensors:
             return parts["weight"]
         codes, scales = self._codes(name), self._scales(name)
         weight = (codes.float().view(*scales.shape, -1) * scales[..., None]).view(codes.shape)
-        if "adapter.A.weight" in parts and self._scheme.lora is not None:
-            down, up = (parts[field].float() for field in _ADAPTOR_FIELDS)
+        if "adaptor.A.weight" in parts and self._scheme.lora is not None:
+            down, up = (parts[field].float() for field in _ADAPTER_FIELDS)
             weight = weight + self._scheme.lora.scale * (up @ down)
         return self._rows(name, weight)
 

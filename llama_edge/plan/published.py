@@ -58,15 +58,15 @@ def _int4(config: ModelConfig, rank: int) -> Workload:
     """int4 with float32 group scales, two int8 tables, and float32 adapters of a rank."""
     linears = _linear_weights(config)
     pairs = block_linear_shapes(config).values()
-    adaptors = rank * config.num_hidden_layers * sum(rows + columns for rows, columns in pairs)
+    adapters = rank * config.num_hidden_layers * sum(rows + columns for rows, columns in pairs)
     table = _table_weights(config) + 4 * config.vocab_size
-    streamed = linears // 2 + 4 * linears // _GROUP + table + 4 * adaptors + _norm_bytes(config)
+    streamed = linears // 2 + 4 * linears // _GROUP + table + 4 * adapters + _norm_bytes(config)
     return Workload(
         config=config,
         size=ArtifactSize(file_bytes=streamed + table, streamed_bytes=streamed),
         kv_bytes_per_token=_kv_bytes(config, 4),
         int8_macs=linears,
-        float_macs=adaptors,
+        float_macs=adapters,
         head_macs=_table_weights(config),
     )
 

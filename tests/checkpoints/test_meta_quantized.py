@@ -205,7 +205,7 @@ def test_scales_that_no_backend_holds_are_raised(state: dict[str, Tensor], tmp_p
     assert torch.equal(tensor.codes, state[f"{W2}.weight"])
 
 
-def test_merged_adaptors_leave_a_plain_checkpoint_that_says_so(tmp_path: Path) -> None:
+def test_merged_adapter_leave_a_plain_checkpoint_that_says_so(tmp_path: Path) -> None:
     state = meta_int4_state(META_CONFIG, lora=True)
     folder = write_meta_int4(tmp_path / "meta", META_CONFIG, state, lora=True)
     checkpoint = load_meta(folder, "x")
@@ -214,7 +214,7 @@ def test_merged_adaptors_leave_a_plain_checkpoint_that_says_so(tmp_path: Path) -
     assert checkpoint.precision == "full precision"
     assert checkpoint.note is not None
     assert "LoRA adapters (rank 4, scale 2) merged" in checkpoint.note
-    product = state[f"{W2}.adapter.B.weight"].float() @ state[f"{W2}.adapter.A.weight"].float()
+    product = state[f"{W2}.adaptor.B.weight"].float() @ state[f"{W2}.adaptor.A.weight"].float()
     scales = state[f"{W2}.scales"].repeat_interleave(32, 1)
     expected = state[f"{W2}.weight"] * scales + LORA_SCALE * product
     found = checkpoint.weights.read(block_weight(0, "mlp.down_proj"))
@@ -247,7 +247,7 @@ def put(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
         (put("output.scales", torch.ones(64, 4)), r"\(256, 1\) is needed"),
         (put(f"{WQ}.zeros", torch.ones(64, 2)), "zero points other than 0"),
         (put(f"{WQ}.zeros", torch.zeros(64, 3)), "zeros of"),
-        (put(f"{WQ}.adapter.A.weight", torch.ones(4, 64)), "params.json says nothing of"),
+        (put(f"{WQ}.adaptor.A.weight", torch.ones(4, 64)), "params.json says nothing of"),
         (put(f"{WQ}.bias", torch.ones(64)), "bias unexpected"),
         (put("norm.scales", torch.ones(64)), "norm.weight has scales"),
     ],
@@ -287,19 +287,19 @@ def test_numbers_out_of_range_are_refused_when_read(
             read(weight)
 
 
-def test_an_adaptor_of_another_rank_or_with_nan_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_rank_or_with_nan_is_refused(tmp_path: Path) -> None:
     state = meta_int4_state(META_CONFIG, lora=True)
-    name = f"{W1}.adapter.A.weight"
+    name = f"{W1}.adaptor.A.weight"
     good = state[name]
     state[name] = torch.ones(8, 64)
-    with pytest.raises(CheckpointError, match=r"adapter.A.weight of .*gate_proj.* \(4, 64\)"):
+    with pytest.raises(CheckpointError, match=r"adaptor.A.weight of .*gate_proj.* \(4, 64\)"):
         load_meta(write_meta_int4(tmp_path / "a", META_CONFIG, state, lora=True), "x")
     state[name] = torch.full_like(good, torch.nan)
     checkpoint = load_meta(write_meta_int4(tmp_path / "b", META_CONFIG, state, lora=True), "x")
     with pytest.raises(CheckpointError, match="holds nan"):
         checkpoint.weights.read(block_weight(0, "mlp.gate_proj"))
     del state[name]
-    with pytest.raises(CheckpointError, match=r"gate_proj.weight has no adapter.A.weight"):
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight has no adaptor.A.weight"):
         load_meta(write_meta_int4(tmp_path / "c", META_CONFIG, state, lora=True), "x")
 
 

@@ -252,7 +252,7 @@ def test_coarser_scales_cost_more(
     assert wrong.mean_kl > 20 * right.mean_kl
 
 
-def test_merged_adaptors_go_the_ordinary_way_and_say_so(tmp_path: Path) -> None:
+def test_merged_adapter_go_the_ordinary_way_and_say_so(tmp_path: Path) -> None:
     state = meta_int4_state(META_CONFIG, lora=True)
     folder = write_meta_int4(tmp_path / "meta", META_CONFIG, state, lora=True)
     bundle = export_model(debug_request(folder, "onnx", tmp_path / "bundle"), SilentProgress())

@@ -82,7 +82,7 @@ def test_int8_share_is_the_mean_of_the_int8_rows() -> None:
     assert pytest.approx(exp(sum(map(log, shares)) / 4), abs=0.001) == INT8_SHARE
 
 
-def test_runtime_memory_is_the_mean_of_the_rows_without_adaptors() -> None:
+def test_runtime_memory_is_the_mean_of_the_rows_without_adapters() -> None:
     left = [
         row.rss_mib - (row.workload().rss_mib(CONTEXT) - RUNTIME_MIB)
         for row in PUBLISHED

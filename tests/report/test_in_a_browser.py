@@ -29,7 +29,7 @@ def test_nothing_is_wider_than_the_screen(
     inner = measured(page, tmp_path).read_text().replace("&", "&amp;").replace('"', "&quot;")
     outer = tmp_path / "outer.html"
     outer.write_text(
-        f'<iframe id="f" width="{width}" height="800" style="boundary:0" srcdoc="{inner}"></iframe>'
+        f'<iframe id="f" width="{width}" height="800" style="border:0" srcdoc="{inner}"></iframe>'
         "<script>onload = () => { document.body.dataset.found = "
         "document.getElementById('f').contentDocument.title }</script>"
     )
