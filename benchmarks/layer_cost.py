@@ -33,8 +33,8 @@ from llama_edge.core.recipe import Rounding
 from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
+from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import quantize_checkpoint
-from llama_edge.quantize.work_place import WorkPlace
 
 VOCABULARY: Final = 512
 

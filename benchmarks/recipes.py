@@ -52,8 +52,8 @@ from llama_edge.quantize.calibration import (
     generate_calibration,
     read_calibration,
 )
+from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import quantize_checkpoint
-from llama_edge.quantize.work_place import WorkPlace
 from llama_edge.text.tokenizer import Tokenizer
 
 MODEL: Final = "smollm2-135m"

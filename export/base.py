@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 from llama_edge.core.artifact import (
     Artifact,
+    GraphOperator,
     Interface,
     KVCacheDtype,
     Placement,
@@ -13,7 +14,6 @@ from llama_edge.core.artifact import (
     StoredBytes,
 )
 from llama_edge.core.errors import ConfigError, UsageError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights

@@ -8,7 +8,6 @@ is short. R4 stays a Hadamard matrix, since it has to be multiplied while the ne
 Shape legend: N sequences, T tokens, D hidden, H head_dim, L layers.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,26 +19,18 @@ from llama_edge.core.errors import MissingComponentError, QuantizeError
 from llama_edge.core.progress import Progress
 from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.quantize.cayley import cayley_step, nearest_orthogonal
-from llama_edge.quantize.rotate import RotationMatrices
-from llama_edge.quantize.rotation_state import (
+from llama_edge.quantize.resume import (
+    LearningPlace,
     RotationState,
     load_state,
     save_state,
     start_state,
 )
+from llama_edge.quantize.rotate import RotationMatrices
 from llama_edge.quantize.straight_through import RotationLoss, resident
 
 #: Iterations between two saved states: a kill loses about a minute on SmolLM2.
 SAVE_EVERY: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningPlace:
-    """Where rotations are learned; it decides about time alone."""
-
-    device: Device = Device.CPU
-    #: file that keeps the state between runs; None keeps nothing
-    state: Path | None = None
 
 
 def check_device(device: Device) -> None:

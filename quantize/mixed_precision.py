@@ -17,7 +17,7 @@ from llama_edge.core.quantized import MixedPrecision
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import network_of
 from llama_edge.models.weights import block_linear_names
-from llama_edge.quantize.kept_costs import KeptCosts
+from llama_edge.quantize.resume import KeptCosts
 from llama_edge.quantize.sensitivity import measure_costs
 
 

@@ -30,10 +30,9 @@ from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
-from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import rounding_costs
 from llama_edge.quantize.groupwise import round_to_nearest
-from llama_edge.quantize.kept_costs import CostsSoFar, KeptCosts
+from llama_edge.quantize.resume import CostsSoFar, KeptCosts, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
 
 #: Calibration sequences that are used, evenly spread: what is wanted is an order of linears, and

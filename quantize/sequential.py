@@ -26,9 +26,8 @@ from llama_edge.models.network import COS, SIN, Network, Node
 from llama_edge.models.reference import Reference, rounded
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
-from llama_edge.quantize.activations import activation_buffer, scratch_folder
 from llama_edge.quantize.gptq import gptq_codes
-from llama_edge.quantize.kept_layers import KeptLayers
+from llama_edge.quantize.resume import KeptLayers, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
 
 #: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits

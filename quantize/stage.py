@@ -28,13 +28,12 @@ from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
-from llama_edge.quantize.kept_layers import KeptLayers
 from llama_edge.quantize.learned_rotations import learn_rotations
 from llama_edge.quantize.mixed_precision import choose_int8
+from llama_edge.quantize.resume import ON_CPU, KeptLayers, WorkPlace
 from llama_edge.quantize.rotate import apply_rotations, check_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
-from llama_edge.quantize.work_place import ON_CPU, WorkPlace
 
 
 class HashedWeights:

@@ -18,6 +18,7 @@ from llama_edge.backends.coreml.runner import read_runner_values
 from llama_edge.backends.coreml.storage import read_storage
 from llama_edge.core.artifact import (
     Artifact,
+    GraphOperator,
     Interface,
     KVCacheDtype,
     Placement,
@@ -26,7 +27,6 @@ from llama_edge.core.artifact import (
 )
 from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.files import require_free_space
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
-from llama_edge.core.graph_operator import GraphOperator
+from llama_edge.core.artifact import GraphOperator
 from llama_edge.formats.mlpackage import MLPackage
 
 #: Constants of more bytes are named by their hash.

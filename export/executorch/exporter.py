@@ -14,6 +14,7 @@ from llama_edge.backends.executorch.runner import read_runner_values
 from llama_edge.core.artifact import (
     ActivationQuantization,
     Artifact,
+    GraphOperator,
     Interface,
     KVCacheDtype,
     Placement,
@@ -21,7 +22,6 @@ from llama_edge.core.artifact import (
     TensorSpec,
 )
 from llama_edge.core.errors import ArtifactError, ConfigError, ExportError, UsageError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.hadamard import has_hadamard
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from executorch.exir import schema
 
+from llama_edge.core.artifact import GraphOperator
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.xnnpack import parse_payload
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 
 from llama_edge.backends.onnx.external_data import DATA_FILE
+from llama_edge.core.artifact import GraphOperator
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.graph_operator import GraphOperator
 
 
 def read_operators(path: Path, graph: onnx.GraphProto) -> tuple[GraphOperator, ...]:

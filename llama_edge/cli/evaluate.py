@@ -15,14 +15,13 @@ from llama_edge.cli.console import (
     progress_on_stderr,
     trust_in,
 )
-from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, TaskScore
 from llama_edge.evaluate.report import (
     DEFAULT_WINDOW,
     EvalReport,
     EvalRequest,
     TextResult,
 )
-from llama_edge.evaluate.task_score import TaskScore
 
 _LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "perplexity": ("perplexity", "{:.4g}".format),

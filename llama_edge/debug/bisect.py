@@ -18,9 +18,8 @@ from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import read_manifest
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
-from llama_edge.core.artifact import Artifact, KVCacheDtype
+from llama_edge.core.artifact import Artifact, GraphOperator, KVCacheDtype
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedWeights

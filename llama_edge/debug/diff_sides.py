@@ -13,10 +13,9 @@ from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.meta import PARAMS_FILE
-from llama_edge.core.artifact import Artifact
+from llama_edge.core.artifact import Artifact, GraphOperator
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ArtifactError, QuantizeError, TokenizerError
-from llama_edge.core.graph_operator import GraphOperator
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized import QuantizedWeights

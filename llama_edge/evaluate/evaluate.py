@@ -18,6 +18,7 @@ from llama_edge.core.errors import MissingComponentError, TextError, UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
+from llama_edge.evaluate.intervals import TaskScore
 from llama_edge.evaluate.report import (
     TOTAL,
     EvalReport,
@@ -25,7 +26,6 @@ from llama_edge.evaluate.report import (
     SubjectResult,
     TextResult,
 )
-from llama_edge.evaluate.task_score import TaskScore
 from llama_edge.evaluate.windows import (
     Candidate,
     Scores,

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
-from llama_edge.evaluate.intervals import Estimate
-from llama_edge.evaluate.task_score import TaskScore
+from llama_edge.evaluate.intervals import Estimate, TaskScore
 from llama_edge.gate.findings import rounded
 
 DEFAULT_WINDOW: Final = 512

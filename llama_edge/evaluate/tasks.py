@@ -25,7 +25,7 @@ from llama_edge.core.errors import TextError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.evaluate.task_score import TaskScore
+from llama_edge.evaluate.intervals import TaskScore
 from llama_edge.evaluate.windows import PIECE, SEED
 from llama_edge.gate.metrics import negative_log_likelihood
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, Generation, SamplingConfig

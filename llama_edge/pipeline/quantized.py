@@ -34,8 +34,8 @@ from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
+from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
-from llama_edge.quantize.work_place import WorkPlace
 
 _TOKENS_FILE = "tokens.safetensors"
 

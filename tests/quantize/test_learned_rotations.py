@@ -17,9 +17,9 @@ from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.quantize import W4A8_SPINQUANT
-from llama_edge.quantize.learned_rotations import SAVE_EVERY, LearningPlace, learn_rotations
+from llama_edge.quantize.learned_rotations import SAVE_EVERY, learn_rotations
+from llama_edge.quantize.resume import LearningPlace, load_state, save_state, start_state
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
-from llama_edge.quantize.rotation_state import load_state, save_state, start_state
 from llama_edge.quantize.straight_through import ResidentWeights, RotationLoss, resident
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 from tests.quantize.test_sequential import tokens
@@ -195,7 +195,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(planted: Checkpoint, tmp_path: P
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import llama_edge.quantize.rotation_state as rotation_state
+import llama_edge.quantize.resume as rotation_state
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 from llama_edge.core.checkpoint import Checkpoint
 from tests.quantize.test_learned_rotations import SAVE_EVERY, StopsAfter, learn

@@ -17,8 +17,8 @@ from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize import W4A8_GPTQ
 from llama_edge.quantize.gptq import gptq_codes, rounding_costs
 from llama_edge.quantize.groupwise import choose_scales
-from llama_edge.quantize.kept_costs import KeptCosts
 from llama_edge.quantize.mixed_precision import all_int8
+from llama_edge.quantize.resume import KeptCosts
 from llama_edge.quantize.scale_search import search_scales
 from llama_edge.quantize.sensitivity import measure_costs
 from tests.conftest import MemoryWeights

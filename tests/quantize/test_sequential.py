@@ -113,7 +113,7 @@ def test_large_activations_lie_in_files(
     debug_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory = quantize(debug_checkpoint, W4A8_GPTQ, tmp_path / "memory")
-    monkeypatch.setattr("llama_edge.quantize.activations.SPILL_BYTES", 1)
+    monkeypatch.setattr("llama_edge.quantize.resume.SPILL_BYTES", 1)
     spilled = quantize(debug_checkpoint, W4A8_GPTQ, tmp_path / "files")
     name = "weights.safetensors"
     assert (in_memory.root / name).read_bytes() == (spilled.root / name).read_bytes()

@@ -1,0 +1,371 @@
+"""What a long quantization keeps, so that the next run resumes where an interrupted one was.
+
+The folder (`WorkPlace`) has the rotations' state, the costs of rounding, and each finished layer
+with the activations after it. A file is written under another name and then renamed, so that it is
+whole or absent. Large activations of the run itself are mapped files.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llama_edge.core.errors import OutputError, QuantizeError
+from llama_edge.core.packing import QuantizedTensor
+from llama_edge.core.recipe import Device
+from llama_edge.core.unfinished import empty
+from llama_edge.formats.quantized_checkpoint import (
+    Layout,
+    QuantizedEntry,
+    matrix_shape,
+    write_safetensors,
+)
+from llama_edge.models.network import network_of
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` when the block ends well.
+
+    The name is always the same, so that what a kill leaves is overwritten by the next run; it
+    serves a folder that one process has for itself.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        yield unfinished
+        # On the disk before it is called finished: power may fail too.
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+#: Activations above this many bytes lie in a temporary file that the system may write out.
+SPILL_BYTES: Final = 512 * 2**20
+
+
+def activation_buffer(shape: Sequence[int], path: Path) -> Tensor:
+    """Uninitialized float32 activations: in memory, or in the file `path` where they are large."""
+    count = math.prod(shape)
+    if 4 * count <= SPILL_BYTES:
+        return torch.empty(*shape)
+    return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(*shape)
+
+
+@contextmanager
+def scratch_folder(place: Path | None) -> Iterator[Path]:
+    """For large activations: in `place`, where an interrupted run left its own, or anywhere."""
+    if place is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    folder = empty(place / "activations")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_NAMES: Final = ("r1", "r2", "r1_momentum", "r2_momentum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationState:
+    """Everything that the next iteration depends on; float64, r1 (D, D), r2 (L, H, H)."""
+
+    #: iterations that are done
+    step: int
+    r1: Tensor
+    r2: Tensor
+    r1_momentum: Tensor
+    r2_momentum: Tensor
+
+
+def start_state(r1_DD: Tensor, r2_LHH: Tensor) -> RotationState:
+    """Before the first iteration."""
+    return RotationState(
+        step=0,
+        r1=r1_DD,
+        r2=r2_LHH,
+        r1_momentum=torch.zeros_like(r1_DD),
+        r2_momentum=torch.zeros_like(r2_LHH),
+    )
+
+
+def save_state(state: RotationState, path: Path) -> None:
+    """Replace `path` atomically: a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full.
+    """
+    tensors = {name: getattr(state, name).cpu().contiguous() for name in _NAMES}
+    tensors["step"] = torch.tensor(state.step)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: the state of the learned rotations cannot be written: {error}; free some "
+            "space, or set LLAMA_EDGE_CACHE to a folder that can be written"
+        ) from error
+
+
+def load_state(path: Path, start: RotationState) -> RotationState | None:
+    """What `save_state` wrote, on the device of `start`; None where it is damaged."""
+    try:
+        tensors = load_file(path)
+        step = int(tensors.pop("step").item())
+        state = RotationState(step=step, **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
+    return _on_device_of(start, state) if _fits(state, start) else None
+
+
+def _fits(state: RotationState, start: RotationState) -> bool:
+    pairs = [(getattr(state, name), getattr(start, name)) for name in _NAMES]
+    return state.step > 0 and all(
+        found.shape == wanted.shape and found.dtype == wanted.dtype and bool(found.isfinite().all())
+        for found, wanted in pairs
+    )
+
+
+def _on_device_of(start: RotationState, state: RotationState) -> RotationState:
+    # Copied, because a file's tensors lie at odd addresses, and products of such differ in their
+    # last bits from those of aligned ones.
+    moved = {name: getattr(state, name).to(start.r1.device, copy=True) for name in _NAMES}
+    return RotationState(step=state.step, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostsSoFar:
+    """After some layers of the pass back, last layer first."""
+
+    #: float64 (layouts, linears), in the order in which they are measured
+    costs: Tensor
+    #: at the input of the layer that was measured last, (T, D) for each sequence
+    gradients: tuple[Tensor, ...]
+
+
+class KeptCosts:
+    """One file, replaced atomically.
+
+    Args:
+        folder: Where it lies, this run's alone; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._path = None if folder is None else folder / "costs.safetensors"
+
+    def load(self, layouts: int, shape: Sequence[int]) -> CostsSoFar | None:
+        """What `keep` wrote for as many layouts and gradients (N, T, D); or None."""
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            tensors = load_file(self._path)
+            costs, gradients = tensors["costs"], tensors["gradients"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        fits = costs.shape[:1] == (layouts,) and tuple(gradients.shape) == tuple(shape)
+        if not fits or not costs.isfinite().all() or not gradients.isfinite().all():
+            return None
+        # Copied: a file's tensors lie at odd addresses.
+        return CostsSoFar(costs=costs.clone(), gradients=tuple(row.clone() for row in gradients))
+
+    def keep(self, found: CostsSoFar) -> None:
+        """Replace what is kept.
+
+        Raises:
+            OutputError: The disk is full or cannot be written.
+        """
+        if self._path is None:
+            return
+        tensors = {"costs": found.costs, "gradients": torch.stack(found.gradients)}
+        try:
+            with whole_file(self._path) as unfinished:
+                save_file(tensors, unfinished)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"{self._path}: what is measured cannot be kept: {error}; free some space, or set "
+                "LLAMA_EDGE_CACHE to a folder that can be written"
+            ) from error
+
+
+class KeptLayers:
+    """The finished layers of one checkpoint, recipe and calibration text.
+
+    Args:
+        folder: Exists and is this run's alone; None keeps nothing.
+        layout: The recipe, and each linear's bits and group size.
+    """
+
+    def __init__(self, folder: Path | None, layout: Layout) -> None:
+        self.folder = folder
+        self._layout = layout
+
+    def _layer_file(self, layer: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{layer:04}.safetensors"
+
+    def _activations_file(self, layer: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{layer:04}.activations.safetensors"
+
+    def finished(self) -> int:
+        """How many layers, from the first on, need not be rounded again."""
+        if self.folder is None:
+            return 0
+        count = 0
+        while _is_whole(self._layer_file(count)):
+            count += 1
+        while count and not _is_whole(self._activations_file(count - 1)):
+            count -= 1
+        return count
+
+    def entries(self, layer: int) -> list[QuantizedEntry]:
+        """The linears of a finished layer, in canonical order.
+
+        Raises:
+            OutputError: Its file is damaged.
+        """
+        path = self._layer_file(layer)
+        linears = network_of(self._layout.config).linears(layer)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return [self._entry(file, node.weight) for node in linears]
+        except (OSError, SafetensorError, QuantizeError) as error:
+            raise self._damaged(path, str(error)) from error
+
+    def _entry(self, file: Any, name: str) -> QuantizedEntry:  # noqa: ANN401 (safetensors has no types)
+        # Copied: a file's tensors lie at odd addresses.
+        tensor = QuantizedTensor(
+            codes=file.get_tensor(f"{name}.codes").clone(),
+            scales=file.get_tensor(f"{name}.scales").clone(),
+            bits=self._layout.bits(name),
+            group_size=self._layout.group_size(name),
+        )
+        if tensor.shape != matrix_shape(self._layout.config, name):
+            raise QuantizeError(f"{name} has shape {tensor.shape}")
+        return QuantizedEntry(name, tensor)
+
+    def load_activations(self, layer: int, streams: Sequence[Tensor]) -> None:
+        """Fill `streams` with what `keep` was given after this layer.
+
+        Raises:
+            OutputError: The file is damaged.
+        """
+        path = self._activations_file(layer)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for index, stream in enumerate(streams):
+                    stream.copy_(file.get_tensor(str(index)))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise self._damaged(path, str(error)) from error
+
+    def keep(
+        self, layer: int, entries: Sequence[QuantizedEntry], streams: Sequence[Tensor]
+    ) -> None:
+        """A layer is finished; `streams` are float32 and what the next one starts from.
+
+        Raises:
+            OutputError: The disk is full or cannot be written.
+        """
+        if self.folder is None:
+            return
+        tensors = dict(_tensors(entries))
+        kinds = {torch.int8: "I8", torch.bfloat16: "BF16"}
+        shapes = {
+            name: (kinds[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()
+        }
+        rows = {str(index): stream for index, stream in enumerate(streams)}
+        row_shapes = {name: ("F32", tuple(row.shape)) for name, row in rows.items()}
+        try:
+            with whole_file(self._layer_file(layer)) as path:
+                write_safetensors(path, shapes, tensors.items())
+            with whole_file(self._activations_file(layer)) as path:
+                write_safetensors(path, row_shapes, rows.items())
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: a finished layer cannot be kept: {error.strerror}; free some "
+                "space, or set LLAMA_EDGE_CACHE to a folder that can be written"
+            ) from error
+        if layer:
+            self._activations_file(layer - 1).unlink(missing_ok=True)
+
+    def _damaged(self, path: Path, why: str) -> OutputError:
+        return OutputError(
+            f"{path}: what an earlier run kept is damaged: {why}; remove {self.folder} and start "
+            "again"
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is there, and as long as its header says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _tensors(entries: Sequence[QuantizedEntry]) -> Iterator[tuple[str, Tensor]]:
+    for entry in entries:
+        assert isinstance(entry.value, QuantizedTensor)
+        yield f"{entry.name}.codes", entry.value.codes
+        yield f"{entry.name}.scales", entry.value.scales
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningPlace:
+    """Where rotations are learned; it decides about time alone."""
+
+    device: Device = Device.CPU
+    #: file that keeps the state between runs; None keeps nothing
+    state: Path | None = None
+
+
+_ROTATIONS_FILE: Final = "rotations.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkPlace:
+    """It decides about time alone: codes and scales are the same wherever they are chosen."""
+
+    #: where rotations are learned
+    device: Device = Device.CPU
+    #: exists, is this run's alone, and belongs to one checkpoint, recipe and calibration text; None
+    #: keeps nothing between runs
+    folder: Path | None = None
+
+    @property
+    def learning(self) -> LearningPlace:
+        """The part of it that learned rotations need."""
+        state = None if self.folder is None else self.folder / _ROTATIONS_FILE
+        return LearningPlace(device=self.device, state=state)
+
+    def subfolder(self, name: str) -> Path | None:
+        """A folder in it, or None."""
+        if self.folder is None:
+            return None
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        return place
+
+
+#: Keeps nothing between runs.
+ON_CPU: Final = WorkPlace()
