@@ -13,7 +13,7 @@ ASK = $(BIN)/llama-edge run --max-new-tokens 48 $(1) "What is the capital of Fra
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: docs setup dev-setup demo test test-slow test-all lint fmt types imports wheel-check check clean fixtures android-check ios-check
+.PHONY: docs setup dev-setup demo test test-core test-slow test-all lint fmt types imports wheel-check check clean fixtures android-check ios-check
 
 setup: $(VENV)/.setup
 dev-setup: $(VENV)/.dev-setup
@@ -46,10 +46,14 @@ demo: setup
 	$(call ASK,bundles/$(MODEL)-onnx)
 
 # One thread: many small tensors, where threads only wait for each other.
-test test-slow test-all: export OMP_NUM_THREADS ?= 1
+test test-core test-slow test-all: export OMP_NUM_THREADS ?= 1
 
 test: dev-setup
 	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
+
+# What needs no vendor's library, run as where none is installed.
+test-core: dev-setup
+	$(BIN)/pytest -q -m "not slow" --without-sdks $(PYTEST_ARGS)
 
 test-slow: dev-setup
 	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)

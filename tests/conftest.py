@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from llama_edge.backends.base import LowerOptions
-from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.bundle.manifest import (
     ArtifactInterface,
@@ -34,10 +33,13 @@ from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
+from tests.sdks import PACKAGES, hide, imported_sdks, is_installed, needed_sdks
 from tests.warm_children import warm_children
 
 #: When slow tests end to begin.
 LATEST = pytest.StashKey[float | None]()
+#: The SDKs that are not installed here.
+MISSING = pytest.StashKey[frozenset[str]]()
 
 #: Three query heads a key/value head, llama3 rope scaling that bites within a short context.
 DEBUG_CONFIG = ModelConfig(
@@ -115,6 +117,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow-seconds", type=float, help="begin no slow test after so many seconds; skip it"
     )
+    parser.addoption(
+        "--without-sdks", action="store_true", help="as where no vendor's library is installed"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-sdks"):
+        hide([*PACKAGES])
+    missing: frozenset[str] = frozenset(sdk for sdk in PACKAGES if not is_installed(sdk))
+    config.stash[MISSING] = missing
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    missing = config.stash[MISSING]
+    if missing:
+        terminalreporter.write_line(
+            f"left out what needs {', '.join(sorted(missing))}: not installed"
+        )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What imports what is missing cannot be collected; None: as pytest decides."""
+    missing = config.stash[MISSING]
+    return True if missing and imported_sdks(collection_path) & missing else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for sdk in needed_sdks(item):
+            item.add_marker(sdk)
+    missing = config.stash[MISSING]
+    without = [item for item in items if any(map(item.get_closest_marker, missing))]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in set(without)]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -189,6 +228,8 @@ def lower_onnx(
     max_context: int,
 ) -> Artifact:
     """An ONNX folder, tokenizer included, as ONNX Runtime GenAI opens it."""
+    from llama_edge.backends.onnx.exporter import OnnxExporter
+
     folder = factory.mktemp(f"onnx-level-{accuracy_level}")
     options = LowerOptions(max_context=max_context, accuracy_level=accuracy_level)
     artifact = OnnxExporter().lower(checkpoint, folder, options, SilentProgress())

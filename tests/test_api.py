@@ -10,6 +10,8 @@ import llama_edge
 from llama_edge.core.errors import ArtifactError, CheckFailedError, SessionError, UsageError
 from llama_edge.generate.run import Answer, PromptRequest
 
+pytestmark = pytest.mark.onnx
+
 
 @pytest.fixture(scope="module")
 def bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> llama_edge.Bundle:

@@ -123,12 +123,14 @@ REGISTRIES: tuple[tuple[Mapping[str, Callable[[], object]], type], ...] = (
     ({name: each.load for name, each in BACKENDS.items()}, Exporter),
     (RUNTIMES, Runtime),
 )
+#: Of the same names as the backends.
+MARKERS = {name: getattr(pytest.mark, name) for name in BACKENDS}
 
 
 @pytest.mark.parametrize(
     ("load", "protocol"),
     [
-        pytest.param(load, protocol, id=f"{protocol.__name__}-{name}")
+        pytest.param(load, protocol, id=f"{protocol.__name__}-{name}", marks=MARKERS[name])
         for registry, protocol in REGISTRIES
         for name, load in registry.items()
     ],

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from llama_edge.core.checkpoint import Checkpoint
 from tests.byte_identity import hashes
 
@@ -10,6 +12,9 @@ from tests.byte_identity import hashes
 RECORDED = Path(__file__).with_suffix(".json")
 
 
+@pytest.mark.executorch
+@pytest.mark.onnx
+@pytest.mark.coreml
 def test_no_byte_of_the_debug_model_has_changed(debug_checkpoint: Checkpoint) -> None:
     """A difference that is meant is recorded again, and explained in the commit."""
     wanted = json.loads(RECORDED.read_text(encoding="utf-8"))

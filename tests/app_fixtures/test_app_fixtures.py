@@ -26,6 +26,8 @@ from llama_edge.text.tool_calls import parse_tool_calls
 from tests.app_fixtures.files import FIXTURES, INDEX, RESOURCE_FOLDERS, Case, read_files
 from tests.app_fixtures.generate import fixture_files, resource_files
 
+pytestmark = [pytest.mark.executorch, pytest.mark.coreml]
+
 CASES: list[Case] = json.loads((FIXTURES / INDEX).read_bytes())["cases"]
 MAX_BYTES = 1_500_000
 

@@ -102,6 +102,7 @@ def meta_logits(
     return result
 
 
+@pytest.mark.executorch
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_it_computes_what_meta_computes(
     variant: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,7 @@ def test_every_command_documents_json_and_help(program: Program) -> None:
         assert "--json" in help_text, command
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

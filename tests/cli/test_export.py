@@ -6,6 +6,7 @@ import torch
 from tests.cli.conftest import Program
 
 
+@pytest.mark.executorch
 @pytest.mark.parametrize("command", [["quantize"], ["export", "--target", "android"]])
 @pytest.mark.parametrize(
     ("options", "code", "message"),

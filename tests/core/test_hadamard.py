@@ -61,6 +61,7 @@ def test_rotate_product_by_hand() -> None:
     torch.testing.assert_close(rotate_product(x, (2, 2)), torch.tensor([5.0, -2.0, -1.0, 0.0]))
 
 
+@pytest.mark.executorch
 @pytest.mark.parametrize("factors", [(1, 2), (2, 4), (16, 16), (8, 32), (64, 128)])
 def test_behind_this_order_r4_is_the_transform_of_executorch(factors: tuple[int, int]) -> None:
     """ExecuTorch runs Meta's SpinQuant checkpoints with this operator before `down_proj`."""

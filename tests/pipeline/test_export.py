@@ -30,6 +30,8 @@ from llama_edge.runtimes.child import ChildRuntime
 from tests.checkpoint_writers import write_huggingface
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_request
 
+pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+
 TARGETS = ("android", "onnx")
 
 

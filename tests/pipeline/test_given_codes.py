@@ -33,6 +33,8 @@ from tests.checkpoint_writers import in_their_layout, random_weights, write_hugg
 from tests.conftest import debug_request, debug_text
 from tests.meta_quantized_writer import META_CONFIG, meta_int4_state, write_meta_int4
 
+pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+
 W2 = "layers.0.feed_forward.w2"
 SPINQUANT = "w4a8-meta-spinquant"
 

@@ -24,6 +24,8 @@ from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 from llama_edge.quantize import RECIPES, W4A8_MIXED
 from tests.conftest import debug_request
 
+pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+
 RECIPE = replace(W4A8_MIXED, name="mixed-for-tests", extra_bytes=0.25)
 
 

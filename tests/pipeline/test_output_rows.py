@@ -117,6 +117,7 @@ def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
         load_checkpoint(str(folder))
 
 
+@pytest.mark.onnx
 def test_it_does_not_write_its_own_calibration_text(cut: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--calibration"):
         export_model(request(cut, "onnx", tmp_path / "bundle", "w4a8-gptq"), SilentProgress())

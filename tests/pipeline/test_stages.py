@@ -15,6 +15,8 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.stages import Stages
 from tests.conftest import debug_request
 
+pytestmark = pytest.mark.onnx
+
 QUANTIZE, LOWER = "quantize (w4a8-rtn)", "lower (onnx)"
 
 

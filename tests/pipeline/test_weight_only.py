@@ -15,6 +15,8 @@ from llama_edge.gate.tolerances import Tolerances
 from llama_edge.pipeline.export import export_model
 from tests.conftest import debug_request
 
+pytestmark = pytest.mark.onnx
+
 
 @pytest.fixture(scope="module")
 def bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:

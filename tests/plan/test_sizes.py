@@ -75,6 +75,7 @@ def test_planned_size_of_other_widths_and_two_tables(
         )
 
 
+@pytest.mark.coreml
 def test_planned_size_of_int4_tables(debug_checkpoint: Checkpoint, tmp_path: Path) -> None:
     recipe = replace(W4A8_RTN, name="int4-tables", activation_bits=None, table_bits=4)
     (tmp_path / "q").mkdir()
