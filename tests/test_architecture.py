@@ -104,6 +104,15 @@ def test_imports_point_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("module", ["pipeline.export", "bundle.doctor", "debug.bisect", "cli"])
+def test_what_draws_and_lowers_is_loaded_when_it_is_used(module: str) -> None:
+    heavy = {"matplotlib", "onnx", "onnxruntime", "coremltools", "executorch", "lm_eval"}
+    code = f"import sys, llama_edge.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy.intersection(done.stdout.split())
+    assert f"llama_edge.{module}" in done.stdout.split()
+
+
 def public_names(protocol: type) -> set[str]:
     names = {*vars(protocol), *getattr(protocol, "__annotations__", {})}
     return {name for name in names if not name.startswith("_")}

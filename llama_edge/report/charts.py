@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    # Loaded where a chart is drawn: 0.3 s, and every command would pay it.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Placeholder -> (CSS variable, colour on white). Colours of Okabe and Ito, darkened to a contrast
 #: of at least 3 on white; the page has lighter ones for dark.
@@ -55,16 +54,22 @@ _STYLE: Final[Mapping[str, Any]] = {
 
 
 @contextmanager
-def figure(size: tuple[float, float] = _SIZE) -> Iterator[tuple[Figure, Axes]]:
+def figure(size: tuple[float, float] = _SIZE) -> "Iterator[tuple[Figure, Axes]]":
     """A figure in the page's style with one pair of axes; no state outlives it."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     # A context of plain defaults: a user's own matplotlibrc must not change the bytes.
     with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
         made = Figure(figsize=size, layout="constrained")
         yield made, made.add_subplot()
 
 
-def to_svg(made: Figure, name: str, title: str) -> str:
+def to_svg(made: "Figure", name: str, title: str) -> str:
     """Inline SVG, `name` before each of its ids; `title` is what a screen reader says."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         FigureCanvasSVG(made).print_svg(
@@ -99,6 +104,8 @@ def draw_layers(
         against: What the stream is compared with.
         path: The file.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with figure((8.0, 4.2)) as (made, axes):
         places = range(len(rows))
         axes.plot(
@@ -131,7 +138,7 @@ def draw_layers(
         FigureCanvasAgg(made).print_png(str(path))
 
 
-def _on_white(made: Figure) -> None:
+def _on_white(made: "Figure") -> None:
     """The placeholders' colours for a picture of its own."""
     for artist in made.findobj():
         for kind in ("color", "edgecolor", "facecolor", "markerfacecolor", "markeredgecolor"):
