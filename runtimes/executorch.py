@@ -1,6 +1,7 @@
 """ExecuTorch's own runtime with XNNPACK, through the Python bindings of the `executorch` wheel."""
 
 import importlib.metadata
+import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,8 @@ class ExecuTorchRuntime:
 
     def version(self) -> str:
         """See `Runtime`."""
-        return f"ExecuTorch {importlib.metadata.version('executorch')}, XNNPACK, x86-64 desktop"
+        version = importlib.metadata.version("executorch")
+        return f"ExecuTorch {version}, XNNPACK, {platform.machine()} desktop"
 
     def open(self, artifact: Artifact) -> ExecuTorchSession:
         """See `Runtime`."""

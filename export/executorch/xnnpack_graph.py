@@ -249,14 +249,6 @@ class XnnpackGraph:
         )
         return result
 
-    def node_counts(self) -> Mapping[str, int]:
-        """How many nodes of each kind the graph has."""
-        counts: dict[str, int] = {}
-        for node in self._nodes:
-            kind = type(node.xnode_union).__name__
-            counts[kind] = counts.get(kind, 0) + 1
-        return counts
-
     def serialize(self) -> bytes:
         """The payload that the XNNPACK backend compiles when the method is loaded."""
         graph = schema.XNNGraph(

@@ -19,12 +19,12 @@ class Finding:
     where: str
     #: the value found, and the limit
     message: str
-    #: from the catalog of `core.finding_codes`
+    #: from the catalog of `bundle.finding_codes`
     code: str
 
     @classmethod
     def of_contract(cls, found: ContractFinding) -> "Finding":
-        """A breach of the contract, as a reason for the gate."""
+        """A violation of the contract, as a reason for the gate."""
         return cls(check="contract", where=found.where, message=found.sentences, code=found.code)
 
 

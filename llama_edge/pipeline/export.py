@@ -32,10 +32,11 @@ from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context
 from llama_edge.pipeline.given_codes import open_model
-from llama_edge.pipeline.names import short_name, source_name
 from llama_edge.pipeline.quantize import (
     check_request,
     quantized_size_bytes,
+    short_name,
+    source_name,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage

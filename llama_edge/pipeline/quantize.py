@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_edge.checkpoints import BUILTIN_MODELS
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.files import output_folder, require_free_space, require_place
@@ -13,13 +14,27 @@ from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
-from llama_edge.pipeline.names import short_name
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize.learned_rotations import check_device
 from llama_edge.quantize.stage import check_widths
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
 _SIZE_FACTOR = 1.4
+
+
+def source_name(model: str) -> str:
+    """How a bundle names a model: an id as it is, of a local path the last part alone.
+
+    A bundle travels, so it has no path of this machine.
+    """
+    if model in BUILTIN_MODELS or not Path(model).exists():
+        return model
+    return Path(model).resolve().name
+
+
+def short_name(model: str) -> str:
+    """`source_name` without an id's owner or a file's ending, for the name of a folder."""
+    return source_name(model).rpartition("/")[2].removesuffix(".gguf")
 
 
 def quantized_size_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:

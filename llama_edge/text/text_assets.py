@@ -45,7 +45,7 @@ def parse_tokenizer(where: str, tokenizer_json: str) -> tokenizers.Tokenizer:
     """The `tokenizers` object of an untrusted serialization, which neither pads nor truncates.
 
     It is shared by all who ask for the same text: parsing Llama 3's takes half a second, and an
-    export asks fifteen times. `core.tokenizer` alone changes a setting of it, for one call.
+    export asks fifteen times. `text.tokenizer` alone changes a setting of it, for one call.
 
     Raises:
         TokenizerError: The library refuses it, or crashes or runs for ever on it.
