@@ -142,7 +142,7 @@ def measure(model: Path, context: int, scratch: Path, *, gptq: bool) -> dict[str
         if name == "executorch":
             run = partial(_run, artifact)
             read = partial(list_tensors, exporter.open(artifact.path).weights(), SilentProgress())
-            _timed(found, "read codes back", read)
+            _timed(found, "read values back", read)
             _timed(found, "open, 16 tokens and 8 more", run)
     return found
 

@@ -54,7 +54,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-#: Activations above this many bytes lie in a temporary file that the system may write out.
+#: Activations above this many bytes are in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
 
 
@@ -145,7 +145,7 @@ def _fits(state: RotationState, start: RotationState) -> bool:
 
 
 def _on_device_of(start: RotationState, state: RotationState) -> RotationState:
-    # Copied, because a file's tensors lie at odd addresses, and products of such differ in their
+    # Copied, because a file's tensors are at odd addresses, and products of such differ in their
     # last bits from those of aligned ones.
     moved = {name: getattr(state, name).to(start.r1.device, copy=True) for name in _NAMES}
     return RotationState(step=state.step, **moved)
@@ -184,7 +184,7 @@ class KeptCosts:
         fits = costs.shape[:1] == (layouts,) and tuple(gradients.shape) == tuple(shape)
         if not fits or not costs.isfinite().all() or not gradients.isfinite().all():
             return None
-        # Copied: a file's tensors lie at odd addresses.
+        # Copied: a file's tensors are at odd addresses.
         return CostsSoFar(costs=costs.clone(), gradients=tuple(row.clone() for row in gradients))
 
     def keep(self, found: CostsSoFar) -> None:
@@ -252,7 +252,7 @@ class KeptLayers:
             raise self._damaged(path, str(error)) from error
 
     def _entry(self, file: Any, name: str) -> QuantizedEntry:  # noqa: ANN401 (safetensors has no types)
-        # Copied: a file's tensors lie at odd addresses.
+        # Copied: a file's tensors are at odd addresses.
         tensor = QuantizedTensor(
             codes=file.get_tensor(f"{name}.codes").clone(),
             scales=file.get_tensor(f"{name}.scales").clone(),

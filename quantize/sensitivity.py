@@ -9,7 +9,7 @@ loss, which follows from nearest-rounding errors and the Hessian without running
 (`gptq.rounding_costs`). Costs of different linears add up.
 
 One pass forward, and one back, a layer at a time: memory holds a layer's weights and the residual
-stream before each layer, which lies in a file where it is large.
+stream before each layer, which is in a file where it is large.
 
 Shape legend: N sequences, T tokens, D hidden, O out_features, I in_features.
 """

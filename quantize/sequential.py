@@ -4,7 +4,7 @@ The calibration text runs through the network twice, side by side: in full preci
 At each linear the rounded inputs, as the artifact will see them, give the Hessian; where they have
 drifted from the full-precision ones, the weight is first moved to make up for it (GPTAQ, Li et al.,
 2025: asymmetric calibration); then it is rounded, and only then its outputs are computed. Memory
-holds one layer's weights and the activations between two linears; large activations lie in a file.
+holds one layer's weights and the activations between two linears; large activations are in a file.
 
 Shape legend: N sequences, T tokens, D hidden, I in_features.
 """
@@ -135,7 +135,7 @@ class _CalibrationPass:
     Args:
         model: What computes it.
         tokens_NT: The text.
-        scratch: Where large activations lie in files.
+        scratch: Where large activations are in files.
     """
 
     def __init__(self, model: Reference, tokens_NT: Tensor, scratch: Path) -> None:

@@ -85,7 +85,7 @@ class RotationLoss:
     """How far the rotated network with int8 activations is from the full-precision one.
 
     Args:
-        checkpoint: Not rotated, float32; `weights` lie where the computing is done.
+        checkpoint: Not rotated, float32; `weights` are where the computing is done.
         r4: As `RotationMatrices.r4`.
         activation: How the linears' inputs are rounded.
     """
@@ -125,7 +125,7 @@ class RotationLoss:
         def block(layer: int, x_BTD: Tensor) -> Tensor:
             config = rotated.config
             shape = (len(x_BTD), config.num_key_value_heads, 0, config.head_dim)
-            # The tensors that the network makes on its way, such as positions, lie there too. It
+            # The tensors that the network makes on its way, such as positions, are there too. It
             # is said here, not further out: on the way back another thread comes by.
             with x_BTD.device:
                 nothing = [torch.empty(shape)] * (layer + 1)

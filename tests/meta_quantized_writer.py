@@ -1,4 +1,4 @@
-"""Writes a random model as Meta's int4 releases lie on disk; `tests/meta_reference.py` reads it."""
+"""Writes a random model as Meta's int4 releases are on disk; `tests/meta_reference.py` reads it."""
 
 import json
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """Attention between two delegates: keys and values go into the caches, all of them are asked.
 
 Source: `extension/llm/custom_ops` in ExecuTorch. A cache is a piece of the arena that every layer
-has for itself; what a call computes on the way lies in pieces that the layers share.
+has for itself; what a call computes on the way is in pieces that the layers share.
 
-Key/value heads are the operators' batch, so that each head's keys lie one after the other in
+Key/value heads are the operators' batch, so that each head's keys are one after the other in
 memory, in the order in which a token's queries read them.
 
 Shape legend: T tokens of the call, K key/value heads, G query heads that share one of them, H

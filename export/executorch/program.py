@@ -123,7 +123,7 @@ class PlanBuilder:
         )
 
     def alias(self, tensor: int, shape: Sequence[int]) -> int:
-        """Another shape, also an upper bound, of what lies in the arena."""
+        """Another shape, also an upper bound, of what is in the arena."""
         known = self._values[tensor].val
         assert isinstance(known, schema.Tensor)
         view = replace(known, sizes=list(shape), dim_order=list(range(len(shape))))

@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterKeys:
-    """Where a quantized weight lies in the `.pte`'s named data."""
+    """Where a quantized weight is in the `.pte`'s named data."""
 
     codes: str
     scales: str

@@ -49,7 +49,7 @@ def _sha256(proto: onnx.TensorProto, path: Path) -> str:
     place = {entry.key: entry.value for entry in proto.external_data}
     numbers = [place.get(key, "0") for key in ("offset", "length")]
     if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise ArtifactError(f"{path}: {proto.name} lies at {numbers}: it is damaged")
+        raise ArtifactError(f"{path}: {proto.name} is at {numbers}: it is damaged")
     offset, length = map(int, numbers)
     data = path.with_name(DATA_FILE)
     with data.open("rb") as stream:

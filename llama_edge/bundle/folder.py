@@ -2,7 +2,7 @@
 
 Layout: `manifest.json`, `parity.json` (the measurements in full), the backend's files, and the
 tokenizer as Hugging Face's tools expect it. The manifest lists every other file with its hash, and
-nothing else may lie in the folder.
+nothing else may be in the folder.
 """
 
 import os
@@ -136,7 +136,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(folder: Path, trust: Trust = NO_KEY) -> Bundle:
-    """Read an untrusted bundle and hold every file against its manifest.
+    """Read an untrusted bundle and compare every file with its manifest.
 
     Args:
         folder: The bundle.

@@ -168,7 +168,7 @@ def check_signature(folder: Path, key: Ed25519PublicKey | None) -> ContractFindi
 
     Args:
         folder: A bundle.
-        key: The one that is trusted; None reads a signature without being able to hold it against
+        key: The one that is trusted; None reads a signature without being able to verify it against
             anything.
     """
 

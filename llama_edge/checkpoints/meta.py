@@ -42,7 +42,7 @@ ROPE_FACTOR_KEY: Final = "rope_scaling_factor"
 _ORIGINAL_CONTEXT: Final = 8192
 _SCALED_CONTEXT: Final = 131072
 
-#: Matrices whose model-parallel slices lie side by side; all others lie one below the other.
+#: Matrices whose model-parallel slices are side by side; all others are one below the other.
 _ROW_PARALLEL: Final = ("o_proj.weight", "down_proj.weight")
 
 

@@ -1,4 +1,4 @@
-"""Meta's own int4 releases (SpinQuant, QAT with LoRA) as they lie in `consolidated.00.pth`.
+"""Meta's own int4 releases (SpinQuant, QAT with LoRA) as they are in `consolidated.00.pth`.
 
 A block linear is `weight`, int8 (O, I) with codes of 4 bits, and `scales` (O, I / 32); `zeros`, if
 there at all, are 0. The embedding and the head are int8 with one scale per row. An adapter is
@@ -246,7 +246,7 @@ class QuantizedMetaTensors:
         inside = (scales >= 0) & (scales <= MAX_SCALE)  # false for NaN too
         if not inside.all():
             raise CheckpointError(
-                f"{self._folder}: a scale of {name} is {scales[~inside][0]}; they must lie from 0 "
+                f"{self._folder}: a scale of {name} is {scales[~inside][0]}; they must be from 0 "
                 f"to {MAX_SCALE:g}, so the file is damaged or of another scheme"
             )
         return scales

@@ -47,7 +47,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             help="A task of lm-eval, a YAML file with local data; may be repeated. It may run "
-            "Python code that lies next to it, so use only those you trust."
+            "Python code that is next to it, so use only those you trust."
         ),
     ] = None,
     window: Annotated[

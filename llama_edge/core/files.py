@@ -158,7 +158,7 @@ def require_place(target: Path, *, force: bool) -> None:
 def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
     """An empty folder on the same disk that becomes `target` when the block ends well.
 
-    It lies in a folder of this target's own, `.NAME.unfinished` next to it, where the block may
+    It is in a folder of this target's own, `.NAME.unfinished` next to it, where the block may
     keep more. On any error, an interrupt included, all that is removed and `target` is as it was
     before; what an interrupted run left there is found by the next one.
 

@@ -67,7 +67,7 @@ class QuantizedTensor:
         inside = (self.scales >= MIN_SCALE) & (self.scales <= MAX_SCALE)
         if not inside.all():
             raise QuantizeError(
-                f"a scale is {self.scales[~inside][0]}; every scale must lie in "
+                f"a scale is {self.scales[~inside][0]}; every scale must be in "
                 f"[{MIN_SCALE:g}, {MAX_SCALE:g}], which each backend holds exactly"
             )
 

@@ -35,7 +35,7 @@ _SCRIPT: Final = "llama_edge.debug.repro_script"
 
 
 def layer_name(layer: int, layers: int) -> int | str:
-    """A block's number, or what lies before and after the blocks."""
+    """A block's number, or what is before and after the blocks."""
     return "embedding" if layer < 0 else "head" if layer >= layers else layer
 
 

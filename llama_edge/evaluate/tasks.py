@@ -172,7 +172,7 @@ def run_tasks(
 ) -> tuple[TaskScore, ...]:
     """Every task through the session.
 
-    A task file is code: it may name Python functions that lie next to it, which are run.
+    A task file is code: it may name Python functions that are next to it, which are run.
 
     Raises:
         TextError: A file is no task with local data, or lm-eval fails on it.
@@ -224,7 +224,7 @@ def _number(value: object) -> float | None:
 
 
 def _local(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The task with absolute paths of its data, which lie on this machine.
+    """The task with absolute paths of its data, which are on this machine.
 
     Raises:
         TextError: It names no single task, or data elsewhere.
@@ -243,6 +243,6 @@ def _local(config: dict[str, Any], path: Path) -> dict[str, Any]:
     files = {split: path.parent / str(name) for split, name in options["data_files"].items()}
     for file in files.values():
         if not file.is_file():
-            raise TextError(f"{path}: {file}: no such data file; paths begin where the task lies")
+            raise TextError(f"{path}: {file}: no such data file; paths begin at the task's folder")
     named = {split: str(file.resolve()) for split, file in files.items()}
     return {**config, "dataset_kwargs": {**options, "data_files": named}}

@@ -76,7 +76,7 @@ class Scores:
     """One candidate over windows of one length; arrays are (W, P), nats."""
 
     nll: Float64Array
-    #: the next three are None without a full-precision model to hold it against
+    #: the next three are None without a full-precision model to compare it with
     full_nll: Float64Array | None
     kl: Float64Array | None
     same_top1: Float64Array | None

@@ -119,7 +119,7 @@ def check_blocks(
 
 
 class _Check:
-    """Pools the rows of all traces by phase and holds them against the limits."""
+    """Pools the rows of all traces by phase and compares them with the limits."""
 
     def __init__(
         self,

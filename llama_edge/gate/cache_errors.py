@@ -1,7 +1,7 @@
 """An int8 KV cache against the reference: the rows that go into it, and attention over them.
 
 Codes can't be compared one by one, for a value near a boundary may get either. So the reference's
-value before rounding must lie where the artifact's code is the nearest: how far it lies outside is
+value before rounding must be where the artifact's code is the nearest: how far it lies outside is
 the error. Then attention is computed over the artifact's own rows, where nothing is left to round,
 and must agree exactly. So a wrong cache is hidden by no rounding boundary.
 

@@ -38,7 +38,7 @@ class GateSubject:
     kv_cache: KVCacheDtype
     #: the end tokens that the artifact itself tells its runner
     end_tokens: tuple[int, ...]
-    #: the text files that lie next to the artifact
+    #: the text files that are next to the artifact
     text: TextAssets
     #: what those text files must amount to
     contract: TextContract

@@ -21,7 +21,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
-    """What lies on the phone now."""
+    """What is on the phone now."""
 
     serial: str
     place: str

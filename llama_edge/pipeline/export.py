@@ -73,7 +73,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lowered:
-    """What lies in the bundle's folder before anything has run."""
+    """What is in the bundle's folder before anything has run."""
 
     source: QuantizedCheckpoint
     written: WrittenArtifact
@@ -84,7 +84,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     """Write a bundle whose files were run and found right.
 
     Raises:
-        CheckFailedError: A gate failed; what was written lies next to the target as `OUT.failed`.
+        CheckFailedError: A gate failed; what was written is next to the target as `OUT.failed`.
         ConfigError: The model, the recipe, the context or the gate's prompts do not go together.
         UnknownNameError: No such target or recipe.
         UsageError: The target has no such format, or an option would not be used.
@@ -248,6 +248,6 @@ def _keep_failed(folder: Path, out: Path, outcome: GateOutcome) -> str:
     failed = _failed_place(out)
     replace_folder(folder, failed)
     return (
-        f"{out}: not put in place, because {outcome.reason}; what was written lies in {failed}, "
+        f"{out}: not put in place, because {outcome.reason}; what was written is in {failed}, "
         f"with the measurements in {PARITY_FILE}"
     )

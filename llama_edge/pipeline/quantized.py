@@ -2,7 +2,7 @@
 
 The cache holds calibration text, quantized checkpoints and, while one is being made, what of it is
 done (learned rotations, measured sensitivity, rounded layers) under hashes of everything that they
-depend on, so a stale entry is never met. It lies in `$LLAMA_EDGE_CACHE`, else in
+depend on, so a stale entry is never met. It is in `$LLAMA_EDGE_CACHE`, else in
 `$XDG_CACHE_HOME/llama-edge`, else in `~/.cache/llama-edge`; deleting it loses only time.
 """
 

@@ -32,7 +32,7 @@ RSS_BAND: Final = 0.15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactSize:
-    """What lies on disk, and what of it goes through memory for each token."""
+    """What is on disk, and what of it goes through memory for each token."""
 
     #: all model files together, without tokenizer and manifest
     file_bytes: int

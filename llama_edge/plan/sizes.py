@@ -1,7 +1,7 @@
 """Bytes of a bundle's model files, part by part as each backend stores them.
 
 The three layouts are those of `export/{executorch,onnx,coreml}`, written down a second time so that
-a plan needs no backend's SDK; the tests hold them against written files.
+a plan needs no backend's SDK; the tests compare them with written files.
 """
 
 from collections.abc import Callable, Iterable, Mapping

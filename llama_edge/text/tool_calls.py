@@ -1,7 +1,7 @@
 """Tool calls in a model's answer: the three forms that Llama 3.2 was trained to write.
 
 Source: the published prompt formats of Llama 3.1 and 3.2. JSON `{"name": ..., "parameters": ...}`
-(several may follow each other, parted by `;` or white space), a list of Python calls `[f(a=1)]`,
+(several may follow each other, separated by `;` or white space), a list of Python calls `[f(a=1)]`,
 and either of them after `<|python_tag|>`. The apps parse by the same rules; the shared fixtures
 hold all of them to one verdict.
 """

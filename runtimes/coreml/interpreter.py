@@ -43,7 +43,7 @@ class Interpreter:
         function: The function's name.
         precision: See `Precision`.
         budget_bytes: Of float32 weights that are kept; the others are made anew in each run.
-        next to: Another function of the package: this one goes on from its states and shares its
+        beside: Another function of the package: this one continues from its states and shares its
             weights and their budget.
 
     Raises:

@@ -63,7 +63,7 @@ CONFIGS: Final[Mapping[str, ModelConfig]] = {
     "untied": replace(LIKE_1B, tie_word_embeddings=False),
     "one key/value head a query head": replace(LIKE_1B, num_key_value_heads=8),
     "heads wider than the residual stream": replace(LIKE_1B, hidden_size=192),
-    # All three branches of the scaling lie inside the test's 200 positions.
+    # All three branches of the scaling are inside the test's 200 positions.
     "scaling of a short context": replace(
         LIKE_1B, rope_scaling=replace(LLAMA_3_2_SCALING, original_max_position_embeddings=64)
     ),

@@ -78,7 +78,7 @@ def bundles(
 
 
 def source_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of codes as they lie in the .pth; Q and K rows moved back by the tests' own table."""
+    """SHA-256 of codes as they are in the .pth; Q and K rows moved back by the tests' own table."""
     names = {EMBEDDING: "tok_embeddings", LM_HEAD: "output"}
     parts = {"o_proj": "wo", "v_proj": "wv", "q_proj": "wq", "k_proj": "wk"}
     for layer in range(META_CONFIG.num_hidden_layers):

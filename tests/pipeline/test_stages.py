@@ -76,7 +76,7 @@ def test_the_same_export_goes_on(killed_in_the_gate: ExportRequest) -> None:
     said, plain = Said(), Said()
     resumed = bundle_of(killed_in_the_gate, said)
     assert said.slow() == []
-    assert "read codes back" in said.stages
+    assert "read values back" in said.stages
     undisturbed = bundle_of(replace(killed_in_the_gate, force=True), plain)
     assert plain.slow() == [QUANTIZE, LOWER]
     assert resumed == undisturbed

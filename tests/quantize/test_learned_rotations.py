@@ -126,7 +126,7 @@ def test_without_rounding_there_is_no_loss(tied: bool, debug_checkpoint: Checkpo
 
 
 def test_everything_lies_on_the_device_of_the_weights(debug_checkpoint: Checkpoint) -> None:
-    """On PyTorch's "meta" device, which like a GPU refuses tensors that lie elsewhere."""
+    """On PyTorch's "meta" device, which like a GPU refuses tensors that are elsewhere."""
     meta, matrices = torch.device("meta"), start_of(debug_checkpoint)
     loss = RotationLoss(resident(debug_checkpoint, meta), matrices.r4)
     r1 = matrices.r1.to(meta).requires_grad_()
