@@ -70,7 +70,7 @@ W4_HADAMARD_SMALL: Final = replace(
 W4A8_META_SPINQUANT: Final = replace(
     W4A8_RTN,
     name=META_SPINQUANT,
-    summary="the codes of Meta's SpinQuant checkpoints, unchanged; chosen by the checkpoint itself",
+    summary="the values of Meta's SpinQuant checkpoints, unchanged; chosen by the checkpoint",
     scales=Scales.GIVEN,
     rounding=Rounding.GIVEN,
     rotations=(Rotation.R1, Rotation.R2, Rotation.R4),
@@ -79,7 +79,7 @@ W4A8_META_SPINQUANT: Final = replace(
 W4A8_META_QAT: Final = replace(
     W4A8_META_SPINQUANT,
     name=META_QAT,
-    summary="the codes of QAT checkpoints without adapters, unchanged; chosen by the checkpoint",
+    summary="the values of QAT checkpoints without adapters, unchanged; chosen by the checkpoint",
     rotations=(),
     max_fidelity_kl=1.0,
 )

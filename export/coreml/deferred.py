@@ -49,7 +49,7 @@ class DeferredArray(np.ndarray[Any, np.dtype[Any]]):
         numbers = self._read()
         if numbers.shape != self.shape:
             raise ExportError(
-                f"{self._name}: has codes {numbers.shape} now and had {self.shape}; the quantized "
+                f"{self._name}: has values {numbers.shape} now and had {self.shape}; the quantized "
                 "checkpoint was changed while it was exported: export it again"
             )
         return numbers.view(self.dtype).reshape(-1, order=order)

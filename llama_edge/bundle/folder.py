@@ -74,7 +74,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def list_tensors(
-    weights: QuantizedWeights, progress: Progress, stage: str = "read codes back"
+    weights: QuantizedWeights, progress: Progress, stage: str = "read values back"
 ) -> tuple[TensorEntry, ...]:
     """Every quantized matrix with the hashes of its codes and scales, in canonical order."""
     names = weights.quantized_names()

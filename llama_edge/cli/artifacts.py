@@ -45,7 +45,7 @@ def inspect(
         Path,
         typer.Argument(
             help="A quantized checkpoint, a .pte, an ONNX folder, a bundle, or a Meta folder with "
-            "codes of its own."
+            "quantized values of its own."
         ),
     ],
     *,
@@ -94,7 +94,7 @@ def compare(
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Show bundles side by side, and whether they hold the same codes."""
+    """Show bundles side by side, and whether they hold the same quantized values."""
     from llama_edge.bundle.folder import open_bundle
     from llama_edge.cli.report import print_bundles
 

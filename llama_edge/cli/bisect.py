@@ -23,7 +23,8 @@ def bisect(
         str | None,
         typer.Option(
             help="What is right: a full-precision MODEL, or another bundle or quantized "
-            "checkpoint of the same codes; by default the built-in model that it came from."
+            "checkpoint of the same quantized values; by default the built-in model that it "
+            "came from."
         ),
     ] = None,
     out: Annotated[

@@ -27,7 +27,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         help=f"How to quantize; `llama-edge recipes` lists them. By default {DEFAULT_RECIPE}, or "
-        "what a checkpoint that came with codes is."
+        "what a checkpoint that came quantized is."
     ),
 ]
 Calibration = Annotated[
@@ -132,7 +132,7 @@ def quantize(
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Write codes and scales, the same for every backend, as a folder that `inspect` reads."""
+    """Write the quantized values and scales that every backend shares, for `inspect` to read."""
     from llama_edge.cli.report import scales_line
     from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 

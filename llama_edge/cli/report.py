@@ -135,14 +135,14 @@ _ROWS: Mapping[str, Callable[[Bundle], str]] = {
 
 
 def print_bundles(bundles: Sequence[Bundle]) -> None:
-    """One column per bundle; below it, whether all hold the same codes."""
+    """One column per bundle; below it, whether all hold the same quantized values."""
     header = ("", *(f"{b.manifest.target} ({b.manifest.backend})" for b in bundles))
     rows = [(name, *(show(bundle) for bundle in bundles)) for name, show in _ROWS.items()]
     if len(bundles) > 1:
         same = len({bundle.manifest.tensors for bundle in bundles}) == 1
         count = len(bundles[0].manifest.tensors)
         answer = f"the same in all bundles, {count} matrices" if same else "differ"
-        rows.insert(3, ("codes and scales", *([answer] * len(bundles))))
+        rows.insert(3, ("values and scales", *([answer] * len(bundles))))
     print_table("", header, rows)
     question = shlex.quote("What is the capital of France?")
     print_next(*(f"run {shlex.quote(str(b.root))} {question}" for b in bundles))

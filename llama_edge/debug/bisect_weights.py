@@ -165,7 +165,7 @@ def check_weights(
     own: QuantizedWeights, manifest: Manifest, other: Against, progress: Progress
 ) -> tuple[WeightFinding, ...]:
     """Every matrix against the manifest's hashes and the other's codes; every norm likewise."""
-    progress.start("read codes back", len(manifest.tensors))
+    progress.start("read values back", len(manifest.tensors))
     return tuple(_findings(own, manifest, other, progress))
 
 

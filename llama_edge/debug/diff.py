@@ -144,7 +144,7 @@ def _mapping(
 
 def _tensor_note(first: Side, second: Side) -> str:
     kinds = [
-        "codes and scales" if side.codes is not None else "full precision"
+        "quantized values and scales" if side.codes is not None else "full precision"
         for side in (first, second)
     ]
     if kinds[0] != kinds[1]:

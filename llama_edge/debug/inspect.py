@@ -71,7 +71,7 @@ def _inspect_source(path: Path, progress: Progress) -> Inspection:
     if codes is None:
         raise ArtifactError(
             f"{path}: a checkpoint of weights, or one whose adapters must be merged; there are no "
-            "codes before `llama-edge quantize` has chosen them"
+            "quantized values before `llama-edge quantize` has written them"
         )
     return Inspection(
         kind=f"checkpoint with codes ({codes.recipe})",

@@ -61,7 +61,7 @@ class MatrixDifference:
             assert self.first_code is not None
             row, column = self.first_code
             parts.append(
-                f"{self.codes_differ} of {self.codes} codes differ (first: row {row}, input "
+                f"{self.codes_differ} of {self.codes} values differ (first: row {row}, input "
                 f"{column})"
             )
         if self.scales_differ:

@@ -22,7 +22,7 @@ def test_diff(program: Program, damaged: Path, debug_bundles: Mapping[str, Bundl
     good = debug_bundles["onnx"].root
     result = program("diff", good, damaged)
     assert result.code == 1
-    assert "2 of 15360 codes differ" in result.out
+    assert "2 of 15360 values differ" in result.out
     assert result.out.rstrip().endswith("different")
     found = program("diff", good, damaged, "--json")
     assert found.code == 1

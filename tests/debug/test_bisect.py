@@ -188,7 +188,7 @@ def test_codes_that_were_wrong_from_the_start(
         found = look(folder, right)
         assert first_place(found) == Place(layer=1, operator="down_proj")
         assert isinstance(found.first, WeightFinding)
-        assert "2 of 15360 codes differ" in found.first.message
+        assert "2 of 15360 values differ" in found.first.message
 
 
 def test_another_models_bundle_is_no_reference(

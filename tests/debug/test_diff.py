@@ -89,7 +89,7 @@ def test_codes_and_scales_are_counted(
         "model.layers.1.mlp.down_proj.weight",
         "model.layers.0.self_attn.o_proj.weight",
     }
-    assert found["model.layers.1.mlp.down_proj.weight"].startswith("2 of 15360 codes differ")
+    assert found["model.layers.1.mlp.down_proj.weight"].startswith("2 of 15360 values differ")
     assert "1 bfloat16 steps" in found["model.layers.0.self_attn.o_proj.weight"]
     assert section(report, "graph").equal
 
