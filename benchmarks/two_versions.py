@@ -76,11 +76,9 @@ def main() -> None:
     options = parser.parse_args()
     table = Table("target", "recipe", "CPU s", "", "ratio", "peak MiB", "", "ratio")
     for target in options.targets:
-        # Core ML has no int8 activations.
-        recipe = "w4-hadamard" if target == "ios" else options.recipe
-        old, new = measure(options.pythons, options.model, target, recipe, options.times)
+        old, new = measure(options.pythons, options.model, target, options.recipe, options.times)
         table.add_row(
-            *(target, recipe),
+            *(target, options.recipe),
             *(f"{old.cpu_s:.1f}", f"{new.cpu_s:.1f}", f"{new.cpu_s / old.cpu_s:.2f}"),
             *(f"{old.peak_mib:.0f}", f"{new.peak_mib:.0f}", f"{new.peak_mib / old.peak_mib:.2f}"),
         )
