@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["android", "onnx", "ios"])
     parser.add_argument("--times", type=int, default=3)
     options = parser.parse_args()
-    table = Table("target", "recipe", "CPU s", "", "ratio", "peak MiB", "", "ratio")
+    table = Table(
+        *("target", "recipe", "CPU s, old", "new", "ratio", "peak MiB, old", "new", "ratio")
+    )
     for target in options.targets:
         old, new = measure(options.pythons, options.model, target, options.recipe, options.times)
         table.add_row(

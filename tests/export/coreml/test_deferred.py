@@ -33,5 +33,5 @@ def test_a_part_of_a_promise_is_not_written() -> None:
 
 def test_codes_of_another_shape_than_promised() -> None:
     promised = DeferredArray.of("a.weight", (3, 5), np.dtype(np.int8), lambda: NUMBERS)
-    with pytest.raises(ExportError, match=r"a\.weight: has codes \(3, 4\) now and had \(3, 5\)"):
+    with pytest.raises(ExportError, match=r"a\.weight: has values \(3, 4\) now and had \(3, 5\)"):
         promised.flatten()
