@@ -212,7 +212,7 @@ def _examine_artifact(examination: Examination, bundle: Bundle) -> None:
         examination.check("the model's kernels", check_placement(placement, manifest))
         # Where a kernel is not quantized, a weight that has no codes is no damage but a choice.
         lost = "codes.unquantized" if unquantized_linears(placement, manifest) else "codes.missing"
-        examination.check("codes and scales of every weight", _check_codes(written, manifest, lost))
+        examination.check("values and scales of all weights", _check_codes(written, manifest, lost))
 
 
 def _check_codes(

@@ -181,7 +181,7 @@ def _gate(
 ) -> GateOutcome:
     source, written = lowered.source, lowered.written
     try:
-        given = list_tensors(source.weights, progress, "hash the codes given")
+        given = list_tensors(source.weights, progress, "hash the quantized values")
         compare_tensors(given, lowered.tensors)
     except CheckFailedError as error:
         return GateOutcome.failed(error)

@@ -78,7 +78,7 @@ def keep_codes(
         CheckpointError: A code or a scale is out of range.
         CheckFailedError: What was written does not hold the same codes.
     """
-    given = list_tensors(codes, progress, "hash the codes given")
+    given = list_tensors(codes, progress, "hash the quantized values")
     source = hash_weights(checkpoint.weights)
     rounding = measure_scale_rounding(checkpoint, codes, progress)
     floats = float_shapes(checkpoint.config)
