@@ -54,6 +54,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+_REMEDY: Final = "free some space, or set LLAMA_EDGE_CACHE to a folder that can be written"
+
+
+@contextmanager
+def _explained(path: Path, failure: str) -> Iterator[None]:
+    """Around writing `path`: an error says what cannot be done, why, and the remedy.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: {failure}: {error}; {_REMEDY}") from error
+
+
 #: Activations above this many bytes are in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
 
@@ -114,15 +130,10 @@ def save_state(state: RotationState, path: Path) -> None:
     """
     tensors = {name: getattr(state, name).cpu().contiguous() for name in _NAMES}
     tensors["step"] = torch.tensor(state.step)
-    try:
+    with _explained(path, "the state of the learned rotations cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as unfinished:
             save_file(tensors, unfinished)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{path}: the state of the learned rotations cannot be written: {error}; free some "
-            "space, or set LLAMA_EDGE_CACHE to a folder that can be written"
-        ) from error
 
 
 def load_state(path: Path, start: RotationState) -> RotationState | None:
@@ -165,7 +176,7 @@ class KeptCosts:
     """One file, replaced atomically.
 
     Args:
-        folder: Where it lies, this run's alone; None keeps nothing.
+        folder: Of this run alone; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -196,14 +207,11 @@ class KeptCosts:
         if self._path is None:
             return
         tensors = {"costs": found.costs, "gradients": torch.stack(found.gradients)}
-        try:
-            with whole_file(self._path) as unfinished:
-                save_file(tensors, unfinished)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"{self._path}: what is measured cannot be kept: {error}; free some space, or set "
-                "LLAMA_EDGE_CACHE to a folder that can be written"
-            ) from error
+        with (
+            _explained(self._path, "what is measured cannot be kept"),
+            whole_file(self._path) as unfinished,
+        ):
+            save_file(tensors, unfinished)
 
 
 class KeptLayers:
@@ -301,8 +309,7 @@ class KeptLayers:
                 write_safetensors(path, row_shapes, rows.items())
         except OSError as error:
             raise OutputError(
-                f"{self.folder}: a finished layer cannot be kept: {error.strerror}; free some "
-                "space, or set LLAMA_EDGE_CACHE to a folder that can be written"
+                f"{self.folder}: a finished layer cannot be kept: {error.strerror}; {_REMEDY}"
             ) from error
         if layer:
             self._activations_file(layer - 1).unlink(missing_ok=True)
