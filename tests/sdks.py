@@ -9,7 +9,7 @@ it says so with `@pytest.mark`. What needs a library that is not installed is le
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,12 +18,10 @@ from typing import Final, Protocol
 
 import pytest
 
-#: Top-level packages by extra of `pyproject.toml`; the markers have the extras' names.
-PACKAGES: Final = {
-    "executorch": frozenset({"executorch"}),
-    "onnx": frozenset({"onnx", "onnxruntime", "onnxruntime_genai"}),
-    "coreml": frozenset({"coremltools"}),
-}
+from llama_edge.backends import BACKENDS, TARGETS
+
+#: Top-level packages by backend; the markers, and the extras of `pyproject.toml`, have its name.
+PACKAGES: Final = {name: frozenset(backend.libraries) for name, backend in BACKENDS.items()}
 #: Fixtures of `tests/conftest.py` that lower for a target.
 FIXTURES: Final = {
     "debug_onnx": frozenset({"onnx"}),
@@ -35,12 +33,9 @@ FIXTURES: Final = {
 #: It loads a part of the package without an import statement.
 _LOADS: Final = {"llama_edge.formats.mil_messages": "coremltools"}
 #: A parameter of a test with this value says what it lowers for.
-_TARGETS: Final = {
-    "executorch": "executorch",
-    "android": "executorch",
-    "onnx": "onnx",
-    "coreml": "coreml",
-    "ios": "coreml",
+_LOWERS_FOR: Final = {
+    **{name: name for name in BACKENDS},
+    **{name: target.formats[0].backend for name, target in TARGETS.items()},
 }
 _ROOT: Final = Path(__file__).parent.parent
 
@@ -79,9 +74,8 @@ def hide(sdks: Iterable[str]) -> None:
 
 
 def is_installed(sdk: str) -> bool:
-    """Whether every package of the SDK can be imported, except genai, which only tests use."""
-    packages = PACKAGES[sdk] - {"onnxruntime_genai"}
-    return all(importlib.util.find_spec(package) is not None for package in packages)
+    """Whether every package of the SDK can be imported."""
+    return all(importlib.util.find_spec(package) is not None for package in PACKAGES[sdk])
 
 
 def needed_sdks(item: pytest.Item) -> frozenset[str]:
@@ -90,7 +84,7 @@ def needed_sdks(item: pytest.Item) -> frozenset[str]:
     values = [] if call is None else [v for v in call.params.values() if isinstance(v, str)]
     fixtures = [*getattr(item, "fixturenames", ()), *values]
     by_fixture = (FIXTURES.get(name, frozenset()) for name in fixtures)
-    by_target = {_TARGETS[value] for value in values if value in _TARGETS}
+    by_target = {_LOWERS_FOR[value] for value in values if value in _LOWERS_FOR}
     return imported_sdks(item.path).union(by_target, *by_fixture)
 
 
@@ -116,30 +110,31 @@ def _packages(start: Path) -> frozenset[str]:
         if file in seen:
             continue
         seen.add(file)
-        for name in _imports(ast.parse(file.read_text(encoding="utf-8"))):
+        for name in _imports(file):
             ahead += _our_files(name)
             found.add(_LOADS.get(name, name.partition(".")[0]))
     return frozenset(found)
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
+@cache
+def _imports(file: Path) -> tuple[str, ...]:
     """Dotted names that a module imports at its top level; of `from a import b` also `a.b`."""
-    for statement in tree.body:
+    found: list[str] = []
+    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
         match statement:
             case ast.Import(names=names):
-                yield from (name.name for name in names)
+                found += [name.name for name in names]
             case ast.ImportFrom(module=str(module), names=names):
-                yield module
-                yield from (f"{module}.{name.name}" for name in names)
+                found += [module, *(f"{module}.{name.name}" for name in names)]
+    return tuple(found)
 
 
-def _our_files(name: str) -> Iterator[Path]:
+@cache
+def _our_files(name: str) -> tuple[Path, ...]:
     """The files of a dotted name of ours: the packages' `__init__.py` and the module's."""
     parts = name.split(".")
     if parts[0] not in {"llama_edge", "tests", "benchmarks"}:
-        return
-    for length in range(1, len(parts) + 1):
-        place = _ROOT.joinpath(*parts[:length])
-        for file in (place / "__init__.py", place.with_suffix(".py")):
-            if file.is_file():
-                yield file
+        return ()
+    places = [_ROOT.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)]
+    files = [file for at in places for file in (at / "__init__.py", at.with_suffix(".py"))]
+    return tuple(file for file in files if file.is_file())
