@@ -26,6 +26,7 @@ from llama_edge.bundle.describe import describe_artifact
 from llama_edge.bundle.examination import Diagnosis, Examination, renderable
 from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
 from llama_edge.bundle.folder import (
+    MAX_MANIFEST_BYTES,
     PARITY_FILE,
     Bundle,
     check_listed,
@@ -47,7 +48,7 @@ from llama_edge.core.errors import (
     MissingComponentError,
     QuantizeError,
 )
-from llama_edge.core.files import canonical_json, read_json_object
+from llama_edge.core.json_files import canonical_json, read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
 from llama_edge.text.contract import rebuild_text_contract
@@ -111,7 +112,8 @@ def _check_verdict(bundle: Bundle) -> Iterator[ContractFinding]:
             found=str(manifest.parity.get("reason") or Verdict.FAILED.value),
         )
     try:
-        measured = read_json_object(bundle.root / PARITY_FILE).get("passed")
+        parity = read_json_object(bundle.root / PARITY_FILE, limit=MAX_MANIFEST_BYTES)
+        measured = parity.get("passed")
     except ArtifactError as error:
         measured = str(error).replace(f"{bundle.root}/", "")
     summaries = (manifest.parity, manifest.fidelity or {"passed": True})

@@ -26,10 +26,12 @@ from llama_edge.bundle.manifest import (
 )
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import ArtifactError, CheckFailedError
-from llama_edge.core.files import file_sha256, read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedWeights
+from llama_edge.core.regular import file_sha256, kind_of
 
 PARITY_FILE: Final = "parity.json"
 
@@ -182,7 +184,7 @@ def parse_manifest(folder: Path) -> Bundle:
     _require_manifest_file(folder)
     path = folder / MANIFEST_FILE
     try:
-        value = read_json_object(path)
+        value = read_json_object(path, limit=MAX_MANIFEST_BYTES)
     except ArtifactError as error:
         found = str(error).removeprefix(f"{path}: ")
         raise _unread("manifest.not_json", path, "a JSON object", found) from error
@@ -226,16 +228,8 @@ def check_places(bundle: Bundle) -> Iterator[ContractFinding]:
             code="files.symlink" if stat.S_ISLNK(mode) else "files.kind",
             where=path.relative_to(bundle.root).as_posix(),
             expected="a file of the bundle's own",
-            found=_kind(mode),
+            found=kind_of(mode),
         )
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISLNK(mode):
-        return "a symbolic link"
-    if stat.S_ISFIFO(mode):
-        return "a named pipe"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def check_listed(bundle: Bundle) -> Iterator[ContractFinding]:

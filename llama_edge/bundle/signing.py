@@ -27,13 +27,16 @@ from cryptography.hazmat.primitives.serialization import (
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from llama_edge.core.errors import ArtifactError, OutputError, UsageError
-from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import read_regular
 
 ALGORITHM: Final = "ed25519"
 _FORMAT_VERSION: Final = 1
 _SIGNATURE_BYTES: Final = 64
 #: A PEM key has some 120 bytes.
 _MAX_KEY_BYTES: Final = 1 << 16
+_MAX_SIGNATURE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +84,9 @@ def _for_owner_alone(path: str, flags: int) -> int:
 
 def _read_key(path: Path, kind: str) -> bytes:
     try:
-        if path.stat().st_size > _MAX_KEY_BYTES:
-            raise UsageError(f"{path}: larger than any {kind} key; give a PEM file of Ed25519")
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: the {kind} key cannot be read: {error.strerror}") from error
+        return read_regular(path, _MAX_KEY_BYTES, UsageError)
+    except UsageError as error:
+        raise UsageError(f"{error}; give a PEM file with a {kind} key of Ed25519") from error
 
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:
@@ -147,7 +148,7 @@ def read_signature(folder: Path) -> Signature:
         ArtifactError: It is absent, damaged or of another format.
     """
     path = folder / SIGNATURE_FILE
-    value = read_json_object(path)
+    value = read_json_object(path, limit=_MAX_SIGNATURE_BYTES)
     form = value.get("algorithm"), value.get("format_version")
     if form != (ALGORITHM, _FORMAT_VERSION):
         raise ArtifactError(f"{path}: {form[0]!r} of version {form[1]!r} is not known here")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.core.errors import OutputError
+from llama_edge.core.json_files import MAX_INDEX_BYTES, read_json_object
+from llama_edge.core.regular import kind_of
 
 #: In an output folder that has no manifest of its own: what llama-edge wrote into it.
 RECORD_FILE: Final = ".llama-edge.json"
@@ -23,8 +25,6 @@ _BUNDLE_FILE: Final = "manifest.json"
 _CHECKPOINT_FILE: Final = "quantization.json"
 #: A bundle's signature, which its manifest does not list.
 _SIGNATURE_FILE: Final = "manifest.sig"
-#: As many bytes as a manifest may have.
-_MAX_RECORD_BYTES: Final = 16 << 20
 _MOUNTS_FILE: Final = Path("/proc/self/mountinfo")
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
@@ -49,8 +49,8 @@ def require_own(path: Path) -> None:
     mode = path.lstat().st_mode
     if not stat.S_ISDIR(mode):
         raise OutputError(
-            f"{path}: is {_kind(mode)}, and only an empty folder, or one that llama-edge wrote, is "
-            "replaced; move it away, or name another --out"
+            f"{path}: is {kind_of(mode)}, and only an empty folder, or one that llama-edge wrote, "
+            "is replaced; move it away, or name another --out"
         )
     refuse_mounts(path)
     with os.scandir(path) as entries:
@@ -63,16 +63,6 @@ def require_own(path: Path) -> None:
                 f"{path}: holds {_relative(path, entry)}, which llama-edge did not write there, so "
                 "the folder is not replaced; move it away, or name another --out"
             )
-
-
-def _kind(mode: int) -> str:
-    kinds: Mapping[str, Callable[[int], bool]] = {
-        "a symbolic link": stat.S_ISLNK,
-        "a file": stat.S_ISREG,
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
-    return next((name for name, holds in kinds.items() if holds(mode)), "a device")
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -106,13 +96,9 @@ def _known_files(folder: Path) -> frozenset[str] | None:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_RECORD_BYTES:
-            return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path, OutputError, limit=MAX_INDEX_BYTES, follow_links=False)
+    except OutputError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _files_of_bundle(manifest: dict[str, Any]) -> frozenset[str] | None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import is_bundle, open_bundle
@@ -16,6 +15,7 @@ from llama_edge.core.artifact import Artifact
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, TextError, UsageError
 from llama_edge.core.progress import Progress
+from llama_edge.core.regular import MAX_TEXT_BYTES, plain_newlines, read_regular_text
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.evaluate.intervals import TaskScore
@@ -41,9 +41,6 @@ from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
-
-#: A text is tokenized whole; this much makes some 20 million tokens.
-MAX_TEXT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,17 +176,7 @@ def read_text(path: Path) -> str:
     Raises:
         TextError: It is missing, too large or not UTF-8.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise TextError(f"{path}: has {size} bytes; at most {MAX_TEXT_BYTES} are read: cut it")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert it to UTF-8"
-        ) from error
+    return plain_newlines(read_regular_text(path, MAX_TEXT_BYTES, TextError))
 
 
 def open_subject(

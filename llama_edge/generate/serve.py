@@ -19,6 +19,7 @@ from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import LlamaEdgeError, UsageError
+from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.child import ChildRuntime
@@ -92,10 +93,9 @@ class _Requests:
 
 def _parse(line: str) -> dict[str, Any] | UsageError:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return UsageError(f"the request {line[:60]!r} is not JSON: {error}")
-    return value if isinstance(value, dict) else UsageError("a request is a JSON object")
+        return parse_json_object(line, f"the request {line[:60]!r}", UsageError)
+    except UsageError as error:
+        return error
 
 
 def serve(model: OpensSession, requests: TextIO, replies: TextIO) -> None:

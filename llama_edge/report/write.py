@@ -14,7 +14,9 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import FileEntry, Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import ArtifactError, OutputError
-from llama_edge.core.files import file_sha256, read_json_object, write_text
+from llama_edge.core.files import write_text
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import file_sha256
 from llama_edge.report.page import GENERATOR, render_page
 
 REPORT_FILE: Final = "report.html"
@@ -97,4 +99,4 @@ def _read_parity(folder: Path, manifest: Manifest) -> dict[str, Any]:
             f"{path}: is not the file that the manifest lists; the page would tell of another "
             "bundle: copy or export it again"
         )
-    return read_json_object(path)
+    return read_json_object(path, limit=MAX_MANIFEST_BYTES)

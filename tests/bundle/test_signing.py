@@ -117,7 +117,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
         load_public_key(tmp_path / "key")
     with pytest.raises(UsageError, match="not an unencrypted PEM private key"):
         load_private_key(tmp_path / "key.pub")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="the file is missing"):
         load_public_key(tmp_path / "nowhere")
     rsa = generate_private_key(public_exponent=65537, key_size=2048)
     (tmp_path / "rsa").write_bytes(

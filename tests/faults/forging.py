@@ -14,7 +14,7 @@ from executorch.exir import schema
 from llama_edge.backends.coreml.package import CODED, mil_name
 from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.bundle.folder import list_files
-from llama_edge.core.files import canonical_json
+from llama_edge.core.json_files import canonical_json
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.text.contract import build_text_contract

@@ -14,7 +14,7 @@ from llama_edge.core.errors import (
     OutputError,
     UsageError,
 )
-from llama_edge.core.files import file_sha256
+from llama_edge.core.regular import file_sha256
 from llama_edge.phone.push import DEFAULT_PLACE, push_bundle
 from tests.app_fixtures.files import FIXTURES
 from tests.cli.conftest import Program, program
