@@ -12,7 +12,7 @@ from typing import Any
 from llama_edge.core.errors import OutputError
 from llama_edge.core.json_files import canonical_json
 from llama_edge.core.json_files import read_json_object as read_json_object
-from llama_edge.core.ownership import remove_tree, require_own, write_record
+from llama_edge.core.ownership import RECORD_FILE, record_of, remove_tree, require_own
 from llama_edge.core.unfinished import (
     MARKER,
     empty,
@@ -139,7 +139,7 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
         _require_replaceable(target, force=force)
         try:
             yield folder
-            write_record(folder)
+            _write_record(folder)
             replace_folder(folder, target)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -148,6 +148,12 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
                     "place with --out"
                 ) from error
             raise
+
+
+def _write_record(folder: Path) -> None:
+    record = record_of(folder)
+    if record is not None:
+        write_json(folder / RECORD_FILE, record)
 
 
 def _place_of(target: Path) -> Path:

@@ -12,15 +12,17 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError
 
 #: A named pipe does not wait for its other end; absent on Windows.
 NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER: Final = os.O_RDONLY | NO_WAITING | getattr(os, "O_DIRECTORY", 0)
 _CHUNK: Final = 1 << 20
 #: Of a text to calibrate on or to evaluate on, which is tokenized whole: some 20 million tokens.
 MAX_TEXT_BYTES: Final = 64 << 20
@@ -43,6 +45,30 @@ def kind_of(mode: int) -> str:
     return next((name for name, holds in kinds.items() if holds(mode)), "a device")
 
 
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """Which file it is, and when it was last written or renamed."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    #: the system's own, which no program puts back
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, stream: BinaryIO) -> Self:
+        """Of an open file."""
+        status = os.fstat(stream.fileno())
+        return cls(
+            device=status.st_dev,
+            inode=status.st_ino,
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
+
+
 @contextmanager
 def open_regular(
     path: Path, error_class: ErrorClass = ArtifactError, *, follow_links: bool = True
@@ -59,35 +85,84 @@ def open_regular(
         LlamaEdgeError: An `error_class`: it is absent, not a regular file, a Git LFS pointer, or
             cannot be opened.
     """
+    with _explained(path, error_class):
+        descriptor = _open_file(path, path, error_class, follow_links=follow_links)
+    with os.fdopen(descriptor, "rb") as stream:
+        _check_opened(path, stream, error_class)
+        yield stream
+
+
+@contextmanager
+def open_inside(
+    folder: Path, name: str, error_class: ErrorClass = ArtifactError
+) -> Iterator[BinaryIO]:
+    """Open a file below `folder` to read, without following any link on the way to it.
+
+    Args:
+        folder: It may itself be reached through links.
+        name: The file's path relative to it, with forward slashes and without `..`.
+        error_class: Of what is raised.
+
+    Raises:
+        LlamaEdgeError: An `error_class`: as `open_regular`.
+    """
+    path = folder / name
+    *folders, last = name.split("/")
+    with ExitStack() as stack:
+        with _explained(path, error_class):
+            place = os.open(folder, _FOLDER)
+            stack.callback(os.close, place)
+            for part in folders:
+                place = os.open(part, _FOLDER | NO_LINK, dir_fd=place)
+                stack.callback(os.close, place)
+            descriptor = _open_file(path, last, error_class, follow_links=False, dir_fd=place)
+        stream = stack.enter_context(os.fdopen(descriptor, "rb"))
+        _check_opened(path, stream, error_class)
+        yield stream
+
+
+@contextmanager
+def _explained(path: Path, error_class: ErrorClass) -> Iterator[None]:
+    """Around opening `path`: the system's errors as messages."""
     try:
-        # Looked at before it is opened, because a device may act when it is opened.
-        _require_regular(path, path.stat(follow_symlinks=follow_links).st_mode, error_class)
-        flags = os.O_RDONLY | NO_WAITING | (0 if follow_links else NO_LINK)
-        descriptor = os.open(path, flags)
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise error_class(f"{path}: the file is missing") from error
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise error_class(f"{path}: cannot be opened: {why}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        _require_regular(path, status.st_mode, error_class)
-        if status.st_size <= _MAX_POINTER_BYTES:
-            _refuse_pointer(path, os.pread(descriptor, len(_POINTER), 0), error_class)
-        yield stream
+    except OSError as error:
+        raise error_class(f"{path}: cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise error_class(f"{path}: cannot be opened: {error}") from error
+
+
+def _open_file(
+    path: Path,
+    name: Path | str,
+    error_class: ErrorClass,
+    *,
+    follow_links: bool,
+    dir_fd: int | None = None,
+) -> int:
+    """Open `name`; `path` is for messages. A device may act when it is opened, so look first."""
+    status = os.stat(name, dir_fd=dir_fd, follow_symlinks=follow_links)
+    _require_regular(path, status.st_mode, error_class)
+    flags = os.O_RDONLY | NO_WAITING | (0 if follow_links else NO_LINK)
+    return os.open(name, flags, dir_fd=dir_fd)
+
+
+def _check_opened(path: Path, stream: BinaryIO, error_class: ErrorClass) -> None:
+    status = os.fstat(stream.fileno())
+    _require_regular(path, status.st_mode, error_class)
+    is_small = status.st_size <= _MAX_POINTER_BYTES
+    if is_small and os.pread(stream.fileno(), len(_POINTER), 0) == _POINTER:
+        raise error_class(
+            f"{path}: is a Git LFS pointer, which only names the file: run `git lfs pull` in its "
+            "repository, or download the file itself"
+        )
 
 
 def _require_regular(path: Path, mode: int, error_class: ErrorClass) -> None:
     if not stat.S_ISREG(mode):
         raise error_class(f"{path}: is {kind_of(mode)}; a regular file is needed")
-
-
-def _refuse_pointer(path: Path, head: bytes, error_class: ErrorClass) -> None:
-    if head == _POINTER:
-        raise error_class(
-            f"{path}: is a Git LFS pointer, which only names the file: run `git lfs pull` in its "
-            "repository, or download the file itself"
-        )
 
 
 def read_regular(

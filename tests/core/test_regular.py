@@ -12,9 +12,11 @@ import pytest
 
 from llama_edge.core.errors import ArtifactError, CheckpointError, TextError
 from llama_edge.core.regular import (
+    FileState,
     file_sha256,
     kind_of,
     map_regular,
+    open_inside,
     open_regular,
     plain_newlines,
     read_regular,
@@ -85,10 +87,10 @@ def test_a_link_planted_after_the_look_is_not_followed(
     (tmp_path / "file").write_bytes(b"file")
     real = os.open
 
-    def swapped(path: Path, flags: int) -> int:
+    def swapped(path: Path, flags: int, dir_fd: int | None = None) -> int:
         path.unlink()
         path.symlink_to("secret")
-        return real(path, flags)
+        return real(path, flags, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", swapped)
     with pytest.raises(ArtifactError, match="cannot be opened: Too many levels"):
@@ -101,10 +103,10 @@ def test_a_pipe_planted_after_the_look_is_not_waited_for(
     (tmp_path / "file").write_bytes(b"file")
     real = os.open
 
-    def swapped(path: Path, flags: int) -> int:
+    def swapped(path: Path, flags: int, dir_fd: int | None = None) -> int:
         path.unlink()
         os.mkfifo(path)
-        return real(path, flags)
+        return real(path, flags, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", swapped)
     with pytest.raises(ArtifactError, match="is a named pipe"):
@@ -179,6 +181,42 @@ def test_what_is_read_is_what_was_opened(tmp_path: Path) -> None:
     with open_regular(tmp_path / "file") as stream:
         (tmp_path / "other").replace(tmp_path / "file")
         assert stream.read() == b"first"
+
+
+def test_no_link_on_the_way_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub/deep").mkdir(parents=True)
+    for name in ("a", "sub/deep/b"):
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to("sub", target_is_directory=True)
+    (folder / "sub/link").symlink_to("deep/b")
+    (tmp_path / "linked").symlink_to("folder", target_is_directory=True)
+    for root in (folder, tmp_path / "linked"):
+        for name in ("a", "sub/deep/b"):
+            with open_inside(root, name) as stream:
+                assert stream.read().decode() == name
+        for name in ("link/deep/b", "sub/link", "sub/none", "none/b", "a/b", "sub"):
+            with pytest.raises(ArtifactError, match=f"^{root / name}: "), open_inside(root, name):
+                pass
+
+
+def test_a_state_tells_another_file_and_other_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def state() -> FileState:
+        with open_regular(path) as stream:
+            return FileState.of(stream)
+
+    path.write_bytes(b"first")
+    first = state()
+    assert state() == first
+    times = path.stat()
+    path.write_bytes(b"other")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as who would hide it
+    assert state() != first
+    (tmp_path / "copy").write_bytes(b"first")
+    (tmp_path / "copy").replace(path)
+    assert state() != first
 
 
 def test_kinds_have_names() -> None:
