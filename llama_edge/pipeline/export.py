@@ -114,7 +114,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         bundle = _write(moved, request, outcome)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
-    return Bundle(root=out, manifest=bundle.manifest)
+    return Bundle(root=out, manifest=bundle.manifest, source=bundle.source)
 
 
 def _check_text(checkpoint: Checkpoint, request: ExportRequest) -> None:

@@ -30,7 +30,8 @@ SIGNATURE = (
 @pytest.fixture
 def signed(tmp_path: Path) -> Path:
     (tmp_path / "manifest.json").write_bytes(b"\x72")
-    sign_manifest(tmp_path, Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SECRET)))
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SECRET))
+    sign_manifest(tmp_path, b"\x72", key)
     return tmp_path
 
 
@@ -40,7 +41,7 @@ def key() -> Ed25519PublicKey:
 
 
 def found(folder: Path, key: Ed25519PublicKey | None) -> str | None:
-    finding = check_signature(folder, key)
+    finding = check_signature(folder, (folder / "manifest.json").read_bytes(), key)
     assert finding is None or finding.where == "manifest.sig"
     return None if finding is None else finding.code
 
