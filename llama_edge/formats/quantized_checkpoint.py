@@ -84,7 +84,7 @@ class Layout:
         return self.recipe.group_size
 
     def _is_int8(self, name: str) -> bool:
-        return self.mixed is not None and name in self.mixed.int8_linears
+        return self.mixed is not None and name in self.mixed.int8_names
 
     def matrix_tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Safetensors dtype and shape of a matrix's codes and scales."""
