@@ -165,6 +165,9 @@ class _Bars:
         # A task that is reset forgets the speed of what was not its own work.
         self._bars.reset(self._running, completed=int(task.completed) + steps)
 
+    def remark(self, text: str) -> None:
+        self._bars.console.print(visible(text))
+
     def finish(self) -> None:
         """A stage that stops early, or says nothing about its steps, still ends full."""
         if self._running is not None:
@@ -205,6 +208,10 @@ class StageLines:
         self._done += steps
         self._skipped += steps
         say(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
+
+    def remark(self, text: str) -> None:
+        """See `Progress`."""
+        say(text, err=True)
 
     def finish(self) -> None:
         """The last stage has ended."""

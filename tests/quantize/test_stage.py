@@ -31,7 +31,7 @@ def quantize(checkpoint: Checkpoint, folder: Path) -> QuantizedCheckpoint:
     return quantize_checkpoint(checkpoint, W4A8_RTN, folder, SilentProgress())
 
 
-class CountingProgress:
+class CountingProgress(SilentProgress):
     def __init__(self) -> None:
         self.total = 0
         self.done = 0
