@@ -104,8 +104,9 @@ def debug_text() -> TextAssets:
         added=dict.fromkeys(range(len(special)), True),
     )
     return TextAssets(
-        tokenizer_json=smollm_tokenizer(vocabulary, None).to_str(),
+        tokenizer_json=smollm_tokenizer(vocabulary, None).tokenizer_json,
         chat_template=DEBUG_TEMPLATE,
+        special_tokens={"bos_token": "<|begin|>", "eos_token": "<|im_end|>"},
         bos_token_id=3,
         eos_token_ids=(0, 2),
         add_bos=False,

@@ -37,6 +37,7 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.bundle.signing import Trust
 from llama_edge.bundle.text_files import (
+    check_begin_flag,
     check_begin_tokens,
     check_end_token_files,
     check_special_tokens,
@@ -154,7 +155,10 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
         if source is None:
             examination.note(_NO_TEMPLATE)
         text = renderable(examination, text)
-        examination.check("begin tokens", check_begin_tokens(text))
+        examination.check(
+            "begin tokens",
+            (*check_begin_tokens(text), *check_begin_flag(folder, expected.add_bos)),
+        )
         found = replace(rebuild_text_contract(text, expected), chat_template=source)
         examination.check(
             "tokenizer and chat template, over the golden texts",

@@ -4,6 +4,7 @@ A form is one file of this folder, one line in `FORMS`, and one sign in `checkpo
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -76,12 +77,12 @@ def load_checkpoint(model: str) -> Checkpoint:
         TokenizerError: The tokenizer is damaged or of another model.
         MissingComponentError: A built-in model's package is not installed.
     """
-    from llama_edge.text.text_assets import check_vocabulary
+    from llama_edge.text.text_assets import fit_vocabulary
 
     path = _local_path(model)
     checkpoint = FORMS[checkpoint_form(path)]()(path, model)
-    check_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
-    return checkpoint
+    text = fit_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
+    return replace(checkpoint, text=text)
 
 
 def load_config(model: str) -> ModelConfig:

@@ -10,42 +10,24 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
-from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
 from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
+from llama_edge.checkpoints.gguf_text import read_text
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.errors import CheckpointError, TokenizerError
+from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 from llama_edge.models.weight_names import block_weight
-from llama_edge.text.text_assets import end_token_ids
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
-_CONTROL, _USER_DEFINED = 3, 4
-
-#: `tokenizer.ggml.pre` -> builder, and whether text begins with BOS unless the file says.
-_TOKENIZERS: Final = {
-    "smollm": (smollm_tokenizer, False),
-    "llama-bpe": (llama3_tokenizer, True),
-    "llama3": (llama3_tokenizer, True),
-    "llama-v3": (llama3_tokenizer, True),
-}
 
 
 def _as_written(fields: Fields, key: str) -> float:
     """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
     return float(str(np.float32(fields.number(key))))
-
-
-def _strings(fields: Fields, key: str) -> list[str]:
-    value = fields.values.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TokenizerError(f"{fields.path}: {key} is missing or not a list of strings")
-    return value
 
 
 def load_gguf(path: Path, source: str) -> Checkpoint:
@@ -68,7 +50,7 @@ def load_gguf(path: Path, source: str) -> Checkpoint:
         )
     config = _config(file, metadata)
     weights = CheckedWeights(str(file.path), config, _GgufTensors(file, config))
-    return Checkpoint(source=source, config=config, weights=weights, text=_text(metadata))
+    return Checkpoint(source=source, config=config, weights=weights, text=read_text(metadata))
 
 
 class _GgufTensors:
@@ -176,62 +158,3 @@ def _with_rope_scaling(file: GgufModel, metadata: Fields, config: ModelConfig) -
             "another scaling is not supported"
         )
     return replace(config, rope_scaling=scaling)
-
-
-def _text(metadata: Fields) -> TextAssets:
-    model, pre = (metadata.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if model != "gpt2" or pre not in _TOKENIZERS:
-        raise TokenizerError(
-            f"{metadata.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
-            f"byte-level BPE ('gpt2') with one of {', '.join(_TOKENIZERS)} is"
-        )
-    build, adds_bos = _TOKENIZERS[pre]
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    adds_bos = bool(metadata.values.get("tokenizer.ggml.add_bos_token", adds_bos))
-    bos = None
-    if "tokenizer.ggml.bos_token_id" in metadata.values:
-        bos = metadata.integer("tokenizer.ggml.bos_token_id")
-        if not 0 <= bos < len(tokens):
-            raise TokenizerError(f"{metadata.path}: the BOS id {bos} is outside the vocabulary")
-    vocabulary = Vocabulary(
-        tokens=tokens, merges=_merges(metadata), added=_added(metadata, len(tokens))
-    )
-    tokenizer = build(vocabulary, tokens[bos] if adds_bos and bos is not None else None)
-    template = metadata.values.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(f"{metadata.path}: tokenizer.chat_template is not a string")
-    ends = [
-        metadata.integer(key)
-        for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
-        if key in metadata.values
-    ]
-    return TextAssets(
-        tokenizer_json=tokenizer.to_str(),
-        chat_template=template,
-        bos_token_id=bos,
-        eos_token_ids=end_token_ids(tokenizer, template, ends),
-        add_bos=adds_bos and bos is not None,
-        generation_defaults={},
-    )
-
-
-def _merges(metadata: Fields) -> list[tuple[str, str]]:
-    merges = []
-    for line in _strings(metadata, "tokenizer.ggml.merges"):
-        first, _, second = line.partition(" ")
-        merges.append((first, second))
-    return merges
-
-
-def _added(metadata: Fields, count: int) -> dict[int, bool]:
-    """Ids of control tokens (True) and of user-defined ones (False)."""
-    types = metadata.values.get("tokenizer.ggml.token_type")
-    if not isinstance(types, list) or len(types) != count:
-        raise TokenizerError(
-            f"{metadata.path}: tokenizer.ggml.token_type must be a list of {count} numbers"
-        )
-    return {
-        number: kind == _CONTROL
-        for number, kind in enumerate(types)
-        if kind in (_CONTROL, _USER_DEFINED)
-    }

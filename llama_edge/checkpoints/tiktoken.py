@@ -8,7 +8,7 @@ from typing import Final
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.text.text_assets import end_token_ids
+from llama_edge.text.text_assets import build_text_assets
 
 _MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
 LLAMA3_BEGIN: Final = "<|begin_of_text|>"
@@ -33,6 +33,11 @@ LLAMA3_SPECIALS: Final = (
     *_NAMED_SPECIALS,
     *(f"<|reserved_special_token_{number}|>" for number in range(2, 256 - 10)),
 )
+
+#: Where generation ends: `stop_tokens` in llama_models' `tokenizer.py`, and a document's end.
+LLAMA3_ENDS: Final = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+#: As in the tokenizer_config.json of the published instruct models.
+LLAMA3_NAMED: Final = {"bos_token": LLAMA3_BEGIN, "eos_token": "<|eot_id|>"}
 
 #: Llama 3's dialog format, which Meta ships as code only (`ChatFormat` in llama_models).
 LLAMA3_TEMPLATE: Final = """\
@@ -65,14 +70,11 @@ def read_tiktoken(path: Path) -> TextAssets:
         merges=_merges(spelled),
         added={len(ranks) + place: True for place in range(len(LLAMA3_SPECIALS))},
     )
-    tokenizer = llama3_tokenizer(vocabulary, LLAMA3_BEGIN)
-    return TextAssets(
-        tokenizer_json=tokenizer.to_str(),
-        chat_template=LLAMA3_TEMPLATE,
-        bos_token_id=len(ranks),
-        eos_token_ids=end_token_ids(tokenizer, LLAMA3_TEMPLATE, ()),
-        add_bos=True,
-        generation_defaults={},
+    return build_text_assets(
+        llama3_tokenizer(vocabulary, LLAMA3_BEGIN),
+        LLAMA3_TEMPLATE,
+        named=LLAMA3_NAMED,
+        ends=[len(ranks) + LLAMA3_SPECIALS.index(end) for end in LLAMA3_ENDS],
     )
 
 

@@ -20,6 +20,7 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog import trim_dialog
+from llama_edge.text.native import open_tokenizer
 from llama_edge.text.stop_filter import StopFilter
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
 from llama_edge.text.tool_calls import parse_tool_calls
@@ -102,7 +103,7 @@ NO_MODEL = {"artifact.unreadable", "codes.missing", "runtime.version"}
 #: What follows from the fault, in the steps that an app no longer takes.
 CONSEQUENCES = {
     "failed-verdict": {"verdict.measurements"},
-    "file-unlisted": {"eos.precedence", "template.source", "template.text"},
+    "file-unlisted": {"template.source", "template.text"},
     "two-files-missing": {"verdict.measurements"},
 }
 
@@ -126,9 +127,12 @@ def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
 
 
 def text_assets(case: Case) -> TextAssets:
+    source = (FIXTURES / case["tokenizer"]).read_text("utf-8")
+    bos = open_tokenizer("tokenizer.json", source).token_of(case.get("bos_token_id") or 0)
     return TextAssets(
-        tokenizer_json=(FIXTURES / case["tokenizer"]).read_text("utf-8"),
+        tokenizer_json=source,
         chat_template=case.get("template"),
+        special_tokens={"bos_token": bos or ""} if case.get("bos_token_id") is not None else {},
         bos_token_id=case.get("bos_token_id"),
         eos_token_ids=tuple(case.get("eos_token_ids", (0,))),
         add_bos=False,
@@ -155,8 +159,8 @@ def test_chat_tokens(case: Case) -> None:
 def test_chat(case: Case) -> None:
     def render() -> str:
         source = (FIXTURES / case["template"]).read_text("utf-8")
-        template = ChatTemplate(source, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
-        return template.render(
+        named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+        return ChatTemplate(source, named).render(
             case["messages"],
             tools=case["tools"],
             add_generation_prompt=case["add_generation_prompt"],

@@ -201,7 +201,10 @@ def test_a_runner_waits_for_what_config_names(foreign: Callable[[str], Path]) ->
     ("change", "expected"),
     [
         (
-            {"eos_token": "<|im_end|>", "chat_template": "{{ bos_token }}{{ bos_token }}"},
+            {
+                "eos_token": "<|im_end|>",
+                "chat_template": "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}",
+            },
             ("tokenizer.double_bos", "tokenizer_config.json: chat_template"),
         ),
         (
@@ -212,7 +215,7 @@ def test_a_runner_waits_for_what_config_names(foreign: Callable[[str], Path]) ->
             {"chat_template": "{% for"},
             ("template.unrenderable", "tokenizer_config.json: chat_template"),
         ),
-        ({"eos_token": "<|gone|>"}, ("tokenizer.unreadable", "tokenizer.json")),
+        ({"eos_token": "<|gone|>"}, ("tokenizer.vocabulary", "tokenizer.json")),
     ],
 )
 def test_text_files_that_contradict_themselves(

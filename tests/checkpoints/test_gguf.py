@@ -212,7 +212,7 @@ def keyed(key: str, layout: str, *values: int) -> bytes:
         (keyed("merges", "<IIQ", 9, 8, 9), keyed("merges", "<IIQ", 9, 8, 2**60), "can hold"),
         (keyed("merges", "<IIQ", 9, 8, 9), keyed("merges", "<IIQ", 9, 9, 9), "unknown type 9"),
         (keyed("token_type", "<IIQ", 9, 5, 256), keyed("token_type", "<IIQ", 9, 11, 2**50), "hold"),
-        (keyed("bos_token_id", "<II", 4, 3), keyed("bos_token_id", "<II", 4, 300), "BOS id 300"),
+        (keyed("bos_token_id", "<II", 4, 3), keyed("bos_token_id", "<II", 4, 300), "is 300, which"),
         (keyed("eos_token_id", "<II", 4, 2), keyed("eos_token_id", "<II", 4, 300), "300"),
         (b"\xc4\xa0 the", b"\xc4\xa0 thx", "token that does not exist"),
     ],
