@@ -153,6 +153,9 @@ class Watch:
     def advance(self, steps: int = 1) -> None:
         """See `Progress`."""
 
+    def warn(self, remark: str) -> None:
+        """See `Progress`."""
+
     def skip(self, steps: int) -> None:
         """See `Progress`."""
 

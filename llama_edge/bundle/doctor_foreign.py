@@ -22,13 +22,14 @@ from llama_edge.core.errors import TokenizerError
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
-from llama_edge.text.end_tokens import TURN_END_TOKENS
+from llama_edge.text.end_tokens import TURN_END_TOKENS, end_tokens
 from llama_edge.text.native import open_tokenizer
 from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,
     TOKENIZER_FILE,
     read_text_assets,
+    rendered_form,
 )
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -91,6 +92,8 @@ def _examine_text(
         text = renderable(examination, text)
         examination.check("begin tokens", check_begin_tokens(text))
         examination.check("end tokens", _check_ends(folder, text, values))
+        for warning in text.warnings:
+            examination.note(warning)
         _check_begin_value(examination, text, values)
         _note_begin(examination, text)
         if text.chat_template is None:
@@ -115,6 +118,10 @@ def _check_ends(
         number = tokenizer.id_of(sign)
         if sign in (text.chat_template or "") and number is not None:
             required.add(number)
+    form = rendered_form(text.chat_template, text.special_tokens)
+    unlisted = end_tokens(tokenizer, text.chat_template, form, named or text.eos_token_ids).unlisted
+    if unlisted is not None:
+        required.add(unlisted)
     for where, listed in _end_token_lists(generation, config, values):
         missing = required - set(listed)
         if missing and missing == {main}:

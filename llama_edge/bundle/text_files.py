@@ -123,13 +123,20 @@ def check_special_tokens(folder: Path, text: TextAssets) -> Iterator[ContractFin
         content = value.get("content") if isinstance(value, dict) else value
         if isinstance(content, str):
             spelled.add(content)
+    everywhere = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
     for token in sorted(spelled - added - {""}):
         number = tokenizer.id_of(token)
+        if number is not None:
+            found = f"id {number}, which is plain text"
+        elif everywhere.id_of(token) is not None:
+            found = "it in another file alone, which many programs do not read"
+        else:
+            found = "no such token"
         yield ContractFinding(
             code="tokenizer.special_tokens",
             where=f"{TOKENIZER_FILE}: {token}",
             expected="one added token",
-            found="no such token" if number is None else f"id {number}, which is plain text",
+            found=found,
         )
 
 

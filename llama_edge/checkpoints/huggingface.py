@@ -41,6 +41,7 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
         config=config,
         weights=CheckedWeights(str(folder), config, stored),
         text=read_text_assets(folder),
+        folder=folder,
     )
 
 

@@ -107,6 +107,9 @@ class _Bars:
         # A task that is reset forgets the speed of what was not its own work.
         self._bars.reset(self._running, completed=int(task.completed) + steps)
 
+    def warn(self, remark: str) -> None:
+        self._bars.console.print(f"warning: {remark}", markup=False, highlight=False)
+
     def finish(self) -> None:
         """A stage that stops early, or says nothing about its steps, still ends full."""
         if self._running is not None:
@@ -149,6 +152,10 @@ class StageLines:
         self._done += steps
         self._skipped += steps
         typer.echo(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
+
+    def warn(self, remark: str) -> None:
+        """See `Progress`."""
+        typer.echo(f"warning: {remark}", err=True)
 
     def finish(self) -> None:
         """The last stage has ended."""

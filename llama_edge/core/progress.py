@@ -18,6 +18,10 @@ class Progress(Protocol):
         """Some of its steps were done by an earlier run: done, and no measure of how fast it is."""
         ...
 
+    def warn(self, remark: str) -> None:
+        """Something that the user should know before the work goes on; one sentence."""
+        ...
+
 
 class SilentProgress:
     """Says nothing."""
@@ -29,4 +33,7 @@ class SilentProgress:
         """See `Progress`."""
 
     def skip(self, steps: int) -> None:
+        """See `Progress`."""
+
+    def warn(self, remark: str) -> None:
         """See `Progress`."""

@@ -3,10 +3,11 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
+from llama_edge.core.files import canonical_json
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.dialog_form import missing_message
 from llama_edge.text.tokenizer import Tokenizer
@@ -67,6 +68,19 @@ class TextContract:
     chat_template: str | None
     golden_chats: tuple[GoldenChat, ...]
     generation_defaults: Mapping[str, float | int | bool]
+    #: the template wants content as `[{"type": "text", "text": ...}]`
+    content_parts: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is usual is left out, as in manifests of before there was a choice."""
+        value = asdict(self)
+        if not self.content_parts:
+            del value["content_parts"]
+        return value
+
+    def sha256(self) -> str:
+        """Of the canonical JSON: what an artifact says of the text files next to it."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
 
 def build_text_contract(text: TextAssets) -> TextContract:
@@ -122,6 +136,7 @@ def _contract_over(
         chat_template=text.chat_template,
         golden_chats=chats,
         generation_defaults=dict(text.generation_defaults),
+        content_parts=tokenizer.has_chat_template and tokenizer.form.parts,
     )
 
 

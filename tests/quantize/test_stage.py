@@ -42,6 +42,8 @@ class CountingProgress:
     def advance(self, steps: int = 1) -> None:
         self.done += steps
 
+    def warn(self, remark: str) -> None: ...
+
     def skip(self, steps: int) -> None:
         self.done += steps
 
