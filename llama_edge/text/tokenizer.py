@@ -192,9 +192,10 @@ class TokenStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        #: the last token that was given out whole (a decoder may need it to see a space), then
-        #: those that are not finished
+        #: the tokens that were last given out whole (a decoder may need them to see a space, and
+        #: must not begin inside a character), then those that are not finished
         self._window: list[int] = []
+        self._context = 0
         self._given = 0
 
     def push(self, token: int) -> str:
@@ -205,12 +206,13 @@ class TokenStream:
         new = whole[self._given :]
         self._given = max(self._given, len(whole))
         if whole == text and new:
-            self._window = [token]
+            self._window = self._window[self._context :]
+            self._context = len(self._window)
             self._given = len(self._tokenizer.decode(self._window))
         return new
 
     def flush(self) -> str:
         """What is left at the end: the U+FFFD of a character that never got complete."""
         rest = self._tokenizer.decode(self._window)[self._given :]
-        self._window, self._given = [], 0
+        self._window, self._context, self._given = [], 0, 0
         return rest
