@@ -1,7 +1,8 @@
 """The child's side: import one module, give up every right that it does not need, and answer.
 
 Requests and replies are JSON, each after its length in eight bytes. A reply is
-`{"answer": value}` or `{"refused": message}`.
+`{"answer": value}` or `{"refused": message}`, and before it as many `{"event": value}` as `tell`
+was called.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -24,25 +25,40 @@ OUT_OF_MEMORY: Final = 97
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
+_tell: list[Callable[[dict[str, Any]], None]] = []
+
+
+def tell(event: object) -> None:
+    """Let the parent know something before the answer: how far the work is.
+
+    Args:
+        event: A JSON value.
+    """
+    for send in _tell:
+        send({"event": event})
+
+
 class RefusedError(Exception):
     """The input is not what it should be; the message says why."""
 
 
 def main() -> None:
     """Serve until the parent closes the pipe; the module and the limits are the arguments."""
-    limits = json.loads(sys.argv[2])
     try:
-        _serve(sys.argv[1], limits["memory_bytes"], limits["cpu_s"])
+        _serve(sys.argv[1], **json.loads(sys.argv[2]))
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
 
 
-def _serve(module: str, memory_bytes: int, cpu_s: int) -> None:
+def _serve(
+    module: str, *, memory_bytes: int, cpu_s: int, readable: Sequence[str], children: bool
+) -> None:
     requests, replies = _own_pipes()
     answer: Callable[[dict[str, Any]], Any] = importlib.import_module(module).answer
+    _tell[:] = [lambda event: _send(replies, event)]
     _limit(memory_bytes)
-    deny_files(read=_program_folders())
-    deny_system_calls()
+    deny_files(read=(*_program_folders(), *map(Path, readable)))
+    deny_system_calls(children=children)
     _send(replies, {"answer": None})
     while header := requests.read(LENGTH_BYTES):
         request = json.loads(requests.read(int.from_bytes(header, "little")))
@@ -71,23 +87,23 @@ def _send(replies: BinaryIO, reply: dict[str, Any]) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    space = memory_bytes + _address_space()
-    for limit, value in (
-        (resource.RLIMIT_AS, space),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, _MAX_FILE_BYTES),
-    ):
-        with suppress(ValueError, OSError):  # macOS has no limit of address space
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: _MAX_FILE_BYTES}
+    own = _data_bytes()
+    if own is not None:  # elsewhere the limit counts something else, or nothing
+        limits[resource.RLIMIT_DATA] = own + memory_bytes
+    for limit, value in limits.items():
+        with suppress(ValueError, OSError):  # a lower one is in force already
             resource.setrlimit(limit, (value, value))
 
 
-def _address_space() -> int:
-    """Bytes that are mapped now; 0 where the system does not tell."""
+def _data_bytes() -> int | None:
+    """Memory of this process that no file stands behind; None where Linux does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        status = Path("/proc/self/status").read_text()
     except OSError:
-        return 0
-    return pages * resource.getpagesize()
+        return None
+    lines = (line.split() for line in status.splitlines() if line.startswith("VmData:"))
+    return next((int(fields[1]) << 10 for fields in lines), None)
 
 
 def _allow_cpu(seconds: int) -> None:

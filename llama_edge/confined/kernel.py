@@ -11,7 +11,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +43,15 @@ class _Calls:
     """System calls of an architecture, by number."""
 
     audit: int
-    clone: int
-    clone3: int
+    clone: int | None
+    clone3: int | None
+    #: fork and exec
+    processes: tuple[int, ...]
     denied: tuple[int, ...]
+
+    def with_children(self) -> "_Calls":
+        """Only what is denied whatever a child is for."""
+        return replace(self, clone=None, clone3=None, processes=())
 
 
 #: Denied: new programs and processes, sockets, other processes' memory, mounts, kernel keys and
@@ -55,9 +61,9 @@ _CALLS: Final = {
         audit=0xC000003E,
         clone=56,
         clone3=435,
+        processes=(57, 58, 59, 322),  # fork, vfork, execve, execveat
         denied=(
             *(41, 42, 43, 49, 50, 53, 288),  # socket, connect, accept, bind, listen, pair, accept4
-            *(57, 58, 59, 322),  # fork, vfork, execve, execveat
             *(62, 101, 310, 311),  # kill, ptrace, process_vm_readv, process_vm_writev
             *(155, 161, 165, 166, 272, 308),  # pivot_root, chroot, mount, umount2, unshare, setns
             *(248, 249, 250, 298, 321, 323),  # add_key .. keyctl, perf, bpf, userfaultfd
@@ -68,9 +74,9 @@ _CALLS: Final = {
         audit=0xC00000B7,
         clone=220,
         clone3=435,
+        processes=(221, 281),
         denied=(
             *(198, 203, 202, 200, 201, 199, 242),
-            *(221, 281),
             *(129, 117, 270, 271),
             *(41, 51, 40, 39, 97, 268),
             *(217, 218, 219, 241, 280, 282),
@@ -113,10 +119,13 @@ def deny_files(*, read: Iterable[Path]) -> bool:
     return done
 
 
-def deny_system_calls() -> bool:
+def deny_system_calls(*, children: bool = False) -> bool:
     """From now on there are no new processes and programs, no sockets, no other processes.
 
     Threads stay possible.
+
+    Args:
+        children: New processes and programs stay possible, under the same rule.
 
     Returns:
         Whether the kernel does it.
@@ -124,7 +133,7 @@ def deny_system_calls() -> bool:
     system, calls = _system(), _CALLS.get(platform.machine())
     if system is None or calls is None or struct.calcsize("P") != 8:
         return False
-    program = _program(calls)
+    program = _program(calls.with_children() if children else calls)
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions, and a pointer to them.
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
@@ -134,7 +143,6 @@ def deny_system_calls() -> bool:
 
 def _program(calls: _Calls) -> bytes:
     """The filter, in instructions of (code, jump if true, jump if false, value)."""
-    answers = [(_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     body = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
         (_JUMP_EQUAL, 1, 0, calls.audit),
@@ -142,18 +150,17 @@ def _program(calls: _Calls) -> bytes:
         (_LOAD, 0, 0, _NUMBER_OFFSET),
         (_JUMP_AT_LEAST, 0, 1, _X32_BIT),
         (_RETURN, 0, 0, _KILL),
-        # The C library takes `clone` instead, whose flags can be looked at.
-        (_JUMP_EQUAL, 0, 1, calls.clone3),
-        (_RETURN, 0, 0, _ERRNO | _ENOSYS),
     ]
-    # From each comparison on: how many instructions until the answer EPERM.
-    count = len(calls.denied)
-    body += [
-        (_JUMP_EQUAL, count - place + 2, 0, number) for place, number in enumerate(calls.denied)
-    ]
-    body += [
-        (_JUMP_EQUAL, 0, 3, calls.clone),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_OFFSET),
-        (_JUMP_BITS, 1, 0, _CLONE_THREAD),
-    ]
-    return b"".join(struct.pack("=HBBI", *each) for each in [*body, *answers])
+    for number in (*calls.denied, *calls.processes):
+        body += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | _EPERM)]
+    if calls.clone3 is not None:  # the C library takes `clone` then, whose flags can be looked at
+        body += [(_JUMP_EQUAL, 0, 1, calls.clone3), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
+    if calls.clone is not None:
+        body += [
+            (_JUMP_EQUAL, 0, 3, calls.clone),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT_OFFSET),
+            (_JUMP_BITS, 1, 0, _CLONE_THREAD),
+            (_RETURN, 0, 0, _ERRNO | _EPERM),
+        ]
+    body.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *each) for each in body)

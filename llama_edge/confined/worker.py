@@ -9,8 +9,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Final
 
 from llama_edge.confined import child
@@ -65,6 +66,8 @@ class Worker:
         limits: Of each request.
         opening: A request that every child gets first, should the answers to others depend on it.
         descriptors: Open files that the child may read; they have the same numbers there.
+        readable: Files and folders that it may open for reading, where the kernel can deny others.
+        children: It may start processes, which have its limits at most.
     """
 
     def __init__(
@@ -74,16 +77,28 @@ class Worker:
         *,
         opening: Mapping[str, Any] | None = None,
         descriptors: tuple[int, ...] = (),
+        readable: tuple[Path, ...] = (),
+        children: bool = False,
     ) -> None:
         self._module = module
         self._limits = limits
         self._opening = opening
         self._descriptors = descriptors
+        self._settings = {
+            "memory_bytes": limits.memory_bytes,
+            "cpu_s": limits.cpu_s,
+            "readable": [str(path.absolute()) for path in readable],
+            "children": children,
+        }
         self._process: _Process | None = None
         self._lock = threading.Lock()
 
-    def ask(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    def ask(self, request: Mapping[str, Any], heard: Callable[[Any], None] | None = None) -> Any:  # noqa: ANN401
         """What `answer` gives for the request, in JSON values both ways.
+
+        Args:
+            request: For `answer`.
+            heard: Called with each event that the child tells before it answers.
 
         Raises:
             ConfinedError: The input was refused, or the child crashed on it or exceeded a limit.
@@ -91,7 +106,7 @@ class Worker:
         with self._lock:
             if self._process is None:
                 self._open()
-            return self._answer(request)
+            return self._answer(request, heard)
 
     def open(self) -> Any:  # noqa: ANN401
         """Start a child, in place of one that runs; what it answers to the opening request.
@@ -113,10 +128,12 @@ class Worker:
             self._close()
             raise
 
-    def _answer(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    def _answer(
+        self, request: Mapping[str, Any], heard: Callable[[Any], None] | None = None
+    ) -> Any:  # noqa: ANN401
         assert self._process is not None
         try:
-            reply = self._exchange(self._process, request)
+            reply = self._exchange(self._process, request, heard)
         except BaseException as failure:
             last = self._end(self._process)
             self._process = None
@@ -141,9 +158,9 @@ class Worker:
         self.close()
 
     def _start(self) -> _Process:
-        said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        said = _scratch_file()
         given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        limits = json.dumps(asdict(self._limits))
+        settings = json.dumps(self._settings)
         popen = subprocess.Popen(
             [
                 sys.executable,
@@ -151,7 +168,7 @@ class Worker:
                 "-m",
                 child.__package__,
                 self._module,
-                limits,
+                settings,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -168,11 +185,19 @@ class Worker:
             raise ConfinedError(self._reason(failure, self._end(process))) from None
         return process
 
-    def _exchange(self, process: _Process, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _exchange(
+        self,
+        process: _Process,
+        request: Mapping[str, Any],
+        heard: Callable[[Any], None] | None,
+    ) -> dict[str, Any]:
         deadline = time.monotonic() + self._limits.wall_s
         data = json.dumps(request, ensure_ascii=True).encode()
         self._send(process, len(data).to_bytes(child.LENGTH_BYTES, "little") + data, deadline)
-        return self._receive(process, deadline)
+        while "event" in (reply := self._receive(process, deadline)):
+            if heard is not None:
+                heard(reply["event"])
+        return reply
 
     def _send(self, process: _Process, data: bytes, deadline: float) -> None:
         stream = process.popen.stdin
@@ -274,3 +299,10 @@ def visible(text: str) -> str:
     """One line of moderate length without control characters."""
     line = "".join(c if c.isprintable() else "?" for c in text)
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
+
+
+def _scratch_file() -> IO[bytes]:
+    """A file without a name, in memory where the system has such."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("said", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()

@@ -15,7 +15,7 @@ REFERENCE_DATE: Final = date(2024, 7, 26)
 
 MAX_TEMPLATE_CHARACTERS: Final = 1 << 17  # the longest published ones have about 20,000
 #: A published template renders a dialog in a millisecond.
-_LIMITS: Final = Limits(memory_bytes=256 << 20, cpu_s=5, wall_s=60)
+_LIMITS: Final = Limits(memory_bytes=256 << 20, cpu_s=2, wall_s=60)
 _REMEDY: Final = "no template of a chat needs so much; take the one that came with the model"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from llama_edge.confined.child import RefusedError
+from llama_edge.confined.child import RefusedError, tell
 
 
 def answer(request: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -18,6 +18,12 @@ def answer(request: dict[str, Any]) -> Any:  # noqa: ANN401
 
 def _refuse(message: str) -> None:
     raise RefusedError(message)
+
+
+def _count(to: int) -> int:
+    for number in range(to):
+        tell(number)
+    return to
 
 
 def _crash(_: object) -> None:
@@ -79,6 +85,7 @@ def _descriptor(number: int) -> str:
 
 _DEEDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "echo": lambda value: value,
+    "count": _count,
     "refuse": _refuse,
     "crash": _crash,
     "exit": lambda code: os._exit(code),

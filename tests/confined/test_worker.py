@@ -36,6 +36,13 @@ def test_values_come_back(worker: Worker) -> None:
     assert worker.ask({"do": "echo", "with": value}) == value
 
 
+def test_events_are_heard_in_order(worker: Worker) -> None:
+    heard: list[int] = []
+    assert worker.ask({"do": "count", "with": 3}, heard.append) == 3
+    assert heard == [0, 1, 2]
+    assert worker.ask({"do": "count", "with": 2}) == 2
+
+
 def test_a_refusal_is_no_death(worker: Worker) -> None:
     with pytest.raises(ConfinedError, match=r"^a \?bad\? file$") as found:
         worker.ask({"do": "refuse", "with": "a \x1bbad\n file"})
@@ -142,6 +149,27 @@ def test_files_are_neither_read_nor_written(worker: Worker, tmp_path: Path) -> N
         reader = Worker(MODULE, LIMITS, descriptors=(stream.fileno(),))
         assert reader.ask({"do": "descriptor", "with": stream.fileno()}) == "keep it"
         reader.close()
+
+
+@linux
+def test_what_is_readable_is_read_and_not_written(tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("read it")
+    worker = Worker(MODULE, LIMITS, readable=(tmp_path,))
+    assert worker.ask({"do": "read", "with": str(tmp_path / "given")}) == "read it"
+    if _has_landlock():
+        with pytest.raises(ConfinedError, match="Permission denied"):
+            worker.ask({"do": "write", "with": str(tmp_path / "given")})
+    worker.close()
+
+
+@linux
+def test_children_are_possible_where_they_are_needed() -> None:
+    """And they have the limits too: no network, and no more memory."""
+    worker = Worker(MODULE, LIMITS, children=True)
+    assert worker.ask({"do": "fork"}) > 0
+    with pytest.raises(ConfinedError, match=r"PermissionError|not permitted"):
+        worker.ask({"do": "connect", "with": 80})
+    worker.close()
 
 
 def _has_landlock() -> bool:
