@@ -25,6 +25,13 @@ OUT_OF_MEMORY: Final = 97
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
+#: What libraries read of the system: other libraries, random numbers, what processor it is.
+_SYSTEM: Final = (
+    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
+    *("/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/self", "/sys/devices/system"),
+)
+
 _tell: list[Callable[[dict[str, Any]], None]] = []
 
 
@@ -51,13 +58,22 @@ def main() -> None:
 
 
 def _serve(
-    module: str, *, memory_bytes: int, cpu_s: int, readable: Sequence[str], children: bool
+    module: str,
+    *,
+    memory_bytes: int,
+    cpu_s: int,
+    readable: Sequence[str],
+    scratch: str | None,
+    children: bool,
 ) -> None:
     requests, replies = _own_pipes()
     answer: Callable[[dict[str, Any]], Any] = importlib.import_module(module).answer
     _tell[:] = [lambda event: _send(replies, event)]
     _limit(memory_bytes)
-    deny_files(read=(*_program_folders(), *map(Path, readable)))
+    deny_files(
+        read=(*_program_folders(), *map(Path, readable)),
+        write=None if scratch is None else Path(scratch),
+    )
     deny_system_calls(children=children)
     _send(replies, {"answer": None})
     while header := requests.read(LENGTH_BYTES):
@@ -115,7 +131,9 @@ def _allow_cpu(seconds: int) -> None:
 
 
 def _program_folders() -> tuple[Path, ...]:
-    """Where Python and the libraries lie, of which some are loaded when first needed."""
+    """Where Python and the libraries are, of which some are loaded when first needed."""
     package = Path(__file__).parents[1]
-    places = [*sys.path, sys.prefix, sys.base_prefix, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
-    return tuple(folder for folder in (package, *map(Path, places)) if folder.is_dir())
+    # In a checkout some of its folders are links.
+    linked = [entry.resolve() for entry in package.iterdir() if entry.is_symlink()]
+    places = [*sys.path, sys.prefix, sys.base_prefix, *_SYSTEM]
+    return tuple(place for place in (package, *linked, *map(Path, places)) if place.exists())

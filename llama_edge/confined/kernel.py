@@ -23,7 +23,7 @@ _SECCOMP_MODE_FILTER: Final = 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG: Final = 1
 _RULE_PATH_BENEATH: Final = 1
-_EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 #: The rights of files that each version of the interface added, as the number of bits in all.
 _FILE_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _NETWORK_RIGHTS: Final = 0b11  # bind and connect of TCP, from version 4
@@ -90,10 +90,11 @@ def _system() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def deny_files(*, read: Iterable[Path]) -> bool:
-    """From now on no file can be opened for writing, and for reading only below `read`.
+def deny_files(*, read: Iterable[Path], write: Path | None = None) -> bool:
+    """From now on files are opened for reading only below `read`, and for anything below `write`.
 
-    Open files stay open. Where the kernel knows how, TCP is denied as well.
+    (The null device, if it is in `read`, can be written to.) Open files stay open. Where the kernel
+    knows how, TCP is denied as well.
 
     Returns:
         Whether the kernel does it.
@@ -108,15 +109,25 @@ def deny_files(*, read: Iterable[Path]) -> bool:
     ruleset = int(system.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     if ruleset < 0:
         return False
-    for folder in dict.fromkeys(read):
-        place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        rule = struct.pack("=Qi", _EXECUTE | _READ_FILE | _READ_DIR, place)
+    rights = {place: _rights(place) for place in read}
+    if write is not None:
+        rights[write] = handled
+    for path, allowed in rights.items():
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        rule = struct.pack("=Qi", allowed, place)
         system.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
         os.close(place)
     system.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = int(system.syscall(_RESTRICT_SELF, ruleset, 0)) == 0
     os.close(ruleset)
     return done
+
+
+def _rights(place: Path) -> int:
+    """What is allowed below a place that may be read."""
+    if place == Path(os.devnull):
+        return _READ_FILE | _WRITE_FILE
+    return _EXECUTE | _READ_FILE | (_READ_DIR if place.is_dir() else 0)
 
 
 def deny_system_calls(*, children: bool = False) -> bool:

@@ -67,7 +67,8 @@ class Worker:
         opening: A request that every child gets first, should the answers to others depend on it.
         descriptors: Open files that the child may read; they have the same numbers there.
         readable: Files and folders that it may open for reading, where the kernel can deny others.
-        children: It may start processes, which have its limits at most.
+        children: It may start processes, which have its limits at most, and write small files into
+            a folder of its own: `TMPDIR`.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Worker:
             "readable": [str(path.absolute()) for path in readable],
             "children": children,
         }
+        self._scratch = tempfile.TemporaryDirectory() if children else None
         self._process: _Process | None = None
         self._lock = threading.Lock()
 
@@ -148,6 +150,8 @@ class Worker:
         """End the child."""
         with self._lock:
             self._close()
+            if self._scratch is not None:
+                self._scratch.cleanup()
 
     def _close(self) -> None:
         if self._process is not None:
@@ -160,7 +164,9 @@ class Worker:
     def _start(self) -> _Process:
         said = _scratch_file()
         given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        settings = json.dumps(self._settings)
+        scratch = None if self._scratch is None else self._scratch.name
+        settings = json.dumps({**self._settings, "scratch": scratch})
+        given |= {} if scratch is None else {"TMPDIR": scratch}
         popen = subprocess.Popen(
             [
                 sys.executable,

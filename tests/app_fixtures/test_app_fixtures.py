@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llama_edge.bundle.app_check import AppTarget, check_for_app
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.finding_codes import finding_codes
 from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
 from llama_edge.core.progress import SilentProgress
@@ -115,7 +115,7 @@ def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
         trusted = Ed25519PublicKey.from_public_bytes(base64.b64decode(case["public_key"]))
         key = tmp_path / "trusted.pem"
         key.write_bytes(trusted.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    diagnosis = diagnose(build(case, tmp_path), key, SilentProgress())
+    diagnosis = examine(build(case, tmp_path), key, SilentProgress())
     codes = {finding.code for finding in diagnosis.findings} - NO_MODEL
     if case["name"] in APPS_ALONE:
         assert codes == set()

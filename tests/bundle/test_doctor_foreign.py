@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.examination import Diagnosis
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.progress import SilentProgress
 from tests.faults.forging import edit_json, put, set_constant, shrink_caches
@@ -18,7 +18,7 @@ Found = list[tuple[str, str]]
 
 
 def examined(path: Path) -> Diagnosis:
-    return diagnose(path, None, SilentProgress())
+    return examine(path, None, SilentProgress())
 
 
 def found(path: Path) -> Found:
