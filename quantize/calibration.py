@@ -18,6 +18,7 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import CalibrationRecord
+from llama_edge.core.regular import MAX_TEXT_BYTES, decode_text, plain_newlines, read_regular
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
@@ -108,11 +109,11 @@ def read_calibration(
     """
     tokenizer = Tokenizer(checkpoint.text)
     tokens: list[int] = []
+    digest = hashlib.sha256()
     for path in paths:
-        try:
-            tokens += tokenizer.encode(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise QuantizeError(f"{path}: not readable as UTF-8 text: {error}") from error
+        data = read_regular(path, MAX_TEXT_BYTES, QuantizeError)
+        digest.update(data)
+        tokens += tokenizer.encode(plain_newlines(decode_text(data, str(path), QuantizeError)))
     if len(tokens) < MIN_TOKENS:
         raise QuantizeError(
             f"{', '.join(map(str, paths))}: {len(tokens)} tokens of calibration text; at least "
@@ -121,5 +122,4 @@ def read_calibration(
     window = min(length, len(tokens))
     count = len(tokens) // window
     windows = torch.tensor(tokens[: count * window]).view(count, window)
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    return CalibrationSet(tokens=windows, origin=f"text with SHA-256 {digest}")
+    return CalibrationSet(tokens=windows, origin=f"text with SHA-256 {digest.hexdigest()}")

@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import SessionError
+from llama_edge.core.regular import read_regular
 from llama_edge.core.session import (
     BlockTrace,
     ClosesOnExit,
@@ -51,6 +52,8 @@ _SPINNING_KEY: Final = "session.intra_op.allow_spinning"
 #: ONNX Runtime prints what it raises as well; the exception is enough.
 _FATAL_ONLY: Final = 4
 _LOGITS: Final = "logits"
+#: What protobuf reads.
+_MAX_MODEL_BYTES: Final = (2 << 30) - 1
 
 
 class OnnxSession(ClosesOnExit):
@@ -227,8 +230,10 @@ class OnnxRuntime:
 
 def _read(artifact: Artifact) -> onnx.ModelProto:
     try:
-        return onnx.load_model_from_string(artifact.path.read_bytes())
-    except (OSError, DecodeError) as error:
+        return onnx.load_model_from_string(
+            read_regular(artifact.path, _MAX_MODEL_BYTES, SessionError)
+        )
+    except DecodeError as error:
         raise SessionError(f"{artifact.path}: cannot be read: {error}") from error
 
 

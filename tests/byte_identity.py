@@ -23,9 +23,10 @@ from llama_edge.backends.base import LowerOptions
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.files import file_sha256, write_json
+from llama_edge.core.files import write_json
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.regular import file_sha256
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize import get_recipe
 from llama_edge.text.text_assets import write_text_assets

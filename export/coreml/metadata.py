@@ -8,6 +8,7 @@ from typing import Final
 
 from llama_edge.core.artifact import PrefillLengths
 from llama_edge.core.errors import ArtifactError, ConfigError
+from llama_edge.core.json_files import parse_json, parse_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.text_assets import TextAssets
@@ -92,11 +93,11 @@ def read_metadata(path: Path, entries: Mapping[str, str]) -> PackageMetadata:
             "export the model with this version of llama-edge"
         )
     try:
-        config = ModelConfig.from_json(json.loads(entries[_CONFIG_KEY]))
-        lowering = Lowering(**json.loads(entries[LOWERING_KEY]))
-        found = json.loads(entries[EOS_KEY])
+        config = ModelConfig.from_json(parse_json_object(entries[_CONFIG_KEY], _CONFIG_KEY))
+        lowering = Lowering(**parse_json_object(entries[LOWERING_KEY], LOWERING_KEY))
+        found = parse_json(entries[EOS_KEY], EOS_KEY)
         contract = entries[CONTRACT_KEY]
-    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError, ArtifactError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error}; export it again") from error
     if not isinstance(found, list) or not 0 < len(found) <= _MAX_END_TOKENS:
         raise ArtifactError(f"{path}: {EOS_KEY} is not a list of end tokens; export it again")

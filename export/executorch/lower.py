@@ -14,7 +14,7 @@ from llama_edge.backends.executorch.blocks import BlockBuilder
 from llama_edge.backends.executorch.program import PlanBuilder, constant_method
 from llama_edge.backends.executorch.weights import CODES, SCALES, StoredData, WeightStore
 from llama_edge.core.artifact import KVCacheDtype
-from llama_edge.core.files import canonical_json
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.progress import Progress

@@ -1,6 +1,5 @@
 """Reading a `.pte` back: codes, scales and norms under canonical names, from the file alone."""
 
-import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +12,7 @@ from llama_edge.backends.executorch.lower import CONFIG_METHOD
 from llama_edge.backends.executorch.weights import CODES, SCALES
 from llama_edge.core.artifact import ActivationQuantization, Artifact, KVCacheDtype
 from llama_edge.core.errors import ArtifactError, ConfigError
+from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, unpack_uint4
 from llama_edge.core.recipe import Recipe
@@ -32,9 +32,9 @@ def read_description(pte: PteFile) -> tuple[ModelConfig, Recipe]:
         ArtifactError: Not a file of ours, or its description is damaged.
     """
     try:
-        description = json.loads(pte.text(CONFIG_METHOD))
+        description = parse_json_object(pte.text(CONFIG_METHOD), f"{pte.path}: {CONFIG_METHOD}")
         return ModelConfig.from_json(description["config"]), Recipe.from_json(description["recipe"])
-    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{pte.path}: {CONFIG_METHOD}: {error}") from error
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.packing import tensor_bytes
+from llama_edge.core.regular import read_regular
 
 MODEL_FILE: Final = "model.onnx"
 DATA_FILE: Final = "model.onnx.data"
@@ -77,17 +78,8 @@ def load_graph(path: Path) -> onnx.ModelProto:
         ArtifactError: The file is missing, too large to be a graph without weights, or no ONNX.
     """
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
-    if size > MAX_GRAPH_BYTES:
-        raise ArtifactError(
-            f"{path}: {size} bytes; a graph whose weights are in {DATA_FILE} takes at most "
-            f"{MAX_GRAPH_BYTES}; export the model again"
-        )
-    try:
-        model = onnx.load_model_from_string(path.read_bytes())
-    except (OSError, DecodeError) as error:
+        model = onnx.load_model_from_string(read_regular(path, MAX_GRAPH_BYTES))
+    except DecodeError as error:
         raise ArtifactError(f"{path}: not readable as an ONNX model: {error}") from error
     return model
 

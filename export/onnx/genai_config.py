@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from llama_edge.backends.onnx.external_data import MODEL_FILE
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.text_assets import TextAssets
 

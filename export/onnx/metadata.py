@@ -10,6 +10,7 @@ import onnx
 
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import ArtifactError, ConfigError
+from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.model_config import ModelConfig
 
 FORMAT_VERSION: Final = 1
@@ -68,9 +69,9 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> tuple[ModelConfig, Lowe
             "export the model with this version of llama-edge"
         )
     try:
-        config = ModelConfig.from_json(json.loads(entries[_CONFIG_KEY]))
-        lowering = Lowering(**json.loads(entries[_LOWERING_KEY]))
-    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+        config = ModelConfig.from_json(parse_json_object(entries[_CONFIG_KEY], _CONFIG_KEY))
+        lowering = Lowering(**parse_json_object(entries[_LOWERING_KEY], _LOWERING_KEY))
+    except (KeyError, TypeError, ConfigError, ArtifactError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error}; export it again") from error
     if lowering.max_context > config.max_position_embeddings:
         raise ArtifactError(

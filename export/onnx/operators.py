@@ -1,6 +1,7 @@
 """Every node of a written ONNX graph, and the constants that are no weights."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnx
 from llama_edge.backends.onnx.external_data import DATA_FILE
 from llama_edge.core.artifact import GraphOperator
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.regular import open_regular
 
 
 def read_operators(path: Path, graph: onnx.GraphProto) -> tuple[GraphOperator, ...]:
@@ -52,8 +54,8 @@ def _sha256(proto: onnx.TensorProto, path: Path) -> str:
         raise ArtifactError(f"{path}: {proto.name} is at {numbers}: it is damaged")
     offset, length = map(int, numbers)
     data = path.with_name(DATA_FILE)
-    with data.open("rb") as stream:
-        if offset + length > data.stat().st_size:
+    with open_regular(data) as stream:
+        if offset + length > os.fstat(stream.fileno()).st_size:
             raise ArtifactError(f"{data}: {proto.name} ends after the file: it is truncated")
         stream.seek(offset)
         return hashlib.sha256(stream.read(length)).hexdigest()

@@ -13,7 +13,7 @@ import onnx
 from llama_edge.backends.onnx.external_data import MODEL_FILE, load_graph
 from llama_edge.backends.onnx.genai_config import CONFIG_FILE
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.files import read_json_object
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.runner_values import RunnerField, RunnerValue
 
 _MODEL_NUMBERS: Final = {

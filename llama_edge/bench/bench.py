@@ -153,6 +153,7 @@ class _Subject:
         self.runtime = runtime.version()
         self._rss_before_load = runtime.peak_rss_bytes()
         self._session = stack.enter_context(runtime.open(self.artifact))
+        self.bundle.require_unchanged()
 
     def measure(self, plan: SpeedPlan, *, keep: bool) -> None:
         assert self._session is not None, "a subject is measured after it is opened"
@@ -255,6 +256,7 @@ def bench_on_phone(request: BenchRequest, runner: Path, progress: Progress) -> B
     try:
         for bundle, artifact in zip(bundles, artifacts, strict=True):
             phone.push(runner, artifact.path, bundle.root / "tokenizer.json")
+            bundle.require_unchanged()
             for prompt in request.prompt_tokens:
                 reports = []
                 for _ in range(request.repeats):

@@ -1,7 +1,7 @@
 """What the demo apps check before they load a bundle: the same steps, order and codes, in Python.
 
 The apps stop at the first step that finds something, since the next one would trust what this one
-refused: manifest, signature, places, files, purpose, text. `llama-edge push` runs this first.
+refused: signature, manifest, places, files, purpose, text. `llama-edge push` runs this first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,11 @@ from llama_edge.bundle.contract import (
     check_template_source,
     check_tokenizer,
 )
-from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
+from llama_edge.bundle.finding_codes import (
+    ContractCheckError,
+    ContractFinding,
+    ContractViolationError,
+)
 from llama_edge.bundle.folder import (
     Bundle,
     check_listed,
@@ -28,9 +32,9 @@ from llama_edge.bundle.folder import (
     parse_manifest,
 )
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
-from llama_edge.bundle.signing import check_signature
+from llama_edge.bundle.signing import Trust
 from llama_edge.bundle.text_files import check_begin_flag, check_end_token_files
-from llama_edge.core.errors import ConfigError, TokenizerError
+from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import TextContract, rebuild_text_contract
 from llama_edge.text.text_assets import TOKENIZER_FILE, read_text_assets
@@ -56,14 +60,9 @@ def check_for_app(
         public_key: What the app ships; with it, only signed bundles are loaded.
     """
     try:
-        bundle = parse_manifest(folder)
-    except ContractViolationError as error:
+        bundle = parse_manifest(folder, Trust(key=public_key))
+    except (ContractViolationError, ContractCheckError) as error:
         return (error.finding,)
-    except ConfigError as error:
-        return (_finding("manifest.schema", MANIFEST_FILE, "a model config", str(error)),)
-    signature = check_signature(folder, public_key)
-    if signature is not None:
-        return (signature,)
     for step in (
         check_places(bundle),
         (*check_listed(bundle), *check_unlisted(bundle)),

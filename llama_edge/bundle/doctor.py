@@ -1,8 +1,8 @@
 """`doctor`: what is wrong with a bundle, or with a folder that another program wrote."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -10,13 +10,14 @@ from llama_edge.bundle import doctor_child
 from llama_edge.bundle.examination import Diagnosis
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.confined import ConfinedError, Limits, Worker
+from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
+from llama_edge.core.walk import MAX_DEPTH, Entry, walk
 
 _MEMORY_BYTES: Final = 1792 << 20
 _BASE_S: Final = 55
 #: Read, hashed and compared, on a slow disk.
 _BYTES_PER_S: Final = 50_000_000
-_MAX_LINKS: Final = 10_000
 
 
 def diagnose(path: Path, public_key: Path | None, progress: Progress) -> Diagnosis:
@@ -59,25 +60,29 @@ def _readable(path: Path, public_key: Path | None) -> tuple[Path, ...]:
         folders.append(path.absolute().parent)
     keys = [] if public_key is None else [public_key]
     # Links, as in a hub's cache, lead to files elsewhere.
-    targets = [entry.resolve() for folder in folders for entry in _entries(folder)]
+    links = [
+        folder / entry.name
+        for folder in folders
+        for entry in _entries(folder, depth=1)
+        if not entry.is_folder and not entry.is_file
+    ]
+    targets = [Path(os.path.realpath(link)) for link in links]
     return tuple(place for place in (*folders, *keys, *targets) if place.exists())
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    """The links directly in a folder."""
-    try:
-        yield from (entry for entry in islice(folder.iterdir(), _MAX_LINKS) if entry.is_symlink())
-    except OSError:
-        return
+def _entries(folder: Path, depth: int) -> Iterator[Entry]:
+    """What is in a folder, as far as it can be walked; the examination says what is wrong."""
+    with suppress(LlamaEdgeError):
+        yield from walk(folder, depth=depth)
 
 
 def _limits(path: Path) -> Limits:
     """A minute, and more for what is really on the disk; a sparse file is not."""
-    places = path.rglob("*") if path.is_dir() else [path]
     blocks = 0
-    for place in islice(places, _MAX_LINKS):
-        with suppress(OSError):
-            blocks += place.lstat().st_blocks
+    if path.is_dir():
+        blocks = sum(entry.status.st_blocks for entry in _entries(path, MAX_DEPTH))
+    elif path.exists():
+        blocks = path.stat().st_blocks
     seconds = _BASE_S + blocks * 512 // _BYTES_PER_S
     return Limits(memory_bytes=_MEMORY_BYTES, cpu_s=seconds, wall_s=seconds)
 

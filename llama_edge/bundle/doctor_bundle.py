@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from llama_edge.backends import BACKENDS, TARGETS, get_exporter
 from llama_edge.backends.base import WrittenArtifact
@@ -23,14 +23,15 @@ from llama_edge.bundle.artifact_contract import (
 from llama_edge.bundle.contract import check_text
 from llama_edge.bundle.describe import describe_artifact
 from llama_edge.bundle.examination import Diagnosis, Examination, renderable
-from llama_edge.bundle.finding_codes import ContractFinding, ContractViolationError
+from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.folder import (
+    MAX_MANIFEST_BYTES,
     PARITY_FILE,
     Bundle,
     check_listed,
     check_places,
+    check_unchanged,
     check_unlisted,
-    parse_manifest,
     tensor_entry,
 )
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
@@ -47,7 +48,7 @@ from llama_edge.core.errors import (
     MissingComponentError,
     QuantizeError,
 )
-from llama_edge.core.files import read_json_object
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
 from llama_edge.text.contract import rebuild_text_contract
@@ -69,24 +70,17 @@ def examine_bundle(folder: Path, key: Ed25519PublicKey | None, progress: Progres
         progress: Told of each stage.
     """
     examination = Examination(folder, "bundle", progress)
-    try:
-        bundle = parse_manifest(folder)
-    except ContractViolationError as error:
-        examination.add(error.finding)
-        return examination.diagnosis()
-    examination.check("signature", Trust(key=key, tell=examination.note).check(folder))
-    _examine_contract(examination, bundle)
+    trust = Trust(key=key, tell=examination.note)
+    bundle = examination.bundle(trust)
+    if bundle is not None:
+        _examine_contract(examination, bundle)
     return examination.diagnosis()
 
 
-def examine_before_signing(folder: Path, progress: Progress) -> Diagnosis:
-    """As `examine_bundle`, but for the signature, which is about to be made or replaced.
-
-    Raises:
-        ContractViolationError: There is no manifest that can be read.
-    """
-    examination = Examination(folder, "bundle", progress)
-    _examine_contract(examination, parse_manifest(folder))
+def examine_before_signing(bundle: Bundle, progress: Progress) -> Diagnosis:
+    """As `examine_bundle`, but for the signature, which is about to be made or replaced."""
+    examination = Examination(bundle.root, "bundle", progress)
+    _examine_contract(examination, bundle)
     return examination.diagnosis()
 
 
@@ -99,6 +93,7 @@ def _examine_contract(examination: Examination, bundle: Bundle) -> None:
     examination.check("list of weights", check_tensor_list(bundle.manifest))
     _examine_text(examination, bundle)
     _examine_artifact(examination, bundle)
+    examination.add(*check_unchanged(bundle))
 
 
 def _check_verdict(bundle: Bundle) -> Iterator[ContractFinding]:
@@ -111,7 +106,8 @@ def _check_verdict(bundle: Bundle) -> Iterator[ContractFinding]:
             found=str(manifest.parity.get("reason") or Verdict.FAILED.value),
         )
     try:
-        measured = read_json_object(bundle.root / PARITY_FILE).get("passed")
+        parity = read_json_object(bundle.root / PARITY_FILE, limit=MAX_MANIFEST_BYTES)
+        measured = parity.get("passed")
     except ArtifactError as error:
         measured = str(error).replace(f"{bundle.root}/", "")
     summaries = (manifest.parity, manifest.fidelity or {"passed": True})
@@ -255,7 +251,7 @@ def _check_versions(manifest: Manifest) -> Iterator[ContractFinding]:
             older = wanted is None or Version(installed) < Version(wanted)
         except PackageNotFoundError:
             installed, older = "not installed", True
-        except InvalidVersion:
+        except ValueError:  # no version, or one of more digits than Python reads
             older = True
         if older:
             yield ContractFinding(

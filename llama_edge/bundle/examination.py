@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama_edge.bundle.finding_codes import ContractFinding
+from llama_edge.bundle.finding_codes import (
+    ContractCheckError,
+    ContractFinding,
+    ContractViolationError,
+)
+from llama_edge.bundle.folder import Bundle, parse_manifest
+from llama_edge.bundle.signing import Trust
 from llama_edge.core.errors import LlamaEdgeError, TokenizerError
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import TextAssets
@@ -52,13 +58,13 @@ class Examination:
         self.path = path
         self._kind = kind
         self._progress = progress
-        self._findings: list[ContractFinding] = []
+        self._findings: dict[ContractFinding, None] = {}
         self._checked: list[str] = []
         self._notes: list[str] = []
 
     def add(self, *findings: ContractFinding) -> None:
         """Keep findings; the same one is kept once."""
-        self._findings += [found for found in findings if found not in self._findings]
+        self._findings |= dict.fromkeys(findings)
 
     def note(self, text: str) -> None:
         """Keep a remark."""
@@ -72,6 +78,18 @@ class Examination:
         self._checked.append(what)
         self._progress.advance()
         return not found
+
+    def bundle(self, trust: Trust) -> Bundle | None:
+        """Read the bundle's manifest, its signature first; None: one of them is not right."""
+        self._progress.start("signature", 1)
+        try:
+            found = parse_manifest(self.path, trust)
+        except (ContractViolationError, ContractCheckError) as error:
+            self.add(error.finding)
+            return None
+        self._checked.append("signature")
+        self._progress.advance()
+        return found
 
     @contextmanager
     def guarded(self, code: str, where: str, expected: str) -> Iterator[None]:

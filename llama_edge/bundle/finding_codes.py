@@ -6,6 +6,7 @@ meaning; a sentence may get better.
 """
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from llama_edge.core.errors import ArtifactError, CheckFailedError
+from llama_edge.core.regular import kind_of
 
 CATALOG_FILE: Final = "finding_codes.json"
 
@@ -72,6 +74,16 @@ class ContractFinding:
             "what": self.what,
             "remedy": self.remedy,
         }
+
+
+def not_a_file(where: str, mode: int) -> ContractFinding:
+    """Something in a bundle is neither a file nor a folder; `mode` is its `st_mode`."""
+    return ContractFinding(
+        code="files.symlink" if stat.S_ISLNK(mode) else "files.kind",
+        where=where,
+        expected="a file of the bundle's own",
+        found=kind_of(mode),
+    )
 
 
 @cache

@@ -5,10 +5,9 @@ tokenizer as Hugging Face's tools expect it. The manifest lists every other file
 nothing else may be in the folder.
 """
 
-import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ from llama_edge.bundle.finding_codes import (
     ContractCheckError,
     ContractFinding,
     ContractViolationError,
+    not_a_file,
 )
 from llama_edge.bundle.manifest import (
     MANIFEST_FILE,
@@ -25,11 +25,14 @@ from llama_edge.bundle.manifest import (
     TensorEntry,
 )
 from llama_edge.bundle.signing import NO_KEY, Trust
-from llama_edge.core.errors import ArtifactError, CheckFailedError
-from llama_edge.core.files import file_sha256, read_json_object, write_json
+from llama_edge.core.errors import ArtifactError, CheckFailedError, ConfigError
+from llama_edge.core.files import write_text
+from llama_edge.core.json_files import canonical_json, parse_json_object
 from llama_edge.core.packing import QuantizedTensor, tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedWeights
+from llama_edge.core.regular import FileState, kind_of, open_inside, read_regular, stream_sha256
+from llama_edge.core.walk import walk
 
 PARITY_FILE: Final = "parity.json"
 
@@ -46,30 +49,39 @@ class Bundle:
 
     root: Path
     manifest: Manifest
+    #: the bytes of `manifest.json` from which the manifest was parsed
+    source: bytes = field(repr=False)
+    #: of each file whose hash was compared, before it was read
+    checked: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
+
+    def require_unchanged(self) -> None:
+        """Libraries open the files by name: afterwards, what they opened is what was checked.
+
+        Raises:
+            ContractCheckError: A file is another one, or has been written to, since its hash was
+                compared with the manifest's.
+        """
+        for finding in check_unchanged(self):
+            raise ContractCheckError(finding, self.root / finding.where)
 
 
 def list_files(folder: Path, first: Sequence[str]) -> tuple[FileEntry, ...]:
     """Every file of `folder` but the manifest: those of `first` in their order, then by name."""
-    found = {name for name in _names(folder) if (folder / name).is_file()}
-    names = [*first, *sorted(found.difference(first))]
-    return tuple(
-        FileEntry(
-            path=name,
-            size_bytes=(folder / name).stat().st_size,
-            sha256=file_sha256(folder / name),
-        )
-        for name in names
-    )
+    found = {entry.name for entry in walk(folder) if entry.is_file} - _NOT_LISTED
+    return tuple(_entry(folder, name) for name in (*first, *sorted(found.difference(first))))
+
+
+def _entry(folder: Path, name: str) -> FileEntry:
+    with open_inside(folder, name) as stream:
+        size_bytes = FileState.of(stream).size_bytes
+        return FileEntry(path=name, size_bytes=size_bytes, sha256=stream_sha256(stream))
 
 
 def _names(folder: Path) -> set[str]:
-    """Every file that a manifest has to list, and every folder with nothing in it."""
-    found = set()
-    for root, folders, files in os.walk(folder):
-        here = Path(root).relative_to(folder)
-        found |= {(here / name).as_posix() for name in files}
-        if not folders and not files and here.parts:
-            found.add(here.as_posix())
+    """Everything that a manifest has to list, and every folder with nothing in it."""
+    entries = list(walk(folder))
+    filled = {entry.name.rpartition("/")[0] for entry in entries}
+    found = {entry.name for entry in entries if not (entry.is_folder and entry.name in filled)}
     return found - _NOT_LISTED
 
 
@@ -112,11 +124,12 @@ def compare_tensors(expected: Sequence[TensorEntry], found: Sequence[TensorEntry
             "the file was not written from this checkpoint"
         )
     for want, have in zip(expected, found, strict=True):
-        for field in ("name", "shape", "bits", "group_size", "codes_sha256", "scales_sha256"):
-            if getattr(want, field) != getattr(have, field):
+        for name, wanted in asdict(want).items():
+            value = getattr(have, name)
+            if value != wanted:
                 raise CheckFailedError(
-                    f"{want.name}: {field} read back from the artifact is {getattr(have, field)} "
-                    f"and must be {getattr(want, field)}; the file is damaged or wrongly lowered"
+                    f"{want.name}: {name} read back from the artifact is {value} and must be "
+                    f"{wanted}; the file is damaged or wrongly lowered"
                 )
 
 
@@ -126,8 +139,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     Raises:
         ArtifactError: The manifest breaks its own schema.
     """
-    write_json(folder / MANIFEST_FILE, manifest.to_json())
-    return Bundle(root=folder, manifest=manifest)
+    text = canonical_json(manifest.to_json())
+    write_text(folder / MANIFEST_FILE, text)
+    return Bundle(root=folder, manifest=manifest, source=text.encode())
 
 
 def is_bundle(path: Path) -> bool:
@@ -137,6 +151,8 @@ def is_bundle(path: Path) -> bool:
 
 def open_bundle(folder: Path, trust: Trust = NO_KEY) -> Bundle:
     """Read an untrusted bundle and compare every file with its manifest.
+
+    Whoever then opens the files by name calls `Bundle.require_unchanged` afterwards.
 
     Args:
         folder: The bundle.
@@ -157,15 +173,11 @@ def read_manifest(folder: Path, trust: Trust = NO_KEY) -> Bundle:
     """Read the manifest of a bundle whose files may be damaged; none of them is opened.
 
     Raises:
-        ContractViolationError: No bundle, a manifest that breaks the schema or is of a newer
-            format, a path that leaves the folder, or something in it that is no regular file.
-        ContractCheckError: The signature is not the one that `trust` demands, or a file is there
-            that the manifest does not list.
+        ContractViolationError: As `parse_manifest`; or a path leaves the folder, or something in it
+            is no regular file.
+        ContractCheckError: As `parse_manifest`; or a file is there that the manifest does not list.
     """
-    _require_manifest_file(folder)
-    for finding in trust.check(folder):
-        raise ContractCheckError(finding, folder / finding.where)
-    bundle = parse_manifest(folder)
+    bundle = parse_manifest(folder, trust)
     for finding in check_places(bundle):
         raise ContractViolationError(finding, folder / finding.where)
     for finding in check_unlisted(bundle):
@@ -173,30 +185,52 @@ def read_manifest(folder: Path, trust: Trust = NO_KEY) -> Bundle:
     return bundle
 
 
-def parse_manifest(folder: Path) -> Bundle:
+def parse_manifest(folder: Path, trust: Trust | None = NO_KEY) -> Bundle:
     """The manifest, before any of its words has been compared with the folder.
+
+    Of bytes whose signature does not hold nothing is parsed.
+
+    Args:
+        folder: The bundle.
+        trust: Whose signature it must have; None does not look at a signature, which is about to be
+            replaced.
 
     Raises:
         ContractViolationError: There is none, or it breaks the schema, or is of a newer format.
+        ContractCheckError: The signature is not the one that `trust` demands.
     """
-    _require_manifest_file(folder)
     path = folder / MANIFEST_FILE
+    source = _read_source(path)
+    finding = None if trust is None else trust.check(folder, source)
+    if finding is not None:
+        raise ContractCheckError(finding, folder / finding.where)
     try:
-        value = read_json_object(path)
+        value = parse_json_object(source, str(path))
     except ArtifactError as error:
         found = str(error).removeprefix(f"{path}: ")
         raise _unread("manifest.not_json", path, "a JSON object", found) from error
-    return Bundle(root=folder, manifest=Manifest.from_json(value, str(path)))
+    try:
+        manifest = Manifest.from_json(value, str(path))
+    except ConfigError as error:
+        raise _unread("manifest.schema", path, "a model and a recipe", str(error)) from error
+    return Bundle(root=folder, manifest=manifest, source=source)
 
 
-def _require_manifest_file(folder: Path) -> None:
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise _unread("manifest.missing", path, MANIFEST_FILE, "no such file")
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
+def _read_source(path: Path) -> bytes:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _unread("manifest.missing", path, MANIFEST_FILE, "no such file") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be opened: {error.strerror}") from error
+    if stat.S_ISLNK(status.st_mode):
+        raise ContractViolationError(not_a_file(MANIFEST_FILE, status.st_mode), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise _unread("manifest.missing", path, MANIFEST_FILE, kind_of(status.st_mode))
+    if status.st_size > MAX_MANIFEST_BYTES:
         expected = f"at most {MAX_MANIFEST_BYTES} bytes"
-        raise _unread("manifest.too_large", path, expected, f"{size} bytes")
+        raise _unread("manifest.too_large", path, expected, f"{status.st_size} bytes")
+    return read_regular(path, MAX_MANIFEST_BYTES, follow_links=False)
 
 
 def _unread(code: str, path: Path, expected: str, found: str) -> ContractViolationError:
@@ -218,32 +252,31 @@ def check_places(bundle: Bundle) -> Iterator[ContractFinding]:
                 expected="paths inside of the bundle",
                 found=repr(entry.path),
             )
-    for path in sorted(bundle.root.rglob("*")):
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-            continue
-        yield ContractFinding(
-            code="files.symlink" if stat.S_ISLNK(mode) else "files.kind",
-            where=path.relative_to(bundle.root).as_posix(),
-            expected="a file of the bundle's own",
-            found=_kind(mode),
-        )
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISLNK(mode):
-        return "a symbolic link"
-    if stat.S_ISFIFO(mode):
-        return "a named pipe"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+    for found in walk(bundle.root):
+        if not found.is_folder and not found.is_file:
+            yield not_a_file(found.name, found.status.st_mode)
 
 
 def check_listed(bundle: Bundle) -> Iterator[ContractFinding]:
     """Every file that the manifest lists is there, whole and unchanged."""
     for entry in bundle.manifest.files:
-        finding = _check_file(bundle.root, entry)
+        finding = _check_file(bundle, entry)
         if finding is not None:
             yield finding
+
+
+def check_unchanged(bundle: Bundle) -> Iterator[ContractFinding]:
+    """Every file that `check_listed` found right is still the same file."""
+    for name, state in bundle.checked.items():
+        try:
+            with open_inside(bundle.root, name) as stream:
+                found = FileState.of(stream)
+        except ArtifactError:
+            found = None
+        if found != state:
+            yield _about_file(
+                "sha256", name, "the file whose hash was checked", "one that was changed since"
+            )
 
 
 def check_unlisted(bundle: Bundle) -> Iterator[ContractFinding]:
@@ -258,19 +291,23 @@ def check_unlisted(bundle: Bundle) -> Iterator[ContractFinding]:
         )
 
 
-def _check_file(folder: Path, entry: FileEntry) -> ContractFinding | None:
-    path = folder / entry.path
-
-    def finding(kind: str, expected: str, found: str) -> ContractFinding:
-        code = f"files.{kind}"
-        return ContractFinding(code=code, where=entry.path, expected=expected, found=found)
-
-    if not path.is_file():
-        return finding("missing", f"{entry.size_bytes} bytes", "no such file")
-    size = path.stat().st_size
-    if size != entry.size_bytes:
-        return finding("size", f"{entry.size_bytes} bytes", f"{size} bytes")
-    sha256 = file_sha256(path)
+def _check_file(bundle: Bundle, entry: FileEntry) -> ContractFinding | None:
+    """Size and hash of what was opened, and which file that was."""
+    try:
+        with open_inside(bundle.root, entry.path) as stream:
+            state = FileState.of(stream)
+            if state.size_bytes != entry.size_bytes:
+                expected, found = f"{entry.size_bytes} bytes", f"{state.size_bytes} bytes"
+                return _about_file("size", entry.path, expected, found)
+            sha256 = stream_sha256(stream)
+    except ArtifactError as error:
+        found = str(error).removeprefix(f"{bundle.root / entry.path}: ")
+        return _about_file("missing", entry.path, f"{entry.size_bytes} bytes", found)
     if sha256 != entry.sha256:
-        return finding("sha256", f"SHA-256 {entry.sha256}", sha256)
+        return _about_file("sha256", entry.path, f"SHA-256 {entry.sha256}", sha256)
+    bundle.checked[entry.path] = state
     return None
+
+
+def _about_file(kind: str, where: str, expected: str, found: str) -> ContractFinding:
+    return ContractFinding(code=f"files.{kind}", where=where, expected=expected, found=found)

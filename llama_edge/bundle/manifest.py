@@ -6,6 +6,7 @@ that is written or read. The apps read the same schema.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -160,6 +161,7 @@ class Manifest:
         _check_count(value, where)
         _check_names(value, where)
         check_schema(value, where)
+        _check_once(value, where)
         artifact = value["artifact"]
         return cls(
             verdict=Verdict(value["verdict"]),
@@ -289,6 +291,25 @@ def _check_names(value: Mapping[str, Any], where: str) -> None:
                 ),
                 where,
             )
+
+
+def _check_once(value: Mapping[str, Any], where: str) -> None:
+    """A file of two hashes has none, and a large one that is listed often is hashed as often.
+
+    Raises:
+        ContractViolationError: Two entries of `files` or `tensors` have the same name.
+    """
+    for field_name, key in (("files", "path"), ("tensors", "name")):
+        counts = Counter(entry[key] for entry in value[field_name])
+        twice = next((name for name, count in counts.items() if count > 1), None)
+        if twice is not None:
+            finding = ContractFinding(
+                code="manifest.schema",
+                where=f"{MANIFEST_FILE}: {field_name}",
+                expected=f"each {key} once",
+                found=f"{counts[twice]} times {twice[:200]!a}",
+            )
+            raise ContractViolationError(finding, where)
 
 
 def _unique_items(

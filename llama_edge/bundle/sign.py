@@ -4,7 +4,6 @@ from pathlib import Path
 
 from llama_edge.bundle.doctor_bundle import examine_before_signing
 from llama_edge.bundle.examination import Diagnosis, Examination
-from llama_edge.bundle.finding_codes import ContractViolationError
 from llama_edge.bundle.folder import (
     check_listed,
     check_places,
@@ -31,7 +30,8 @@ def sign_bundle(folder: Path, private_key: Path, progress: Progress) -> Signatur
         UsageError: The key cannot be read.
     """
     key = load_private_key(private_key)
-    findings = examine_before_signing(folder, progress).findings
+    bundle = parse_manifest(folder, None)
+    findings = examine_before_signing(bundle, progress).findings
     if any(finding.code == "verdict.failed" for finding in findings):
         raise CheckFailedError(
             f"{folder}: failed its gate and is not signed; parity.json has the reason"
@@ -41,7 +41,7 @@ def sign_bundle(folder: Path, private_key: Path, progress: Progress) -> Signatur
             f"{folder}: is not signed, since `llama-edge doctor` finds {len(findings)} fault(s); "
             f"the first is {findings[0].code}: {findings[0].message}"
         )
-    return sign_manifest(folder, key)
+    return sign_manifest(folder, bundle.source, key)
 
 
 def verify_bundle(folder: Path, public_key: Path) -> Diagnosis:
@@ -52,12 +52,7 @@ def verify_bundle(folder: Path, public_key: Path) -> Diagnosis:
     """
     key = load_public_key(public_key)
     examination = Examination(folder, "bundle", SilentProgress())
-    try:
-        bundle = parse_manifest(folder)
-    except ContractViolationError as error:
-        examination.add(error.finding)
-        return examination.diagnosis()
-    examination.check("signature", Trust(key=key).check(folder))
-    if examination.check("places of files", check_places(bundle)):
+    bundle = examination.bundle(Trust(key=key))
+    if bundle is not None and examination.check("places of files", check_places(bundle)):
         examination.check("files and hashes", (*check_listed(bundle), *check_unlisted(bundle)))
     return examination.diagnosis()

@@ -8,7 +8,8 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,16 +25,19 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from llama_edge.bundle.finding_codes import ContractFinding
-from llama_edge.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from llama_edge.bundle.finding_codes import ContractFinding, not_a_file
+from llama_edge.bundle.manifest import SIGNATURE_FILE
 from llama_edge.core.errors import ArtifactError, OutputError, UsageError
-from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import read_regular
 
 ALGORITHM: Final = "ed25519"
 _FORMAT_VERSION: Final = 1
 _SIGNATURE_BYTES: Final = 64
 #: A PEM key has some 120 bytes.
 _MAX_KEY_BYTES: Final = 1 << 16
+_MAX_SIGNATURE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +85,9 @@ def _for_owner_alone(path: str, flags: int) -> int:
 
 def _read_key(path: Path, kind: str) -> bytes:
     try:
-        if path.stat().st_size > _MAX_KEY_BYTES:
-            raise UsageError(f"{path}: larger than any {kind} key; give a PEM file of Ed25519")
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: the {kind} key cannot be read: {error.strerror}") from error
+        return read_regular(path, _MAX_KEY_BYTES, UsageError)
+    except UsageError as error:
+        raise UsageError(f"{error}; give a PEM file with a {kind} key of Ed25519") from error
 
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:
@@ -122,12 +124,15 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> Signature:
-    """Write `manifest.sig`; the same manifest and key give the same bytes (RFC 8032)."""
-    signature = Signature(
-        key_id=key_id(key.public_key()),
-        signature=key.sign((folder / MANIFEST_FILE).read_bytes()),
-    )
+def sign_manifest(folder: Path, manifest: bytes, key: Ed25519PrivateKey) -> Signature:
+    """Write `manifest.sig`; the same manifest and key give the same bytes (RFC 8032).
+
+    Args:
+        folder: The bundle.
+        manifest: The bytes of its `manifest.json`, as they were examined.
+        key: The publisher's.
+    """
+    signature = Signature(key_id=key_id(key.public_key()), signature=key.sign(manifest))
     write_json(
         folder / SIGNATURE_FILE,
         {
@@ -140,14 +145,14 @@ def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> Signature:
     return signature
 
 
-def read_signature(folder: Path) -> Signature:
+def _read_signature(folder: Path) -> Signature:
     """An untrusted `manifest.sig`.
 
     Raises:
         ArtifactError: It is absent, damaged or of another format.
     """
     path = folder / SIGNATURE_FILE
-    value = read_json_object(path)
+    value = read_json_object(path, limit=_MAX_SIGNATURE_BYTES, follow_links=False)
     form = value.get("algorithm"), value.get("format_version")
     if form != (ALGORITHM, _FORMAT_VERSION):
         raise ArtifactError(f"{path}: {form[0]!r} of version {form[1]!r} is not known here")
@@ -163,36 +168,50 @@ def read_signature(folder: Path) -> Signature:
     return Signature(key_id=found, signature=signature)
 
 
-def check_signature(folder: Path, key: Ed25519PublicKey | None) -> ContractFinding | None:
+def check_signature(
+    folder: Path, manifest: bytes, key: Ed25519PublicKey | None
+) -> ContractFinding | None:
     """The signature of `manifest.json`; None: it holds, or nobody asks for one and there is none.
 
     Args:
         folder: A bundle.
+        manifest: The bytes of its `manifest.json`, of which nothing has been parsed.
         key: The one that is trusted; None reads a signature without being able to verify it against
             anything.
     """
+    return _examine(folder, manifest, key)[0]
+
+
+def _examine(
+    folder: Path, manifest: bytes, key: Ed25519PublicKey | None
+) -> tuple[ContractFinding | None, Signature | None]:
+    """As `check_signature`, and the signature that was read."""
 
     def finding(kind: str, expected: str, found: str) -> ContractFinding:
         code = f"signature.{kind}"
         return ContractFinding(code=code, where=SIGNATURE_FILE, expected=expected, found=found)
 
     trusted = "a signature" if key is None else f"a signature with the key {key_id(key)}"
-    if not (folder / SIGNATURE_FILE).is_file():
-        return None if key is None else finding("missing", trusted, "no such file")
     try:
-        signature = read_signature(folder)
+        mode = (folder / SIGNATURE_FILE).lstat().st_mode
+    except FileNotFoundError:
+        return None if key is None else finding("missing", trusted, "no such file"), None
+    if not stat.S_ISREG(mode):
+        return not_a_file(SIGNATURE_FILE, mode), None
+    try:
+        signature = _read_signature(folder)
     except ArtifactError as error:
         found = str(error).removeprefix(f"{folder / SIGNATURE_FILE}: ")
-        return finding("unreadable", trusted, found)
+        return finding("unreadable", trusted, found), None
     if key is None:
-        return None
+        return None, signature
     if signature.key_id != key_id(key):
-        return finding("unknown_key", trusted, f"one with {signature.key_id}")
+        return finding("unknown_key", trusted, f"one with {signature.key_id}"), signature
     try:
-        key.verify(signature.signature, (folder / MANIFEST_FILE).read_bytes())
+        key.verify(signature.signature, manifest)
     except InvalidSignature:
-        return finding("invalid", trusted, "a signature of other bytes")
-    return None
+        return finding("invalid", trusted, "a signature of other bytes"), signature
+    return None, signature
 
 
 def _say_nothing(note: str) -> None:
@@ -208,16 +227,15 @@ class Trust:
     #: told in one sentence of a signature that nobody checks
     tell: Callable[[str], None] = _say_nothing
 
-    def check(self, folder: Path) -> Iterator[ContractFinding]:
+    def check(self, folder: Path, manifest: bytes) -> ContractFinding | None:
         """What is wrong with the signature of `manifest.json`; see `check_signature`."""
-        finding = check_signature(folder, self.key)
-        if finding is not None:
-            yield finding
-        elif self.key is None and (folder / SIGNATURE_FILE).is_file():
+        finding, signature = _examine(folder, manifest, self.key)
+        if finding is None and self.key is None and signature is not None:
             self.tell(
-                f"{folder}: is signed with the key {read_signature(folder).key_id}, and the "
-                "signature was not checked: give the publisher's key with --public-key"
+                f"{folder}: is signed with the key {signature.key_id}, and the signature was not "
+                "checked: give the publisher's key with --public-key"
             )
+        return finding
 
     def require_bundle(self, name: object) -> None:
         """Refuse a key for `name`, which is no bundle.

@@ -14,7 +14,7 @@ from llama_edge.bundle.contract import END_TOKENS_PLACE, check_end_tokens
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.files import read_json_object
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
 from llama_edge.text.end_tokens import end_tokens

@@ -14,7 +14,13 @@ from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity, report
 from llama_edge.cli.bench import bench
 from llama_edge.cli.bisect import bisect
-from llama_edge.cli.console import print_error, print_json
+from llama_edge.cli.console import (
+    print_error,
+    print_json,
+    print_usage_error,
+    replace_unencodable,
+    say,
+)
 from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
@@ -27,6 +33,8 @@ from llama_edge.cli.trust import doctor, keygen, sign, verify
 from llama_edge.core.errors import LlamaEdgeError
 
 INTERRUPTED: Final = 130
+#: The framework's own class, which it exports by its subclass only.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 BAD_USAGE: Final = 2
 
 app = typer.Typer(
@@ -69,7 +77,7 @@ app.command("recipes")(recipes)
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"llama-edge {__version__}")
+        say(f"llama-edge {__version__}")
         raise typer.Exit
 
 
@@ -108,6 +116,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the program and end the process with its exit code."""
+    replace_unencodable()
     _quiet_libraries()
     _modest_threads()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -118,21 +127,23 @@ def run_program(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error that a user can cause is told."""
     as_json = "--json" in arguments
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False) or 0
     except LlamaEdgeError as error:
         print_error(error, as_json=as_json)
         return error.exit_code
-    except SystemExit as end:  # how the framework ends, good or bad
-        code = end.code if isinstance(end.code, int) else 0
-        _explain(code, as_json=as_json)
-        return code
-    return 0
+    except _UsageError as error:
+        print_usage_error(error)
+        code = BAD_USAGE
+    except SystemExit as end:  # nobody reads stdout any more
+        return end.code if isinstance(end.code, int) else 0
+    _explain(code, as_json=as_json)
+    return int(code)
 
 
 def _explain(code: int, *, as_json: bool) -> None:
     """What the framework's own exits leave unsaid."""
     if code == INTERRUPTED:
-        typer.echo("interrupted; nothing was left behind", err=True)
+        say("interrupted; nothing was left behind", err=True)
     if as_json and code in (BAD_USAGE, INTERRUPTED):
         message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
         print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})

@@ -11,6 +11,7 @@ from llama_edge.cli.console import (
     print_json,
     print_table,
     progress_on_stderr,
+    say,
     trust_in,
 )
 from llama_edge.core.errors import MissingComponentError, UsageError
@@ -125,15 +126,15 @@ def _show(report: "BenchReport") -> None:
     )
     print_table("", header, [_cells(row) for row in report.rows])
     for runtime in dict.fromkeys(row.runtime for row in report.rows):
-        typer.echo(f"runtime: {runtime}")
+        say(f"runtime: {runtime}")
     threads = report.rows[0].threads
-    typer.echo(f"threads: {'as the runner chooses' if threads is None else threads}")
+    say(f"threads: {'as the runner chooses' if threads is None else threads}")
     for row in report.rows:
         if row.rss_before_load_mib is not None:
             before = f"{row.rss_before_load_mib:.0f} MiB"
-            typer.echo(f"RSS of {row.bundle}: {before} of it before the artifact was opened")
+            say(f"RSS of {row.bundle}: {before} of it before the artifact was opened")
     if report.memory_bandwidth_gb_per_s is not None:
-        typer.echo(
+        say(
             f"bandwidth: share of {report.memory_bandwidth_gb_per_s:.1f} GB/s, as these threads "
             "read memory before the runs"
         )

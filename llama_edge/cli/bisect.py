@@ -12,6 +12,7 @@ from llama_edge.cli.console import (
     print_json,
     print_table,
     progress_on_stderr,
+    say,
     trust_in,
 )
 
@@ -80,16 +81,16 @@ def _print(bundle: Path, place: Path, value: dict) -> None:  # type: ignore[type
     print_table("", header, rows)
     first = value["first"]
     if first is None:
-        typer.echo("nothing is wrong: every code is right, and every operator on its own input")
+        say("nothing is wrong: every code is right, and every operator on its own input")
     else:
-        typer.echo(f"first wrong: layer {first['layer']}, {first['operator']}: {first['message']}")
+        say(f"first wrong: layer {first['layer']}, {first['operator']}: {first['message']}")
         others = sum(len(value[kind]) for kind in ("weights", "constants", "graph")) - 1
         if others:
-            typer.echo(f"{others} more findings in {place / 'bisect.json'}")
+            say(f"{others} more findings in {place / 'bisect.json'}")
         script = place / "repro" / "repro.py"
         if script.is_file():
-            typer.echo(f"next: python {shlex.quote(str(script))}")
-    typer.echo(f"{bundle}: chart in {place / 'layers.png'}")
+            say(f"next: python {shlex.quote(str(script))}")
+    say(f"{bundle}: chart in {place / 'layers.png'}")
 
 
 def _decibels(value: float | None) -> str:

@@ -1,7 +1,12 @@
-"""What a person sees: progress on stderr, results on stdout, one JSON object where asked for."""
+"""What a person sees: progress on stderr, results on stdout, one JSON object where asked for.
+
+Nothing else writes to a terminal: here, strings of others lose what a terminal would act on.
+"""
 
 import contextlib
+import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +25,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from typer.rich_utils import rich_format_error
 
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
+from llama_edge.core.visible import visible, visible_answer
 
 if TYPE_CHECKING:
     from llama_edge.bundle.signing import Trust
@@ -47,21 +54,51 @@ PublicKeyOption = typer.Option(
 _LOG_WIDTH: Final = 132
 #: A stage that goes on tells a log this often what is left of it.
 _SAY_EVERY_S: Final = 20.0
+#: What JSON need not escape and a terminal acts on, or no encoding has.
+_NOT_SHOWN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff]")
+
+
+def replace_unencodable() -> None:
+    """A terminal without UTF-8 shows a question mark for what it cannot show, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def say(*lines: str, err: bool = False, label: str = "") -> None:
+    """Lines on stdout or stderr; each stays one line, and the first begins with a red `label`."""
+    # Not by typer.echo: it takes a terminal for ASCII for one that is set up wrongly, and writes
+    # UTF-8 to it.
+    stream = sys.stderr if err else sys.stdout
+    if label:
+        stream.write(typer.style(label, fg="red", bold=True) if stream.isatty() else label)
+    stream.writelines(f"{visible(line)}\n" for line in lines)
+    stream.flush()
+
+
+def say_answer(piece: str) -> None:
+    """A piece of a model's answer on stdout, at once."""
+    sys.stdout.write(visible_answer(piece))
+    sys.stdout.flush()
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON object on stdout, with escapes for what the terminal cannot show or would act on."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    text = json.dumps(value, indent=2, ensure_ascii=encoding != "utf8")
+    # Outside of its strings JSON has none of these.
+    sys.stdout.write(_NOT_SHOWN.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
+    sys.stdout.flush()
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; the first column is never wrapped."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=visible(title) or None, title_justify="left", header_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, no_wrap=index == 0, overflow="fold")
+        table.add_column(visible(name), no_wrap=index == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+        table.add_row(*map(visible, row))
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     console.print(table)
@@ -72,8 +109,7 @@ def print_next(*commands: str) -> None:
     program = sys.argv[0] if "bin/llama-edge" in sys.argv[0] else "llama-edge"
     with contextlib.suppress(ValueError):
         program = str(Path(program).relative_to(Path.cwd()))
-    for command in commands:
-        typer.echo(f"next: {program} {command}")
+    say(*(f"next: {program} {command}" for command in commands))
 
 
 def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:
@@ -82,8 +118,30 @@ def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:
     if as_json:
         description = {"class": name, "message": str(error), "exit_code": error.exit_code}
         print_json({"error": description})
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(str(error), err=True)
+    first, *others = str(error).split("\n")
+    say(first, *(f"  {line}" for line in others), err=True, label="error: ")
+
+
+def print_usage_error(error: Any) -> None:  # noqa: ANN401 (a class of the framework's own)
+    """What the framework says of a wrong command line, in which arguments are repeated."""
+    error.message = visible(error.message)
+    rich_format_error(error)
+
+
+def print_finding(code: str, *lines: str) -> None:
+    """A finding: its code, with the place after it, and lines below."""
+    say(*(f"  {line}" for line in lines), "", label=visible(code))
+
+
+#: Of a stage's bar.
+COLUMNS: Final = (
+    TextColumn("{task.description:<28}", markup=False),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left:", markup=False),
+    TimeRemainingColumn(),
+)
 
 
 class _Bars:
@@ -95,7 +153,7 @@ class _Bars:
 
     def start(self, stage: str, total: int) -> None:
         self.finish()
-        self._running = self._bars.add_task(stage, total=total)
+        self._running = self._bars.add_task(visible(stage), total=total)
 
     def advance(self, steps: int = 1) -> None:
         assert self._running is not None, "a stage advances after it has started"
@@ -143,15 +201,13 @@ class StageLines:
         self._spoke = now
         own = self._done - self._skipped
         left = (now - self._began) / own * (self._total - self._done)
-        typer.echo(
-            f"{self._stage}: {self._done} of {self._total}, about {left:.0f} s left", err=True
-        )
+        say(f"{self._stage}: {self._done} of {self._total}, about {left:.0f} s left", err=True)
 
     def skip(self, steps: int) -> None:
         """See `Progress`."""
         self._done += steps
         self._skipped += steps
-        typer.echo(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
+        say(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
 
     def warn(self, remark: str) -> None:
         """See `Progress`."""
@@ -160,7 +216,7 @@ class StageLines:
     def finish(self) -> None:
         """The last stage has ended."""
         if self._stage:
-            typer.echo(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
+            say(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
         self._stage = ""
 
 
@@ -173,27 +229,19 @@ def trust_in(public_key: Path | None) -> "Trust":
     from llama_edge.bundle.signing import Trust, load_public_key
 
     key = None if public_key is None else load_public_key(public_key)
-    return Trust(key=key, tell=lambda note: typer.echo(f"note: {note}", err=True))
+    return Trust(key=key, tell=lambda note: say(f"note: {note}", err=True))
 
 
 @contextlib.contextmanager
 def progress_on_stderr() -> Iterator[Progress]:
     """Bars on a terminal, plain lines elsewhere; the last stage counts as done on a good end."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     if not console.is_terminal:
         lines = StageLines()
         yield lines
         lines.finish()
         return
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=console) as rich_progress:
+    with RichProgress(*COLUMNS, console=console) as rich_progress:
         bars = _Bars(rich_progress)
         yield bars
         bars.finish()

@@ -11,6 +11,7 @@ from llama_edge.cli.console import (
     print_json,
     print_table,
     progress_on_stderr,
+    say,
     trust_in,
 )
 
@@ -52,8 +53,9 @@ def diff(
             rows += [("", _line(item.what, item.first, item.second)) for item in shown]
             if count > _SHOWN:
                 rows.append(("", f"and {count - _SHOWN} more: --json has them all"))
-        print_table(f"A: {report.first}\nB: {report.second}", ("content", "found"), rows)
-        typer.echo("equal" if report.equal else "different")
+        say(f"A: {report.first}", f"B: {report.second}")
+        print_table("", ("content", "found"), rows)
+        say("equal" if report.equal else "different")
     if not report.equal:
         raise typer.Exit(1)
 

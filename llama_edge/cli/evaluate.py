@@ -13,6 +13,7 @@ from llama_edge.cli.console import (
     print_json,
     print_table,
     progress_on_stderr,
+    say,
     trust_in,
 )
 from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, TaskScore
@@ -96,13 +97,13 @@ def _print_texts(report: EvalReport) -> None:
         names.append("second - first")
     rows = [row for results in zip(*columns, strict=True) for row in _rows(results)]
     print_table("", ("text", "windows", "", *names), rows)
-    typer.echo(
+    say(
         f"windows of {report.window} tokens; in brackets {CONFIDENCE:.0%} intervals over windows "
         f"(none below {MIN_WINDOWS} windows)"
     )
     for subject in report.subjects:
         if subject.runtime is not None and subject.against is None:
-            typer.echo(f"{subject.name}: no KL without its full-precision model (--against MODEL)")
+            say(f"{subject.name}: no KL without its full-precision model (--against MODEL)")
 
 
 def _print_tasks(report: EvalReport) -> None:

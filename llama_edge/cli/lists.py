@@ -3,9 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
-from llama_edge.cli.console import JsonOption, print_json, print_table
+from llama_edge.cli.console import JsonOption, print_json, print_table, say
 
 
 def models(as_json: Annotated[bool, JsonOption] = False) -> None:
@@ -62,7 +60,7 @@ def recipes(as_json: Annotated[bool, JsonOption] = False) -> None:
             rows.append((shown, recipe.summary, "", "", "not measured"))
     header = ("recipe", "what it does", "bits per weight", "CPU minutes", "KL")
     print_table("", header, rows)
-    typer.echo(
+    say(
         f"Measured on {measurements.model}, {measurements.machine}. KL: mean, in nats, to full "
         "precision, on prompts in eight languages; the eager reference ran."
     )

@@ -12,6 +12,7 @@ from llama_edge.cli.console import (
     PublicKeyOption,
     RuntimeOption,
     print_json,
+    say,
     trust_in,
 )
 
@@ -35,7 +36,7 @@ def push(
     if as_json:
         print_json(asdict(pushed))
         return
-    typer.echo(
+    say(
         f"{pushed.files} files, {pushed.size_bytes / 2**20:.1f} MiB, now in {pushed.place} on "
         f"{pushed.serial}"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_edge.backends import TARGETS
-from llama_edge.cli.console import JsonOption, print_json, print_next, print_table
+from llama_edge.cli.console import JsonOption, print_json, print_next, print_table, say
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.plan.devices import DEVICES
@@ -87,10 +87,9 @@ def plan(
     else:
         _print_sizes(found)
         _print_devices(found, recipe)
-        typer.echo(HONEST)
-        typer.echo(HOST)
+        say(HONEST, HOST)
         for name in too_small:
-            typer.secho(_refusal(found, name), fg="red", err=True)
+            say(_refusal(found, name), err=True, label="too small: ")
         _print_next(found)
     if too_small:
         raise typer.Exit(1)

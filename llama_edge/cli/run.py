@@ -1,6 +1,5 @@
 """`run`: one prompt, one streamed answer."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,8 @@ from llama_edge.cli.console import (
     PublicKeyOption,
     RuntimeOption,
     print_json,
+    say,
+    say_answer,
     trust_in,
 )
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
@@ -55,15 +56,14 @@ def run(
     )
     answer = Answer(bundle, request, trust_in(public_key))
     if answer.failed_gate:
-        typer.echo("warning: this bundle failed its gate; see its parity.json", err=True)
+        say("warning: this bundle failed its gate; see its parity.json", err=True)
     pieces = []
     for piece in answer:
         pieces.append(piece)
         if not as_json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            say_answer(piece)
     if not as_json:
-        typer.echo()
+        say("")
         return
     print_json(
         {

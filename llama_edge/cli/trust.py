@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_edge.cli.console import JsonOption, print_json, print_next, progress_on_stderr
+from llama_edge.cli.console import (
+    JsonOption,
+    print_finding,
+    print_json,
+    print_next,
+    progress_on_stderr,
+    say,
+)
 
 if TYPE_CHECKING:
     from llama_edge.bundle.examination import Diagnosis
@@ -46,17 +53,18 @@ def doctor(
 def print_diagnosis(diagnosis: "Diagnosis") -> None:
     """The findings one below the other, or that there are none."""
     for finding in diagnosis.findings:
-        typer.secho(finding.code, fg="red", bold=True, nl=False)
-        typer.echo(f"  {finding.where}")
-        typer.echo(f"  {finding.what}")
-        typer.echo(f"  expected  {finding.expected}")
-        typer.echo(f"  found     {finding.found}")
-        typer.echo(f"  remedy    {finding.remedy}\n")
-    for note in diagnosis.notes:
-        typer.echo(f"note: {note}")
+        print_finding(
+            finding.code,
+            finding.where,
+            finding.what,
+            f"expected  {finding.expected}",
+            f"found     {finding.found}",
+            f"remedy    {finding.remedy}",
+        )
+    say(*(f"note: {note}" for note in diagnosis.notes))
     count, checks = len(diagnosis.findings), len(diagnosis.checked)
     verdict = "nothing found" if diagnosis.passed else f"{count} found"
-    typer.echo(f"{diagnosis.path}: {diagnosis.kind}, {checks} checks, {verdict}")
+    say(f"{diagnosis.path}: {diagnosis.kind}, {checks} checks, {verdict}")
 
 
 def keygen(
@@ -72,7 +80,7 @@ def keygen(
     if as_json:
         print_json({"private_key": str(key), "public_key": str(public), "key_id": identity})
         return
-    typer.echo(f"private key {key}: keep it secret; public key {public}: ship it\nid {identity}")
+    say(f"private key {key}: keep it secret; public key {public}: ship it", f"id {identity}")
     print_next(f"sign BUNDLE --key {shlex.quote(str(key))}")
 
 
@@ -93,7 +101,7 @@ def sign(
     if as_json:
         print_json({"bundle": str(bundle), "key_id": signature.key_id})
         return
-    typer.echo(f"{bundle}: signed with the key {signature.key_id}")
+    say(f"{bundle}: signed with the key {signature.key_id}")
     print_next(f"verify {shlex.quote(str(bundle))} --public-key {shlex.quote(f'{key}.pub')}")
 
 

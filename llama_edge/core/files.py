@@ -1,8 +1,6 @@
-"""Writing: canonical JSON, hashes, and output that is whole or not there at all."""
+"""Writing: output that is whole or not there at all."""
 
 import errno
-import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -11,8 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llama_edge.core.errors import ArtifactError, LlamaEdgeError, OutputError
-from llama_edge.core.ownership import remove_tree, require_own, write_record
+from llama_edge.core.errors import OutputError
+from llama_edge.core.json_files import canonical_json
+from llama_edge.core.json_files import read_json_object as read_json_object
+from llama_edge.core.ownership import RECORD_FILE, record_of, remove_tree, require_own
 from llama_edge.core.unfinished import (
     MARKER,
     empty,
@@ -21,19 +21,11 @@ from llama_edge.core.unfinished import (
     unfinished_folder,
 )
 
-_CHUNK = 1 << 20
-#: The largest that we read, the index of a sharded checkpoint, has some 100 KB.
-_MAX_JSON_BYTES = 64 << 20
 #: In the folder of what is not finished: what becomes the output, and before its name, an old one
 #: on its way out.
 _OUTPUT = "output"
 _ASIDE = "old-"
 _ELSEWHERE = "choose another place with --out"
-
-
-def canonical_json(value: Any) -> str:  # noqa: ANN401
-    """JSON with sorted keys and two spaces: the same value gives the same bytes."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
@@ -55,40 +47,6 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read_json_object(
-    path: Path, error_class: type[LlamaEdgeError] = ArtifactError
-) -> dict[str, Any]:
-    """Read a JSON object from an untrusted file.
-
-    Raises:
-        LlamaEdgeError: An `error_class`: the file is absent, too large, not UTF-8 JSON, or not an
-            object.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise error_class(f"{path}: not readable as JSON: it is no regular file")
-        size = path.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise error_class(f"{path}: has {size} bytes; at most {_MAX_JSON_BYTES} are read")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise error_class(f"{path}: the file is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise error_class(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise error_class(f"{path}: holds a {type(value).__name__}; a JSON object is needed")
-    return value
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def require_free_space(folder: Path, size_bytes: int) -> None:
@@ -181,7 +139,7 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
         _require_replaceable(target, force=force)
         try:
             yield folder
-            write_record(folder)
+            _write_record(folder)
             replace_folder(folder, target)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -190,6 +148,12 @@ def output_folder(target: Path, *, force: bool) -> Iterator[Path]:
                     "place with --out"
                 ) from error
             raise
+
+
+def _write_record(folder: Path) -> None:
+    record = record_of(folder)
+    if record is not None:
+        write_json(folder / RECORD_FILE, record)
 
 
 def _place_of(target: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from llama_edge.core.errors import ConfigError
@@ -81,8 +81,9 @@ class ModelConfig:
     down_proj_rotation: tuple[int, int] | None = None
     #: the head multiplies its normed input by `lm_head_rotation.weight` before the table
     head_rotation: bool = False
-    #: token ids whose logits the head computes, in its rows' order; None: all of them
-    output_rows: tuple[int, ...] | None = None
+    #: token ids whose logits the head computes, in its rows' order; None: all of them. Many, and
+    #: a config is hashed wherever its network is looked up.
+    output_rows: tuple[int, ...] | None = field(default=None, hash=False)
     #: which network (`models.network.MODELS`)
     family: str = "llama"
 

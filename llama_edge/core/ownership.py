@@ -1,11 +1,10 @@
 """Which folders llama-edge wrote: nothing else is ever replaced or removed.
 
 An output folder is recognised by what is in it: a bundle's `manifest.json`, a quantized
-checkpoint's `quantization.json`, or, in any other output, the record that `write_record` left.
-Each of them accounts for every file of the folder; one file more, and the folder is the user's.
+checkpoint's `quantization.json`, or, in any other output, a record of its own. Each of them
+accounts for every file of the folder; one file more, and the folder is the user's.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,28 +14,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.core.errors import OutputError
+from llama_edge.core.json_files import MAX_INDEX_BYTES, read_json_object
+from llama_edge.core.regular import kind_of
+from llama_edge.core.walk import walk
 
-#: In an output folder that has no manifest of its own: what llama-edge wrote into it.
+#: What `record_of` says, in an output folder that has no manifest.
 RECORD_FILE: Final = ".llama-edge.json"
 _PRODUCT: Final = "llama-edge"
 _BUNDLE_FILE: Final = "manifest.json"
 _CHECKPOINT_FILE: Final = "quantization.json"
 #: A bundle's signature, which its manifest does not list.
 _SIGNATURE_FILE: Final = "manifest.sig"
-#: As many bytes as a manifest may have.
-_MAX_RECORD_BYTES: Final = 16 << 20
 _MOUNTS_FILE: Final = Path("/proc/self/mountinfo")
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
-def write_record(folder: Path) -> None:
-    """Note in `folder` what is there, unless a manifest or `quantization.json` tells it."""
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """What `RECORD_FILE` has to say of `folder`; None: a manifest or `quantization.json` does."""
     if (folder / _BUNDLE_FILE).is_file() or (folder / _CHECKPOINT_FILE).is_file():
-        return
-    names = sorted(_relative(folder, path) for path in _entries(folder) if not path.is_dir())
-    record = {"written_by": _PRODUCT, "files": names}
-    text = json.dumps(record, indent=2, ensure_ascii=True) + "\n"
-    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+        return None
+    names = sorted(entry.name for entry in walk(folder, OutputError) if not entry.is_folder)
+    return {"written_by": _PRODUCT, "files": names}
 
 
 def require_own(path: Path) -> None:
@@ -49,70 +47,37 @@ def require_own(path: Path) -> None:
     mode = path.lstat().st_mode
     if not stat.S_ISDIR(mode):
         raise OutputError(
-            f"{path}: is {_kind(mode)}, and only an empty folder, or one that llama-edge wrote, is "
-            "replaced; move it away, or name another --out"
+            f"{path}: is {kind_of(mode)}, and only an empty folder, or one that llama-edge wrote, "
+            "is replaced; move it away, or name another --out"
         )
     refuse_mounts(path)
-    with os.scandir(path) as entries:
-        if not any(entries):
-            return
+    entries = list(walk(path, OutputError))
     known = _known_files(path)
-    for entry in _entries(path):
-        if known is None or not _is_accounted(path, entry, known):
+    filled = {entry.name.rpartition("/")[0] for entry in entries}
+    for entry in entries:
+        names = filled if entry.is_folder else known if entry.is_file else ()
+        if entry.name not in names:
             raise OutputError(
-                f"{path}: holds {_relative(path, entry)}, which llama-edge did not write there, so "
-                "the folder is not replaced; move it away, or name another --out"
+                f"{path}: holds {entry.name}, which llama-edge did not write there, so the folder "
+                "is not replaced; move it away, or name another --out"
             )
 
 
-def _kind(mode: int) -> str:
-    kinds: Mapping[str, Callable[[int], bool]] = {
-        "a symbolic link": stat.S_ISLNK,
-        "a file": stat.S_ISREG,
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-    }
-    return next((name for name, holds in kinds.items() if holds(mode)), "a device")
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below `folder`, folders included; no link is followed."""
-    for root, folders, files in os.walk(folder):
-        for name in sorted(files) + sorted(folders):
-            yield Path(root, name)
-
-
-def _relative(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _is_accounted(folder: Path, entry: Path, known: frozenset[str]) -> bool:
-    """A regular file that is listed, or a folder on the way to one."""
-    name, mode = _relative(folder, entry), entry.lstat().st_mode
-    if stat.S_ISDIR(mode):
-        return any(listed.startswith(f"{name}/") for listed in known)
-    return stat.S_ISREG(mode) and name in known
-
-
-def _known_files(folder: Path) -> frozenset[str] | None:
-    """The files that llama-edge says it wrote; None: nothing here says so."""
+def _known_files(folder: Path) -> frozenset[str]:
+    """The files that llama-edge says it wrote."""
     for name, files_of in _RECORDS.items():
         record = _read_record(folder / name)
         files = None if record is None else files_of(record)
         if files is not None:
             return files | {name}
-    return None
+    return frozenset()
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_RECORD_BYTES:
-            return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path, OutputError, limit=MAX_INDEX_BYTES, follow_links=False)
+    except OutputError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _files_of_bundle(manifest: dict[str, Any]) -> frozenset[str] | None:
@@ -172,7 +137,8 @@ def _mounts(folder: Path) -> Iterator[Path]:
     try:
         lines = _MOUNTS_FILE.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:  # not Linux
-        yield from (path for path in (folder, *_entries(folder)) if os.path.ismount(path))
+        inner = (folder / entry.name for entry in walk(folder, OutputError))
+        yield from (path for path in (folder, *inner) if os.path.ismount(path))
         return
     for line in lines:
         place = _OCTAL_ESCAPE.sub(lambda found: chr(int(found[1], 8)), line.split(" ")[4])

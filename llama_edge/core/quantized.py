@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -50,7 +51,7 @@ class GivenCodes(QuantizedWeights, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MixedPrecision:
     """Where a recipe's `extra_bytes` went."""
 
@@ -59,6 +60,11 @@ class MixedPrecision:
     #: that these linears take more than with 4-bit codes, as the quantized checkpoint stores them
     spent_bytes: int
     budget_bytes: int
+
+    @cached_property
+    def int8_names(self) -> frozenset[str]:
+        """`int8_linears` to look names up in."""
+        return frozenset(self.int8_linears)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MixedPrecision:

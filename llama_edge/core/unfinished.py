@@ -21,16 +21,14 @@ from portalocker import LockFlags
 from portalocker.exceptions import AlreadyLocked
 
 from llama_edge.core.errors import OutputError
+from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.ownership import refuse_mounts, remove_tree
 from llama_edge.core.progress import Progress
+from llama_edge.core.regular import NO_LINK, NO_WAITING
 
 MARKER: Final = "llama-edge.lock"
 _MAX_MARKER_BYTES: Final = 4096
-#: No link is followed, and a named pipe does not wait for its other end.
-_NO_SURPRISE: Final = sum(
-    getattr(os, flag, 0)
-    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # not on Windows
-)
+_NO_SURPRISE: Final = NO_LINK | NO_WAITING
 
 
 @contextmanager
@@ -206,11 +204,10 @@ def _is_private(marker: int) -> bool:
 def _is_marker_of(folder: int, marker: int) -> bool:
     place = os.fstat(folder)
     try:
-        value = json.loads(os.pread(marker, _MAX_MARKER_BYTES, 0))
-    except (ValueError, RecursionError):
+        mark = parse_json_object(os.pread(marker, _MAX_MARKER_BYTES, 0), MARKER, OutputError)
+    except OutputError:
         return False
-    is_of_it = isinstance(value, dict) and value.get("inode") == place.st_ino
-    return is_of_it and place.st_uid == os.geteuid()
+    return mark.get("inode") == place.st_ino and place.st_uid == os.geteuid()
 
 
 def _foreign(path: Path) -> OutputError:

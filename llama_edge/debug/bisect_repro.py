@@ -14,6 +14,7 @@ from llama_edge.core.files import write_json
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized import QuantizedWeights
+from llama_edge.core.visible import visible
 from llama_edge.debug.bisect import (
     Bisection,
     ConstantFinding,
@@ -161,7 +162,7 @@ def _write_repro(found: Bisection, place: Place, compared: Comparison, folder: P
         "epsilon": config.rms_norm_eps,
         "head_dim": config.head_dim,
         "limit": min(ROW_LIMIT, compared.row_limit),
-        "message": message_of(first),
+        "message": visible(message_of(first)),
     }
     write_json(folder / "operator.json", about)
     script = importlib.util.find_spec(_SCRIPT)

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from llama_edge.backends import get_exporter
-from llama_edge.bundle.folder import is_bundle, open_bundle
+from llama_edge.bundle.folder import Bundle, is_bundle, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
+from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import BUILTIN_MODELS, load_checkpoint
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, TextError, UsageError
 from llama_edge.core.progress import Progress
+from llama_edge.core.regular import MAX_TEXT_BYTES, plain_newlines, read_regular_text
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.evaluate.intervals import TaskScore
@@ -37,13 +38,9 @@ from llama_edge.evaluate.windows import (
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.runtimes import choose_runtime
-from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
-
-#: A text is tokenized whole; this much makes some 20 million tokens.
-MAX_TEXT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,8 @@ class Subject:
     """A bundle or a full-precision model that was found, before anything runs."""
 
     name: str
-    #: None for a full-precision model; so is `runtime`
+    #: None for a full-precision model; so are `artifact` and `runtime`
+    bundle: Bundle | None
     artifact: Artifact | None
     runtime: str | None
     text: TextAssets
@@ -123,8 +121,10 @@ def _without_ipv6() -> Iterator[None]:
 
 def _session(subject: Subject) -> Session:
     """A bundle's own runtime; the whole of a full-precision model in memory."""
-    if subject.artifact is not None and subject.runtime is not None:
-        return ChildRuntime(subject.runtime).open(subject.artifact)
+    if subject.bundle is not None:
+        assert subject.artifact is not None
+        assert subject.runtime is not None
+        return open_session(subject.bundle, subject.artifact, subject.runtime)
     assert subject.full is not None, "a subject is a bundle or a model"
     config = subject.full.config
     source = CachedSource(FullPrecisionSource(config, subject.full.weights))
@@ -179,17 +179,7 @@ def read_text(path: Path) -> str:
     Raises:
         TextError: It is missing, too large or not UTF-8.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise TextError(f"{path}: has {size} bytes; at most {MAX_TEXT_BYTES} are read: cut it")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert it to UTF-8"
-        ) from error
+    return plain_newlines(read_regular_text(path, MAX_TEXT_BYTES, TextError))
 
 
 def open_subject(
@@ -208,6 +198,7 @@ def open_subject(
         checkpoint = load_checkpoint(name)
         return Subject(
             name=name,
+            bundle=None,
             artifact=None,
             runtime=None,
             text=checkpoint.text,
@@ -215,16 +206,17 @@ def open_subject(
             vocab_size=checkpoint.config.vocab_size,
             full=checkpoint,
         )
-    manifest = open_bundle(root, trust).manifest
-    artifact = get_exporter(manifest.backend).open(root).artifact
+    bundle = open_bundle(root, trust)
+    artifact = get_exporter(bundle.manifest.backend).open(root).artifact
     return Subject(
         name=name,
+        bundle=bundle,
         artifact=artifact,
         runtime=choose_runtime(artifact.backend, runtime),
         text=read_text_assets(root),
         max_context=artifact.max_context,
         vocab_size=artifact.config.vocab_size,
-        full=load_full_precision(manifest, against),
+        full=load_full_precision(bundle.manifest, against),
     )
 
 

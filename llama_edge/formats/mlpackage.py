@@ -6,7 +6,6 @@ Numbers of fewer than 8 bits are packed without gaps, lowest bit first.
 """
 
 import math
-import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.files import read_json_object
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import map_regular, read_regular
 from llama_edge.formats.mil_messages import MIL_pb2, Model_pb2
 
 #: Any class of `Model_pb2` or `MIL_pb2`; protobuf generates them without types.
@@ -27,6 +27,8 @@ _MODEL_PATH: Final = "@model_path"
 _BLOB_SENTINEL: Final = 0xDEADBEEF
 _BLOB_METADATA: Final = struct.Struct("<IIQQ")
 _BLOB_METADATA_BYTES: Final = 64
+#: Of a program; its weights are in a file of their own.
+MAX_SPEC_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,8 @@ class MLPackage:
         self._weights: dict[str, memoryview] = {}
         self.spec = Model_pb2.Model()
         try:
-            self.spec.ParseFromString(model.read_bytes())
-        except (OSError, DecodeError) as error:
+            self.spec.ParseFromString(read_regular(model, MAX_SPEC_BYTES))
+        except DecodeError as error:
             raise ArtifactError(f"{model}: cannot be read as a Core ML model: {error}") from error
         if self.spec.WhichOneof("Type") != "mlProgram":
             raise ArtifactError(
@@ -295,12 +297,7 @@ class MLPackage:
                     f"{self.path}: weights in {name!r}; a path below {_MODEL_PATH} is needed"
                 )
             path = self._inside(self._model_folder, relative)
-            try:
-                with path.open("rb") as stream:
-                    mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ArtifactError(f"{path}: cannot be read: {error}") from error
-            self._weights[name] = memoryview(mapped)
+            self._weights[name] = map_regular(path)
         return self._weights[name]
 
     def _blob(self, place: Message, element: ElementType, count: int, where: str) -> memoryview:

@@ -4,7 +4,6 @@ Source: `exir/_serialize/_program.py` and `schema/extended_header.cpp` in ExecuT
 writer builds the whole file in memory; here a segment's bytes are made when its turn comes.
 """
 
-import mmap
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from executorch.exir._serialize._flatbuffer_program import (
 )
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.regular import map_regular
 
 SEGMENT_ALIGNMENT: Final = 128
 _HEADER_MAGIC: Final = b"eh00"
@@ -105,12 +105,7 @@ class PteFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path}: cannot be read: {error}") from error
-        view = memoryview(self._map)
+        view = map_regular(path)
         program_size, self._base = self._read_header(view)
         try:
             self.program: schema.Program = _flatbuffer_to_program(bytes(view[:program_size]))

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
-from llama_edge.core.files import canonical_json, read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import canonical_json, read_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
 from llama_edge.core.quantized import (
@@ -83,7 +84,7 @@ class Layout:
         return self.recipe.group_size
 
     def _is_int8(self, name: str) -> bool:
-        return self.mixed is not None and name in self.mixed.int8_linears
+        return self.mixed is not None and name in self.mixed.int8_names
 
     def matrix_tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Safetensors dtype and shape of a matrix's codes and scales."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llama_edge.backends import get_exporter
-from llama_edge.bundle.folder import compare_tensors, list_tensors, open_bundle
+from llama_edge.bundle.folder import Bundle, compare_tensors, list_tensors, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.artifact import KVCacheDtype
@@ -26,16 +26,20 @@ def check_bundle(
         CheckpointError: `against` is not a model of this shape.
     """
     try:
-        manifest = open_bundle(folder, trust).manifest
+        bundle = open_bundle(folder, trust)
+        outcome = _run(bundle, against, progress)
+        bundle.require_unchanged()
     except CheckFailedError as error:
         return GateOutcome.failed(error)
+    return outcome
+
+
+def _run(bundle: Bundle, against: str | None, progress: Progress) -> GateOutcome:
+    folder, manifest = bundle.root, bundle.manifest
     exporter = get_exporter(manifest.backend)
     written = exporter.open(folder)
     weights = written.weights()
-    try:
-        compare_tensors(manifest.tensors, list_tensors(weights, progress))
-    except CheckFailedError as error:
-        return GateOutcome.failed(error)
+    compare_tensors(manifest.tensors, list_tensors(weights, progress))
     subject = GateSubject(
         artifact=written.artifact,
         config=manifest.model.config,

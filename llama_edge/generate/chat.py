@@ -8,11 +8,11 @@ from typing import Self
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
+from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
-from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.dialog import Message, trim_dialog
 from llama_edge.text.generate import Generation, SamplingConfig, StopReason
 from llama_edge.text.text_assets import read_text_assets
@@ -66,7 +66,7 @@ class Chat:
             self._messages.append({"role": "system", "content": system})
         #: the tokens whose keys and values are in the cache
         self._held: list[int] = []
-        self._session = ChildRuntime(choose_runtime(artifact.backend, runtime)).open(artifact)
+        self._session = open_session(bundle, artifact, choose_runtime(artifact.backend, runtime))
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
         #: tokens that the last turn had to read

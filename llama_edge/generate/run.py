@@ -7,10 +7,10 @@ from pathlib import Path
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import Verdict
+from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
 from llama_edge.runtimes import choose_runtime
-from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.generate import (
     DEFAULT_MAX_NEW_TOKENS,
     GREEDY,
@@ -55,9 +55,9 @@ class Answer:
             TokenizerError: No chat template, and `raw` is off.
             UsageError: The runtime is another backend's.
         """
-        bundle = open_bundle(folder, trust)
-        exporter = get_exporter(bundle.manifest.backend)
-        self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
+        self._bundle = open_bundle(folder, trust)
+        exporter = get_exporter(self._bundle.manifest.backend)
+        self.failed_gate = self._bundle.manifest.verdict is Verdict.FAILED
         self._request = request
         self._artifact = exporter.open(folder).artifact
         self._runtime = choose_runtime(self._artifact.backend, request.runtime)
@@ -76,11 +76,12 @@ class Answer:
         """Run the model in a child process.
 
         Raises:
+            CheckFailedError: A file was changed after it had been checked.
             SessionError: The prompt does not fit the context.
             RuntimeCrashError: The runtime died or hung.
         """
         stream = TokenStream(self._tokenizer)
-        with ChildRuntime(self._runtime).open(self._artifact) as session:
+        with open_session(self._bundle, self._artifact, self._runtime) as session:
             generation = Generation(
                 session,
                 self._prompt,

@@ -17,11 +17,12 @@ from typing import Any, Final, Protocol, Self, TextIO
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
+from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import LlamaEdgeError, UsageError
+from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
-from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.generate import Generation, SamplingConfig
 
 #: A line of a whole context of token ids has under one MiB.
@@ -51,13 +52,13 @@ class BundleModel:
                 signature is not the one that `trust` demands.
             UsageError: The runtime is another backend's.
         """
-        bundle = open_bundle(folder, trust)
-        self._artifact = get_exporter(bundle.manifest.backend).open(folder).artifact
+        self._bundle = open_bundle(folder, trust)
+        self._artifact = get_exporter(self._bundle.manifest.backend).open(folder).artifact
         self._runtime = choose_runtime(self._artifact.backend, runtime)
 
     def open(self) -> Session:
         """See `OpensSession`."""
-        return ChildRuntime(self._runtime).open(self._artifact)
+        return open_session(self._bundle, self._artifact, self._runtime)
 
 
 class _Requests:
@@ -92,10 +93,9 @@ class _Requests:
 
 def _parse(line: str) -> dict[str, Any] | UsageError:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return UsageError(f"the request {line[:60]!r} is not JSON: {error}")
-    return value if isinstance(value, dict) else UsageError("a request is a JSON object")
+        return parse_json_object(line, f"the request {line[:60]!r}", UsageError)
+    except UsageError as error:
+        return error
 
 
 def serve(model: OpensSession, requests: TextIO, replies: TextIO) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.bundle.app_check import AppTarget, check_for_app
-from llama_edge.bundle.folder import read_manifest
+from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import CheckFailedError, UsageError
@@ -43,7 +43,7 @@ def push_bundle(
 
     Raises:
         CheckFailedError: The app would refuse the bundle, its signature is not the one that `trust`
-            demands, or a copy has another size.
+            demands, a file was changed meanwhile, or a copy has another size.
         MissingComponentError: adb is not installed, or no phone is connected.
         OutputError: adb could not copy.
         UsageError: More than one phone is connected and none was named, or the name is no folder's.
@@ -61,7 +61,8 @@ def push_bundle(
         )
     adb = Adb(serial)
     target = f"{place.rstrip('/')}/{name}"
-    files = [entry.path for entry in read_manifest(folder, trust).manifest.files]
+    bundle = open_bundle(folder, trust)
+    files = [entry.path for entry in bundle.manifest.files]
     if (folder / SIGNATURE_FILE).is_file():
         files.append(SIGNATURE_FILE)
     adb.shell(["rm", "-rf", target], "remove the old copy")
@@ -71,6 +72,11 @@ def push_bundle(
     for path in [*files, MANIFEST_FILE]:
         adb.push(folder / path, f"{target}/{path}", f"copy {path}")
         size_bytes += _check_size(adb, folder / path, f"{target}/{path}")
+    try:
+        bundle.require_unchanged()
+    except CheckFailedError:
+        adb.shell(["rm", "-rf", target], "remove the copy")
+        raise
     return Pushed(serial=adb.serial, place=target, files=len(files) + 1, size_bytes=size_bytes)
 
 

@@ -116,7 +116,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         bundle = _write(moved, request, outcome, warnings)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
-    return Bundle(root=out, manifest=bundle.manifest)
+    return Bundle(root=out, manifest=bundle.manifest, source=bundle.source)
 
 
 def _check_text(

@@ -25,7 +25,8 @@ import llama_edge.quantize
 import llama_edge.text
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import OutputError, UsageError
-from llama_edge.core.files import canonical_json, output_folder
+from llama_edge.core.files import output_folder
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe, Rounding

@@ -17,9 +17,10 @@ import llama_edge.text
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.describe import library_versions
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.files import canonical_json, file_sha256
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Recipe
+from llama_edge.core.regular import file_sha256
 from llama_edge.core.unfinished import empty
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE
 

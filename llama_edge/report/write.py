@@ -1,5 +1,6 @@
 """Putting `report.html` into a bundle, and making it again."""
 
+import hashlib
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import FileEntry, Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import ArtifactError, OutputError
-from llama_edge.core.files import file_sha256, read_json_object, write_text
+from llama_edge.core.files import write_text
+from llama_edge.core.json_files import parse_json_object
+from llama_edge.core.regular import file_sha256, read_regular
 from llama_edge.report.page import GENERATOR, render_page
 
 REPORT_FILE: Final = "report.html"
@@ -90,11 +93,12 @@ def _require_own(out: Path, folder: Path) -> None:
 def _read_parity(folder: Path, manifest: Manifest) -> dict[str, Any]:
     path = folder / PARITY_FILE
     entry = next((file for file in manifest.files if file.path == PARITY_FILE), None)
-    if entry is None or not path.is_file():
+    if entry is None:
         raise ArtifactError(f"{path}: is missing; run `llama-edge export` again")
-    if path.stat().st_size > MAX_MANIFEST_BYTES or file_sha256(path) != entry.sha256:
+    data = read_regular(path, MAX_MANIFEST_BYTES, follow_links=False)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise ArtifactError(
             f"{path}: is not the file that the manifest lists; the page would tell of another "
             "bundle: copy or export it again"
         )
-    return read_json_object(path)
+    return parse_json_object(data, str(path))

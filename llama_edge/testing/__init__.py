@@ -24,11 +24,13 @@ def assert_contract(bundle: Path, *, public_key: Path | None = None) -> "Diagnos
     # Imported here: the plugin is loaded in every test run of the environment.
     from llama_edge.bundle.doctor import diagnose
     from llama_edge.core.progress import SilentProgress
+    from llama_edge.core.visible import visible
 
     diagnosis = diagnose(bundle, public_key, SilentProgress())
     if not diagnosis.passed:
         lines = [f"{finding.code}: {finding.message}" for finding in diagnosis.findings]
-        raise AssertionError("\n".join([f"{bundle}: the contract is broken", *lines]))
+        lines.insert(0, f"{bundle}: the contract is broken")
+        raise AssertionError("\n".join(map(visible, lines)))
     return diagnosis
 
 
@@ -48,10 +50,11 @@ def assert_parity(
     """
     from llama_edge.bundle.signing import Trust, load_public_key
     from llama_edge.core.progress import SilentProgress
+    from llama_edge.core.visible import visible
     from llama_edge.gate.check_bundle import check_bundle
 
     key = None if public_key is None else load_public_key(public_key)
     outcome = check_bundle(bundle, against, SilentProgress(), Trust(key=key))
     if not outcome.passed:
-        raise AssertionError(f"{bundle}: {outcome.reason}")
+        raise AssertionError(visible(f"{bundle}: {outcome.reason}"))
     return outcome

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.files import canonical_json
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.dialog_form import missing_message
 from llama_edge.text.tokenizer import Tokenizer

@@ -3,13 +3,16 @@
 Also of a bundle, whose text files have the same form.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import read_regular_text
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog_form import DialogForm, dialog_form
@@ -30,6 +33,8 @@ CHAT_TEMPLATES_FOLDER: Final = "additional_chat_templates"
 #: Llama 3's own tokenizer.json has 17 MB.
 MAX_TOKENIZER_BYTES: Final = 128 << 20
 _MAX_TEMPLATE_BYTES: Final = 1 << 20
+#: tokenizer_config.json of Gemma 3, which lists 6,000 tokens one by one, has 1.2 MB.
+MAX_TOKEN_FILE_BYTES: Final = 16 << 20
 #: More embedding rows without a token than this are worth a remark.
 _USUAL_PADDING_ROWS: Final = 1024
 
@@ -190,28 +195,19 @@ def read_tokenizer_json(folder: Path) -> str:
     Raises:
         TokenizerError: It is absent, too large or no text.
     """
-    return _read_text(folder / TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
-
-
-def _read_text(path: Path, limit: int) -> str:
-    if path.exists() and not path.is_file():
-        raise TokenizerError(f"{path}: is no regular file, and is not read")
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise TokenizerError(f"{path}: has {size} bytes; at most {limit} are read")
-        return path.read_bytes().decode()
-    except FileNotFoundError as error:
+    path = folder / TOKENIZER_FILE
+    if not os.path.lexists(path):
         raise TokenizerError(
             f"{path}: the file is missing; a tokenizer in another form (tokenizer.model) must be "
             "saved as tokenizer.json first, or give the Meta folder or GGUF file itself"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        )
+    return read_regular_text(path, MAX_TOKENIZER_BYTES, TokenizerError)
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, TokenizerError) if path.exists() else {}
+    if not os.path.lexists(path):
+        return {}
+    return read_json_object(path, TokenizerError, limit=MAX_TOKEN_FILE_BYTES)
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -257,10 +253,10 @@ def _template_files(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(more.iterdir()) if more.is_dir() else ():
         if path.suffix == ".jinja":
-            found[path.stem] = _read_text(path, _MAX_TEMPLATE_BYTES)
+            found[path.stem] = read_regular_text(path, _MAX_TEMPLATE_BYTES, TokenizerError)
     default = folder / CHAT_TEMPLATE_FILE
-    if default.exists():
-        found["default"] = _read_text(default, _MAX_TEMPLATE_BYTES)
+    if os.path.lexists(default):
+        found["default"] = read_regular_text(default, _MAX_TEMPLATE_BYTES, TokenizerError)
     return found
 
 

@@ -78,7 +78,7 @@ def test_a_newer_bundle_is_refused(bundle: Bundle) -> None:
 
 def test_a_manifest_that_is_no_json_is_refused(bundle: Bundle) -> None:
     (bundle.root / MANIFEST_FILE).write_bytes(b"\xff{")
-    with pytest.raises(ArtifactError, match=r"is not a JSON object.*not readable as JSON"):
+    with pytest.raises(ArtifactError, match=r"is not a JSON object.*is not UTF-8 text"):
         open_bundle(bundle.root)
 
 

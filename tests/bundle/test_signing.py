@@ -30,7 +30,8 @@ SIGNATURE = (
 @pytest.fixture
 def signed(tmp_path: Path) -> Path:
     (tmp_path / "manifest.json").write_bytes(b"\x72")
-    sign_manifest(tmp_path, Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SECRET)))
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SECRET))
+    sign_manifest(tmp_path, b"\x72", key)
     return tmp_path
 
 
@@ -40,7 +41,7 @@ def key() -> Ed25519PublicKey:
 
 
 def found(folder: Path, key: Ed25519PublicKey | None) -> str | None:
-    finding = check_signature(folder, key)
+    finding = check_signature(folder, (folder / "manifest.json").read_bytes(), key)
     assert finding is None or finding.where == "manifest.sig"
     return None if finding is None else finding.code
 
@@ -117,7 +118,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
         load_public_key(tmp_path / "key")
     with pytest.raises(UsageError, match="not an unencrypted PEM private key"):
         load_private_key(tmp_path / "key.pub")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="the file is missing"):
         load_public_key(tmp_path / "nowhere")
     rsa = generate_private_key(public_exponent=65537, key_size=2048)
     (tmp_path / "rsa").write_bytes(

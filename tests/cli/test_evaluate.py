@@ -89,7 +89,7 @@ def test_tasks_need_lm_eval(program: Program, monkeypatch: pytest.MonkeyPatch) -
         (["eval", "smollm2-135m"], 2, "--text or --tasks"),
         (["eval", "smollm2-135m", "--tasks", "nowhere.yaml"], 3, "nowhere.yaml: not a task"),
         (["eval", "nowhere/at-all.gguf", "--text", "RAIN"], 3, "nowhere/at-all.gguf"),
-        (["eval", "smollm2-135m", "--text", "nowhere.txt"], 3, "nowhere.txt: cannot be read"),
+        (["eval", "smollm2-135m", "--text", "nowhere.txt"], 3, "nowhere.txt: the file is missing"),
         (["eval", "smollm2-135m", "--text", "RAIN", "--window", "8000"], 3, "smaller --window"),
         (["eval", "smollm2-135m", "--text", "RAIN", "--window", "9000"], 2, "holds 8192 tokens"),
         (["eval", "smollm2-135m", "--text", "RAIN", "--max-windows", "0"], 2, "max_windows is 0"),

@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import os
 import shutil
 import signal
@@ -10,15 +9,11 @@ from typing import NamedTuple, NoReturn
 
 import pytest
 
-from llama_edge.core.errors import ArtifactError, CheckpointError, OutputError
+from llama_edge.core.errors import OutputError
 from llama_edge.core.files import (
-    canonical_json,
-    file_sha256,
     output_folder,
-    read_json_object,
     require_free_space,
     require_place,
-    write_json,
     write_text,
 )
 from llama_edge.core.ownership import RECORD_FILE
@@ -41,52 +36,6 @@ def names(folder: Path) -> list[str]:
 def fill(target: Path, text: str, *, force: bool = False) -> None:
     with output_folder(target, force=force) as folder:
         (folder / "file").write_text(text)
-
-
-def test_canonical_json_does_not_depend_on_the_order() -> None:
-    assert canonical_json({"b": 1, "a": ["é"]}) == '{\n  "a": [\n    "é"\n  ],\n  "b": 1\n}\n'
-    with pytest.raises(ValueError, match="Out of range float"):
-        canonical_json(float("nan"))
-
-
-def test_json_comes_back(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"text": "日本語", "number": 1.5})
-    assert read_json_object(tmp_path / "a.json") == {"text": "日本語", "number": 1.5}
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (b"{", "not readable as JSON"),
-        (b"\xff\xfe{}", "not readable as JSON"),
-        (b"[1]", "holds a list"),
-        (b"[" * 100_000, "not readable as JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not readable as JSON"),
-    ],
-)
-def test_damaged_json_is_refused(tmp_path: Path, damage: bytes, message: str) -> None:
-    path = tmp_path / "a.json"
-    path.write_bytes(damage)
-    with pytest.raises(ArtifactError, match=message):
-        read_json_object(path)
-
-
-def test_json_that_is_absent_a_folder_or_too_large_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="the file is missing"):
-        read_json_object(tmp_path / "none.json")
-    with pytest.raises(CheckpointError, match="not readable"):
-        read_json_object(tmp_path, CheckpointError)
-    large = tmp_path / "large.json"
-    large.touch()
-    os.truncate(large, 2**40)  # sparse: reading it would fill the memory
-    with pytest.raises(ArtifactError, match="has 1099511627776 bytes; at most 67108864"):
-        read_json_object(large)
-
-
-def test_hash_of_a_file_longer_than_a_piece(tmp_path: Path) -> None:
-    data = os.urandom(3 * 2**20 + 17)
-    (tmp_path / "a").write_bytes(data)
-    assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
 def test_output_appears_whole(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import Bundle, read_manifest, write_manifest
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.regular import file_sha256
 from llama_edge.debug.bisect import Bisection, Place, bisect, first_place
 from llama_edge.debug.bisect_repro import bisection_json, write_bisection
 from llama_edge.debug.bisect_weights import WeightFinding

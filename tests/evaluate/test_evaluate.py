@@ -8,7 +8,8 @@ import pytest
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import CheckFailedError, TextError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.evaluate.evaluate import MAX_TEXT_BYTES, evaluate
+from llama_edge.core.regular import MAX_TEXT_BYTES
+from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalReport, EvalRequest
 from tests.gate.test_check_bundle import rehash
 
@@ -109,7 +110,7 @@ def test_the_same_numbers_twice(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read: No such file"),
+        (None, "the file is missing"),
         (b"caf\xe9 " * 400, "not UTF-8 text: invalid continuation byte at byte 3"),
         (b"short", "tokens, and one window takes 64"),
         (b"", "0 tokens, and one window takes 64"),
@@ -126,7 +127,7 @@ def test_text_that_cannot_be_used_is_named(
 
 
 def test_a_folder_and_a_huge_file_are_no_text(debug_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TextError, match="Is a directory"):
+    with pytest.raises(TextError, match="is a folder; a regular file is needed"):
         measure((tmp_path,), debug_folder)
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(MAX_TEXT_BYTES + 1)

@@ -14,7 +14,8 @@ from executorch.exir import schema
 from llama_edge.backends.coreml.package import CODED, mil_name
 from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.bundle.folder import list_files
-from llama_edge.core.files import canonical_json
+from llama_edge.bundle.signing import load_private_key, sign_manifest
+from llama_edge.core.json_files import canonical_json
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.text.contract import build_text_contract
@@ -50,6 +51,11 @@ def rehash(folder: Path) -> None:
         manifest["files"] = [dataclasses.asdict(entry) for entry in list_files(folder, first)]
 
     edit_manifest(folder, change)
+
+
+def sign(folder: Path, key: Path) -> None:
+    """As the holder of the key would, whatever `doctor` says."""
+    sign_manifest(folder, (folder / "manifest.json").read_bytes(), load_private_key(key))
 
 
 def rewrite_text(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.errors import CheckFailedError, SessionError
-from llama_edge.core.files import canonical_json
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.gate.end_to_end import EndToEnd, artifact_logits, measure_end_to_end

@@ -84,8 +84,8 @@ def test_each_generation_begins_anew() -> None:
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        ("not json", "not JSON"),
-        ("[1]", "a request is a JSON object"),
+        ("not json", "not readable as JSON"),
+        ("[1]", "a JSON object is needed"),
         ({"op": "fly"}, "op is 'fly'"),
         (generate(tokens="abc"), "a list of token ids"),
         (generate(tokens=[True]), "a list of token ids"),

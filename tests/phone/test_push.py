@@ -7,18 +7,18 @@ from typing import Final
 
 import pytest
 
-from llama_edge.bundle.signing import load_private_key, new_key, sign_manifest
+from llama_edge.bundle.signing import new_key
 from llama_edge.core.errors import (
     CheckFailedError,
     MissingComponentError,
     OutputError,
     UsageError,
 )
-from llama_edge.core.files import file_sha256
+from llama_edge.core.regular import file_sha256
 from llama_edge.phone.push import DEFAULT_PLACE, push_bundle
 from tests.app_fixtures.files import FIXTURES
 from tests.cli.conftest import Program, program
-from tests.faults.forging import edit_manifest
+from tests.faults.forging import edit_manifest, sign
 
 __all__ = ["program"]
 
@@ -124,7 +124,7 @@ def test_the_signature_is_checked_and_goes_along(
 ) -> None:
     public = new_key(tmp_path / "key")
     assert program("push", bundle, "--public-key", public).code == 1, "not signed yet"
-    sign_manifest(bundle, load_private_key(tmp_path / "key"))
+    sign(bundle, tmp_path / "key")
     result = program("push", bundle, "--public-key", public)
     assert (result.code, "note:" in result.err) == (0, False)
     assert (phone / DEFAULT_PLACE[1:] / "my-bundle/manifest.sig").is_file()

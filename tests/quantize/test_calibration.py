@@ -75,6 +75,6 @@ def test_text_shorter_than_a_group_is_refused(debug_checkpoint: Checkpoint, tmp_
 
 def test_a_file_that_is_no_text(debug_checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
-    for name in ("a.bin", "absent.txt"):
-        with pytest.raises(QuantizeError, match="not readable as UTF-8"):
+    for name, why in (("a.bin", "is saved as UTF-16"), ("absent.txt", "the file is missing")):
+        with pytest.raises(QuantizeError, match=f"{name}: {why}"):
             read_calibration(debug_checkpoint, [tmp_path / name])

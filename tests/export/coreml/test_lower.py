@@ -15,10 +15,10 @@ from llama_edge.backends.coreml.exporter import CoreMLExporter
 from llama_edge.bundle.folder import compare_tensors, list_tensors
 from llama_edge.core.artifact import ActivationQuantization, Artifact
 from llama_edge.core.errors import CheckFailedError, ExportError
-from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.regular import file_sha256
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.models.value_names import attention_value, hidden_value
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD

@@ -15,10 +15,10 @@ from llama_edge.backends.onnx.exporter import OnnxExporter
 from llama_edge.core.artifact import ActivationQuantization, Artifact
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ExportError
-from llama_edge.core.files import file_sha256
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint, QuantizedWeights
+from llama_edge.core.regular import file_sha256
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
