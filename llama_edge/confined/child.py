@@ -69,12 +69,13 @@ def _serve(
     requests, replies = _own_pipes()
     answer: Callable[[dict[str, Any]], Any] = importlib.import_module(module).answer
     _tell[:] = [lambda event: _send(replies, event)]
-    _limit(memory_bytes)
-    deny_files(
-        read=(*_program_folders(), *map(Path, readable)),
-        write=None if scratch is None else Path(scratch),
+    confine(
+        memory_bytes=memory_bytes,
+        file_bytes=_MAX_FILE_BYTES,
+        readable=tuple(map(Path, readable)),
+        writable=None if scratch is None else Path(scratch),
+        children=children,
     )
-    deny_system_calls(children=children)
     _send(replies, {"answer": None})
     while header := requests.read(LENGTH_BYTES):
         request = json.loads(requests.read(int.from_bytes(header, "little")))
@@ -102,8 +103,30 @@ def _send(replies: BinaryIO, reply: dict[str, Any]) -> None:
     replies.flush()
 
 
-def _limit(memory_bytes: int) -> None:
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: _MAX_FILE_BYTES}
+def confine(
+    *,
+    memory_bytes: int,
+    file_bytes: int,
+    readable: Sequence[Path],
+    writable: Path | None = None,
+    children: bool = False,
+) -> None:
+    """Give up, for good, what this process does not need from now on.
+
+    Args:
+        memory_bytes: What it may take in addition to what it has.
+        file_bytes: What a file that it writes may have.
+        readable: Files and folders that it may open, besides those of Python and the system.
+        writable: A folder that it may write into.
+        children: Whether it may start processes.
+    """
+    _limit(memory_bytes, file_bytes)
+    deny_files(read=(*_program_folders(), *readable), write=writable)
+    deny_system_calls(children=children)
+
+
+def _limit(memory_bytes: int, file_bytes: int) -> None:
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: file_bytes}
     own = _data_bytes()
     if own is not None:  # elsewhere the limit counts something else, or nothing
         limits[resource.RLIMIT_DATA] = own + memory_bytes

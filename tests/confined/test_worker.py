@@ -138,7 +138,7 @@ def test_files_are_neither_read_nor_written(worker: Worker, tmp_path: Path) -> N
     """Where the kernel has Landlock; a descriptor that is passed on stays readable."""
     secret = tmp_path / "secret"
     secret.write_text("keep it")
-    if not _has_landlock():
+    if not has_landlock():
         pytest.skip("this kernel has no Landlock")
     with pytest.raises(ConfinedError, match="Permission denied"):
         worker.ask({"do": "read", "with": str(secret)})
@@ -156,7 +156,7 @@ def test_what_is_readable_is_read_and_not_written(tmp_path: Path) -> None:
     (tmp_path / "given").write_text("read it")
     worker = Worker(MODULE, LIMITS, readable=(tmp_path,))
     assert worker.ask({"do": "read", "with": str(tmp_path / "given")}) == "read it"
-    if _has_landlock():
+    if has_landlock():
         with pytest.raises(ConfinedError, match="Permission denied"):
             worker.ask({"do": "write", "with": str(tmp_path / "given")})
     worker.close()
@@ -172,6 +172,6 @@ def test_children_are_possible_where_they_are_needed() -> None:
     worker.close()
 
 
-def _has_landlock() -> bool:
+def has_landlock() -> bool:
     lsm = Path("/sys/kernel/security/lsm")
     return not lsm.exists() or "landlock" in lsm.read_text()

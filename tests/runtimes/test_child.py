@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from llama_edge.core.errors import (
     SessionError,
 )
 from llama_edge.runtimes.child import PASSED_ON, ChildRuntime, ChildSession, ChildTimeouts
+from tests.confined.test_worker import has_landlock
 from tests.conftest import DEBUG_CONFIG
 
 SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
@@ -95,6 +97,19 @@ def test_a_child_would_be_seen(artifact: Artifact) -> None:
     before = own_children()
     with open_child(artifact) as session:
         assert own_children() - before == {str(session.pid)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's means are Linux's")
+def test_a_model_gets_at_nothing_but_its_own_files(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.fake").write_text("x")
+    with pytest.raises(SessionError, match="it was possible"):
+        fake(f"opens-{tmp_path / 'model.fake'}").open(artifact)
+    outside = Path(__file__).with_name("test_onnx.py")
+    for name in ("connects", "starts", *([f"opens-{outside}"] if has_landlock() else [])):
+        with pytest.raises(SessionError, match=r"denied: (Operation not permitted|Permission)"):
+            fake(name).open(artifact)
+    with pytest.raises(RuntimeCrashError, match="MemoryError"):
+        fake("fills").open(artifact)
 
 
 def test_values_pass_unchanged(artifact: Artifact) -> None:
