@@ -30,6 +30,7 @@ from typing import Final
 from llama_edge.backends import TARGETS
 from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.core.errors import CheckFailedError
+from llama_edge.core.progress import SilentProgress
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan
 from llama_edge.pipeline.export import ExportRequest, export_model
 
@@ -99,7 +100,7 @@ def _cpu_s(pid: int) -> float:
 
 
 @dataclass(slots=True)
-class Watch:
+class Watch(SilentProgress):
     """`Progress` that takes the time and the memory of each stage."""
 
     stages: list[Stage] = field(default_factory=list)
@@ -153,7 +154,7 @@ class Watch:
     def advance(self, steps: int = 1) -> None:
         """See `Progress`."""
 
-    def warn(self, remark: str) -> None:
+    def remark(self, text: str) -> None:
         """See `Progress`."""
 
     def skip(self, steps: int) -> None:

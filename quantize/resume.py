@@ -1,12 +1,11 @@
 """What a long quantization keeps, so that the next run resumes where an interrupted one was.
 
 The folder (`WorkPlace`) has the rotations' state, the costs of rounding, and each finished layer
-with the activations after it. A file is written under another name and then renamed, so that it is
-whole or absent. Large activations of the run itself are mapped files.
+with the activations after it, in files of `quantize.kept`. Large activations of the run itself are
+mapped files.
 """
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,58 +16,16 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llama_edge.core.errors import OutputError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.recipe import Device
 from llama_edge.core.unfinished import empty
-from llama_edge.formats.quantized_checkpoint import (
-    Layout,
-    QuantizedEntry,
-    matrix_shape,
-    write_safetensors,
-)
+from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry, matrix_shape
 from llama_edge.models.network import network_of
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` when the block ends well.
-
-    The name is always the same, so that what a kill leaves is overwritten by the next run; it
-    serves a folder that one process has for itself.
-    """
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        yield unfinished
-        # On the disk before it is called finished: power may fail too.
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-_REMEDY: Final = "free some space, or set LLAMA_EDGE_CACHE to a folder that can be written"
-
-
-@contextmanager
-def _explained(path: Path, failure: str) -> Iterator[None]:
-    """Around writing `path`: an error says what cannot be done, why, and the remedy.
-
-    Raises:
-        OutputError: The folder cannot be written, or the disk is full.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: {failure}: {error}; {_REMEDY}") from error
-
+from llama_edge.quantize.kept import explained, is_kept, keep
 
 #: Activations above this many bytes are in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
@@ -130,14 +87,15 @@ def save_state(state: RotationState, path: Path) -> None:
     """
     tensors = {name: getattr(state, name).cpu().contiguous() for name in _NAMES}
     tensors["step"] = torch.tensor(state.step)
-    with _explained(path, "the state of the learned rotations cannot be written"):
+    with explained(path, "the state of the learned rotations cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as unfinished:
-            save_file(tensors, unfinished)
+        keep(path, tensors)
 
 
 def load_state(path: Path, start: RotationState) -> RotationState | None:
     """What `save_state` wrote, on the device of `start`; None where it is damaged."""
+    if not is_kept(path):
+        return None
     try:
         tensors = load_file(path)
         step = int(tensors.pop("step").item())
@@ -185,7 +143,7 @@ class KeptCosts:
 
     def load(self, layouts: int, shape: Sequence[int]) -> CostsSoFar | None:
         """What `keep` wrote for as many layouts and gradients (N, T, D); or None."""
-        if self._path is None or not self._path.exists():
+        if self._path is None or not is_kept(self._path):
             return None
         try:
             tensors = load_file(self._path)
@@ -207,11 +165,8 @@ class KeptCosts:
         if self._path is None:
             return
         tensors = {"costs": found.costs, "gradients": torch.stack(found.gradients)}
-        with (
-            _explained(self._path, "what is measured cannot be kept"),
-            whole_file(self._path) as unfinished,
-        ):
-            save_file(tensors, unfinished)
+        with explained(self._path, "what is measured cannot be kept"):
+            keep(self._path, tensors)
 
 
 class KeptLayers:
@@ -239,9 +194,9 @@ class KeptLayers:
         if self.folder is None:
             return 0
         count = 0
-        while _is_whole(self._layer_file(count)):
+        while is_kept(self._layer_file(count)):
             count += 1
-        while count and not _is_whole(self._activations_file(count - 1)):
+        while count and not is_kept(self._activations_file(count - 1)):
             count -= 1
         return count
 
@@ -295,22 +250,10 @@ class KeptLayers:
         """
         if self.folder is None:
             return
-        tensors = dict(_tensors(entries))
-        kinds = {torch.int8: "I8", torch.bfloat16: "BF16"}
-        shapes = {
-            name: (kinds[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()
-        }
         rows = {str(index): stream for index, stream in enumerate(streams)}
-        row_shapes = {name: ("F32", tuple(row.shape)) for name, row in rows.items()}
-        try:
-            with whole_file(self._layer_file(layer)) as path:
-                write_safetensors(path, shapes, tensors.items())
-            with whole_file(self._activations_file(layer)) as path:
-                write_safetensors(path, row_shapes, rows.items())
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: a finished layer cannot be kept: {error.strerror}; {_REMEDY}"
-            ) from error
+        with explained(self.folder, "a finished layer cannot be kept"):
+            keep(self._layer_file(layer), dict(_tensors(entries)))
+            keep(self._activations_file(layer), rows)
         if layer:
             self._activations_file(layer - 1).unlink(missing_ok=True)
 
@@ -319,15 +262,6 @@ class KeptLayers:
             f"{path}: what an earlier run kept is damaged: {why}; remove {self.folder} and start "
             "again"
         )
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether it is there, and as long as its header says."""
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
 
 
 def _tensors(entries: Sequence[QuantizedEntry]) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from executorch.exir.scalar_type import ScalarType
 
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.files import open_new
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.formats.pte import PteFile, align, encode_program
 from llama_edge.formats.pte_stacks import STACK_JOINT
@@ -289,7 +290,7 @@ def write_operator_copy(
         segments.append(schema.DataSegment(offset=end, size=len(payload)))
         end += align(len(payload))
     front, _ = encode_program(pte.program)
-    with target.open("wb") as stream:
+    with open_new(target) as stream:
         stream.write(front)
         stream.write(data)
         stream.write(b"\0" * (align(len(data)) - len(data)))

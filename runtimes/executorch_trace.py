@@ -16,6 +16,7 @@ from typing import Final
 from executorch.exir import schema
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.files import open_new
 from llama_edge.formats.pte import PteFile, encode_program
 
 _EMBEDDING: Final = "quantized_decomposed::embedding_byte"
@@ -146,6 +147,6 @@ def write_traced_copy(source: Path, target: Path, layers: int) -> None:
     plan = pte.method("forward")
     plan.outputs = [*plan.outputs, *trace_plan(plan, layers, source)]
     front, _ = encode_program(pte.program)
-    with target.open("wb") as stream:
+    with open_new(target) as stream:
         stream.write(front)
         stream.write(pte.segment_data())

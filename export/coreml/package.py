@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from llama_edge.core.errors import ExportError
-from llama_edge.core.files import write_json
+from llama_edge.core.files import write_bytes, write_json
 
 PACKAGE: Final = "model.mlpackage"
 _MANIFEST: Final = "Manifest.json"
@@ -80,7 +80,7 @@ def make_reproducible(path: Path, spec: Any, entries: dict[str, str]) -> None:  
     described = spec.description.metadata.userDefined
     del described[_DATE_KEY]
     described.update(entries)
-    (path / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+    write_bytes(path / _MODEL, spec.SerializeToString(deterministic=True))
     items = {
         str(uuid.uuid5(uuid.NAMESPACE_URL, place)): {
             "author": "com.apple.CoreML",
@@ -100,5 +100,4 @@ def make_reproducible(path: Path, spec: Any, entries: dict[str, str]) -> None:  
         "rootModelIdentifier": root,
     }
     write_json(path / _MANIFEST, manifest)
-    for file in (_MANIFEST, _MODEL, _WEIGHTS):
-        (path / file).chmod(0o644)  # coremltools made one of them as a private temporary file
+    (path / _WEIGHTS).chmod(0o644)  # coremltools made it as a private temporary file

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.files import open_new
 from llama_edge.core.packing import tensor_bytes
 from llama_edge.core.regular import read_regular
 
@@ -39,7 +40,7 @@ class ExternalDataWriter:
 
     def __init__(self, path: Path) -> None:
         self._location = path.name
-        self._stream = path.open("wb")
+        self._stream = open_new(path)
 
     def write(self, name: str, tensor: Tensor) -> TensorProto:
         """Append one tensor (float32, bfloat16 or uint8) and return its initializer."""

@@ -11,6 +11,7 @@ from llama_edge.backends.onnx.external_data import DATA_FILE, MODEL_FILE, Extern
 from llama_edge.backends.onnx.graph import IR_VERSION, OPSETS, GraphBuilder
 from llama_edge.backends.onnx.metadata import Lowering, metadata_entries
 from llama_edge.core.errors import ExportError
+from llama_edge.core.files import write_bytes
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import concatenate_rows
 from llama_edge.core.progress import Progress
@@ -70,7 +71,7 @@ def write_model(
     for key, value in metadata_entries(config, lowering):
         model.metadata_props.add(key=key, value=value)
     path = out_dir / MODEL_FILE
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    write_bytes(path, model.SerializeToString(deterministic=True))
     try:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:

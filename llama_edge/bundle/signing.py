@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from llama_edge.bundle.finding_codes import ContractFinding, not_a_file
 from llama_edge.bundle.manifest import SIGNATURE_FILE
 from llama_edge.core.errors import ArtifactError, OutputError, UsageError
-from llama_edge.core.files import write_json
+from llama_edge.core.files import explained, write_json, write_new
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.regular import read_regular
 
@@ -65,22 +65,18 @@ def new_key(path: Path) -> Path:
     """
     private, public = Ed25519PrivateKey.generate(), path.with_name(f"{path.name}.pub")
     for place in (path, public):
-        if place.exists() or place.is_symlink():
+        if os.path.lexists(place):
             raise OutputError(f"{place}: exists already; a key is never replaced: name another")
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public_pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    try:
-        with open(path, "xb", opener=_for_owner_alone) as stream:
-            stream.write(pem)
-        with public.open("xb") as stream:
-            stream.write(public_pem)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    with explained(path):
+        write_new(public, public_pem)
+        try:
+            write_new(path, pem, 0o600)
+        except BaseException:
+            public.unlink()
+            raise
     return public
-
-
-def _for_owner_alone(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _read_key(path: Path, kind: str) -> bytes:
@@ -133,15 +129,14 @@ def sign_manifest(folder: Path, manifest: bytes, key: Ed25519PrivateKey) -> Sign
         key: The publisher's.
     """
     signature = Signature(key_id=key_id(key.public_key()), signature=key.sign(manifest))
-    write_json(
-        folder / SIGNATURE_FILE,
-        {
-            "algorithm": ALGORITHM,
-            "format_version": _FORMAT_VERSION,
-            "key_id": signature.key_id,
-            "signature": base64.b64encode(signature.signature).decode(),
-        },
-    )
+    value = {
+        "algorithm": ALGORITHM,
+        "format_version": _FORMAT_VERSION,
+        "key_id": signature.key_id,
+        "signature": base64.b64encode(signature.signature).decode(),
+    }
+    with explained(folder / SIGNATURE_FILE):
+        write_json(folder / SIGNATURE_FILE, value)
     return signature
 
 

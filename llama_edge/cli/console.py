@@ -165,8 +165,8 @@ class _Bars:
         # A task that is reset forgets the speed of what was not its own work.
         self._bars.reset(self._running, completed=int(task.completed) + steps)
 
-    def warn(self, remark: str) -> None:
-        self._bars.console.print(f"warning: {remark}", markup=False, highlight=False)
+    def remark(self, text: str) -> None:
+        self._bars.console.print(visible(text))
 
     def finish(self) -> None:
         """A stage that stops early, or says nothing about its steps, still ends full."""
@@ -209,9 +209,9 @@ class StageLines:
         self._skipped += steps
         say(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
 
-    def warn(self, remark: str) -> None:
+    def remark(self, text: str) -> None:
         """See `Progress`."""
-        typer.echo(f"warning: {remark}", err=True)
+        say(text, err=True)
 
     def finish(self) -> None:
         """The last stage has ended."""

@@ -1,18 +1,24 @@
-"""Writing: output that is whole or not there at all."""
+"""Writing: the one module through which every command writes, whole or not at all.
+
+A single file is new, or replaces one by a rename; a folder becomes the output by a rename. Nothing
+is written through a link, planted or not. What is written inside of a folder that only this run has
+(`output_folder`, `unfinished_folder`) is new there, by `open_new`.
+"""
 
 import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 from llama_edge.core.errors import OutputError
 from llama_edge.core.json_files import canonical_json
 from llama_edge.core.json_files import read_json_object as read_json_object
 from llama_edge.core.ownership import RECORD_FILE, record_of, remove_tree, require_own
+from llama_edge.core.regular import NO_LINK, NO_WAITING, open_inside
 from llama_edge.core.unfinished import (
     MARKER,
     empty,
@@ -20,33 +26,119 @@ from llama_edge.core.unfinished import (
     require_unfinished_place,
     unfinished_folder,
 )
+from llama_edge.core.walk import walk
 
-#: In the folder of what is not finished: what becomes the output, and before its name, an old one
-#: on its way out.
-_OUTPUT = "output"
-_ASIDE = "old-"
-_ELSEWHERE = "choose another place with --out"
+#: In the folder of what is not finished: what becomes the output; before its name, a whole one on
+#: its way into its place, and an old one on its way out.
+_OUTPUT: Final = "output"
+_READY: Final = "new-"
+_ASIDE: Final = "old-"
+_ELSEWHERE: Final = "choose another place with --out"
+_CHUNK: Final = 1 << 20
+#: Of a file's name in the name of the one that is renamed to it: a name has at most 255 bytes.
+_SHOWN: Final = 32
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
-    """Write `canonical_json`, as `write_text` does."""
+    """Write `canonical_json`, as `write_bytes` does."""
     write_text(path, canonical_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 into a new file and rename it: nobody finds half of it.
+    """Write UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a new file and rename it: nobody finds half of it, and no power failure leaves half.
 
     What was at `path` is replaced and not written through: another name of the same file (a hard
     link), or what a symbolic link points to, keeps its content.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{path.name[:_SHOWN]}.{secrets.token_hex(8)}.partial")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        write_new(temporary, data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file that does not exist yet; `mode` is its mode without the umask's bits.
+
+    Raises:
+        FileExistsError: Something of that name is there, be it a link to nowhere.
+    """
+    with open_new(path, mode) as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def open_new(path: Path, mode: int = 0o666) -> BinaryIO:
+    """A file that does not exist yet, to be written; no link at its place is followed.
+
+    Raises:
+        FileExistsError: Something of that name is there, be it a link to nowhere.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def private_folder(path: Path, *, follow_links: bool = False) -> Path:
+    """A folder for this user alone, made where it is absent; other users' rights are taken away.
+
+    Raises:
+        OutputError: It belongs to another user.
+        OSError: It cannot be made, or is no folder.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(0o700)
+    flags = os.O_RDONLY | os.O_DIRECTORY | NO_WAITING | (0 if follow_links else NO_LINK)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            raise OutputError(
+                f"{path}: belongs to the user {status.st_uid}, who could change what is exported; "
+                "remove it, or set LLAMA_EDGE_CACHE to a folder of your own"
+            )
+        if status.st_mode & 0o077:
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files of a folder to a folder that has none of these names yet."""
+    for name in names:
+        with open_inside(source, name) as given, open_new(target / name) as taken:
+            shutil.copyfileobj(given, taken, _CHUNK)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Around writing to a place that the user named: what the system says is a message.
+
+    Raises:
+        OutputError: `path` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def sync(path: Path) -> None:
+    """Put a file or a folder's list of names on the disk: no power failure takes it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_free_space(folder: Path, size_bytes: int) -> None:
@@ -82,15 +174,9 @@ def _left_bytes(place: Path) -> int:
     """On disk under the folder of what is not finished, without an old output moved aside there."""
     if not is_unfinished_folder(place):
         return 0
-    total = 0
-    for root, folders, files in os.walk(place):
-        if Path(root) == place:
-            folders[:] = [name for name in folders if not name.startswith(_ASIDE)]
-            files.remove(MARKER)
-        for name in files:
-            with suppress(FileNotFoundError):  # a run that lives, and will be reported as such
-                total += 512 * os.lstat(Path(root) / name).st_blocks
-    return total
+    kept = (entry for entry in walk(place, OutputError) if not entry.name.startswith(_ASIDE))
+    files = (entry for entry in kept if entry.is_file and entry.name != MARKER)
+    return sum(512 * entry.status.st_blocks for entry in files)
 
 
 def require_place(target: Path, *, force: bool) -> None:
@@ -161,11 +247,18 @@ def _place_of(target: Path) -> Path:
 
 
 def _recover(place: Path) -> None:
-    """A run that was killed between two renames had moved an old output aside."""
+    """A run that was killed between two renames had moved an old output aside, and has a whole one.
+
+    The new one goes where the old one was. One that has no old one to replace is made again.
+    """
     for aside in place.glob(f"{_ASIDE}*"):
-        target = place.with_name(aside.name.removeprefix(_ASIDE))
+        name = aside.name.removeprefix(_ASIDE)
+        ready, target = place / f"{_READY}{name}", place.with_name(name)
         if not _is_taken(target):
-            aside.rename(target)
+            (ready if _is_taken(ready) else aside).rename(target)
+            sync(place.parent)
+    for ready in place.glob(f"{_READY}*"):
+        remove_tree(ready)
 
 
 def _require_replaceable(target: Path, *, force: bool) -> None:
@@ -211,21 +304,28 @@ def replace_folder(folder: Path, target: Path) -> None:
     """Rename `folder`, which is in a folder of `output_folder`, to `target`.
 
     What llama-edge wrote at `target` is moved aside first, so that it is never half gone, and
-    removed with the folder of what is not finished.
+    removed with the folder of what is not finished. Between the two renames the new one is already
+    whole, on the disk, and named: after a kill there, the next run puts it in its place.
 
     Raises:
         OutputError: `target` is the user's.
     """
+    if _is_taken(target):
+        _require_replaceable(target, force=True)
+    for entry in walk(folder, OutputError):
+        sync(folder / entry.name)
+    sync(folder)
     folder.chmod(0o755)
-    if not _is_taken(target):
-        folder.rename(target)
-        return
-    _require_replaceable(target, force=True)
-    aside = folder.with_name(f"{_ASIDE}{target.name}")
+    aside, ready = (folder.with_name(f"{prefix}{target.name}") for prefix in (_ASIDE, _READY))
     remove_tree(aside)
+    remove_tree(ready)
+    folder.rename(ready)
+    sync(folder.parent)
     try:
-        target.rename(aside)
-        folder.rename(target)
+        if _is_taken(target):
+            target.rename(aside)
+        ready.rename(target)
+        sync(target.parent)
     finally:
         # Whatever stopped it, an interrupt included, the old one goes back to an empty place.
         if _is_taken(aside) and not _is_taken(target):

@@ -18,8 +18,8 @@ class Progress(Protocol):
         """Some of its steps were done by an earlier run: done, and no measure of how fast it is."""
         ...
 
-    def warn(self, remark: str) -> None:
-        """Something that the user should know before the work goes on; one sentence."""
+    def remark(self, text: str) -> None:
+        """Something that the user should know, and that stops nothing."""
         ...
 
 
@@ -35,5 +35,5 @@ class SilentProgress:
     def skip(self, steps: int) -> None:
         """See `Progress`."""
 
-    def warn(self, remark: str) -> None:
+    def remark(self, text: str) -> None:
         """See `Progress`."""

@@ -167,7 +167,7 @@ def _open_marker(path: Path) -> int:
         OutputError: What is there is no folder, or the user's.
     """
     with suppress(FileExistsError):
-        path.mkdir()
+        path.mkdir(0o700)
     with _opened(path) as folder:
         names = _names(folder)
         if names and MARKER not in names:
@@ -187,12 +187,15 @@ def _open_marker(path: Path) -> int:
 def _require_mark(path: Path, marker: int) -> None:
     """Write the mark of a folder that is new, and refuse one that is marked as another's."""
     with _opened(path) as folder:
-        if os.fstat(marker).st_size == 0 and _names(folder) == [MARKER]:
-            mark = {"made_by": "llama-edge", "inode": os.fstat(folder).st_ino}
+        place = os.fstat(folder)
+        is_new = os.fstat(marker).st_size == 0 and _names(folder) == [MARKER]
+        if is_new and place.st_uid == os.geteuid():
+            mark = {"made_by": "llama-edge", "inode": place.st_ino}
             os.pwrite(marker, f"{json.dumps(mark)}\n".encode(), 0)
         elif not _is_marker_of(folder, marker):
             os.close(marker)
             raise _foreign(path)
+        os.fchmod(folder, 0o700)  # it may have been empty before, or an earlier version's
 
 
 def _is_private(marker: int) -> bool:

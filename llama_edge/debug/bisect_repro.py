@@ -1,7 +1,6 @@
 """The folder that `bisect` leaves: what it found, a chart, and the first wrong operator alone."""
 
 import importlib.util
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.backends import get_exporter
-from llama_edge.core.files import write_json
+from llama_edge.core.files import open_new, write_bytes, write_json
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized import QuantizedWeights
@@ -151,7 +150,8 @@ def _write_repro(found: Bisection, place: Place, compared: Comparison, folder: P
         if first.found is not None:
             arrays |= {f"found_{name}": part for name, part in _matrix_arrays(first.found).items()}
     for name, tensor in arrays.items():
-        np.save(folder / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+        with open_new(folder / f"{name}.npy") as stream:
+            np.save(stream, tensor.numpy(), allow_pickle=False)
     config = found.artifact.config
     about = {
         "layer": layer_name(place.layer, config.num_hidden_layers),
@@ -168,7 +168,7 @@ def _write_repro(found: Bisection, place: Place, compared: Comparison, folder: P
     script = importlib.util.find_spec(_SCRIPT)
     assert script is not None
     assert script.origin is not None
-    shutil.copyfile(script.origin, folder / "repro.py")
+    write_bytes(folder / "repro.py", Path(script.origin).read_bytes())
 
 
 def _activation(found: Bisection, place: Place) -> str:

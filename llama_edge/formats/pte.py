@@ -17,6 +17,7 @@ from executorch.exir._serialize._flatbuffer_program import (
 )
 
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.files import open_new
 from llama_edge.core.regular import map_regular
 
 SEGMENT_ALIGNMENT: Final = 128
@@ -89,7 +90,7 @@ def write_pte(
     """Write the file; `program.segments` is set from the layout of `segments`."""
     program.segments = lay_out(segments)
     front, base = encode_program(program)
-    with path.open("wb") as stream:
+    with open_new(path) as stream:
         stream.write(front)
         for segment, placed in zip(segments, program.segments, strict=True):
             if isinstance(segment, SegmentAlias):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError, ConfigError, QuantizeError
-from llama_edge.core.files import write_json
+from llama_edge.core.files import open_new, write_json
 from llama_edge.core.json_files import canonical_json, read_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, pack_int4, tensor_bytes, unpack_int4
@@ -113,7 +113,7 @@ class Layout:
         return tensors
 
 
-_ITEM_BYTES: Final[Mapping[str, int]] = {"I8": 1, "U8": 1, "BF16": 2, "F32": 4}
+_ITEM_BYTES: Final[Mapping[str, int]] = {"I8": 1, "U8": 1, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}
 
 
 def write_safetensors(
@@ -131,7 +131,7 @@ def write_safetensors(
         offset = end
     text = canonical_json(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
+    with open_new(path) as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for (name, (_, shape)), (given, tensor) in zip(layout.items(), tensors, strict=True):
             assert (given, tuple(tensor.shape)) == (name, shape), f"{given} written as {name}"

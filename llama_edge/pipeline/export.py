@@ -106,7 +106,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     key = export_key(checkpoint, recipe, form.backend, request.options)
     with output_folder(out, force=request.force) as folder:
-        stages = Stages(folder.parent, key)
+        stages = Stages(folder.parent, key, progress)
         quantized = _quantize(checkpoint, recipe, request, stages, progress)
         lowered = _lower(quantized, exporter, request.options, stages, progress)
         kv_cache = request.options.kv_cache or form.kv_cache
@@ -140,7 +140,7 @@ def _check_text(
         )
     warnings = (*checkpoint.text.warnings, *found)
     for warning in warnings:
-        progress.warn(warning)
+        progress.remark(f"warning: {warning}")
     return warnings
 
 
@@ -162,7 +162,7 @@ def _quantize(
     if kept is not None:
         found = read_quantized_checkpoint(kept)
         if found.source_sha256 == hash_weights(checkpoint.weights):
-            return found
+            return replace(found, text=checkpoint.text)
         stages.forget()
     scratch = stages.begin(QUANTIZED)
     found = quantize_with_cache(

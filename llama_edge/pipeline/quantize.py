@@ -1,6 +1,5 @@
 """A checkpoint in, a `QuantizedCheckpoint` folder out."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 from llama_edge.checkpoints import BUILTIN_MODELS
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
-from llama_edge.core.files import output_folder, require_free_space, require_place
+from llama_edge.core.files import copy_files, output_folder, require_free_space, require_place
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe, Rounding
+from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
@@ -131,5 +131,5 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
             checkpoint, recipe, request.calibration, folder, progress, request.device
         )
         if found.root != folder:
-            shutil.copytree(found.root, folder, dirs_exist_ok=True)
+            copy_files(found.root, folder, sealed_files(found.root))
     return read_quantized_checkpoint(target)

@@ -1,7 +1,6 @@
 """Stages that an interrupted export had finished, next to the output that they are for."""
 
 import hashlib
-import shutil
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,10 +16,14 @@ import llama_edge.text
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.describe import library_versions
 from llama_edge.core.checkpoint import Checkpoint
+from llama_edge.core.files import write_text
 from llama_edge.core.json_files import canonical_json
+from llama_edge.core.ownership import remove_tree
+from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Recipe
 from llama_edge.core.regular import file_sha256
+from llama_edge.core.sealed import SEAL_FILE, fault, seal
 from llama_edge.core.unfinished import empty
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE
 
@@ -68,30 +71,44 @@ def lowered_stage(quantized: QuantizedCheckpoint) -> str:
 
 
 class Stages:
-    """Finished stages as folders; each appears under its name atomically.
+    """Finished stages as folders; each appears under its name atomically, and sealed.
 
     Args:
         place: A folder that this run has for itself.
         key: What the stages depend on; those of another key are removed.
+        progress: Told of a stage that is not as it was left.
     """
 
-    def __init__(self, place: Path, key: str) -> None:
+    def __init__(self, place: Path, key: str, progress: Progress) -> None:
         self.place = place
+        self._key = key
+        self._progress = progress
         key_file = place / _KEY_FILE
         if not key_file.is_file() or key_file.read_text() != key:
             self.forget()
-            key_file.write_text(key)
+            write_text(key_file, key)
 
     def forget(self) -> None:
         """Nothing is finished."""
         for folder in self.place.iterdir():
             if folder.name.startswith((QUANTIZED, _LOWERED)):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
     def finished(self, name: str) -> Path | None:
-        """The stage's folder, if it is whole."""
+        """The stage's folder, if it is whole and as it was left."""
         folder = self.place / name
-        return folder if folder.is_dir() else None
+        if not folder.is_dir():
+            return None
+        why = fault(folder, self._key, self._seal(name))
+        if why is None:
+            return folder
+        self._progress.remark(f"{folder}: {why}; this stage of an earlier run is made again")
+        remove_tree(folder)
+        return None
+
+    def _seal(self, name: str) -> Path:
+        """Not in the stage's folder: a lowered one becomes the bundle."""
+        return self.place / f"{name}.{SEAL_FILE}"
 
     def begin(self, name: str) -> Path:
         """An empty folder for a stage's files."""
@@ -99,4 +116,6 @@ class Stages:
 
     def finish(self, name: str) -> Path:
         """What is in the folder of `begin` is whole: the stage's folder."""
-        return (self.place / f"{name}.part").rename(self.place / name)
+        part = self.place / f"{name}.part"
+        seal(part, self._key, self._seal(name))
+        return part.rename(self.place / name)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llama_edge.core.files import open_new
+
 if TYPE_CHECKING:
     # Loaded where a chart is drawn: 0.3 s, and every command would pay it.
     from matplotlib.axes import Axes
@@ -135,7 +137,8 @@ def draw_layers(
         axes.set_ylabel("signal to noise (dB)")
         axes.legend(loc="best", fontsize=9)
         _on_white(made)
-        FigureCanvasAgg(made).print_png(str(path))
+        with open_new(path) as file:
+            FigureCanvasAgg(made).print_png(file)
 
 
 def _on_white(made: "Figure") -> None:

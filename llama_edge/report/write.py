@@ -15,9 +15,9 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import FileEntry, Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import ArtifactError, OutputError
-from llama_edge.core.files import write_text
+from llama_edge.core.files import explained, write_bytes, write_new
 from llama_edge.core.json_files import parse_json_object
-from llama_edge.core.regular import file_sha256, read_regular
+from llama_edge.core.regular import open_regular, read_regular
 from llama_edge.report.page import GENERATOR, render_page
 
 REPORT_FILE: Final = "report.html"
@@ -27,9 +27,10 @@ _HEAD_BYTES: Final = 1024
 
 def with_report(folder: Path, manifest: Manifest, parity: dict[str, Any]) -> Manifest:
     """Write `report.html` into `folder`; the manifest that also lists it."""
-    path = folder / REPORT_FILE
-    write_text(path, render_page(_without(manifest), parity))
-    entry = FileEntry(path=REPORT_FILE, size_bytes=path.stat().st_size, sha256=file_sha256(path))
+    page = render_page(_without(manifest), parity).encode()
+    write_bytes(folder / REPORT_FILE, page)
+    sha256 = hashlib.sha256(page).hexdigest()
+    entry = FileEntry(path=REPORT_FILE, size_bytes=len(page), sha256=sha256)
     return replace(manifest, files=(*_without(manifest).files, entry))
 
 
@@ -58,17 +59,20 @@ def rebuild_report(folder: Path, out: Path | None = None, trust: Trust = NO_KEY)
     manifest = read_manifest(folder, trust).manifest
     parity = _read_parity(folder, manifest)
     if out is not None:
-        _require_own(out, folder)
-        write_text(out, render_page(_without(manifest), parity))
+        is_taken = _is_own(out, folder)
+        page = render_page(_without(manifest), parity).encode()
+        with explained(out):
+            (write_bytes if is_taken else write_new)(out, page)
         return out
-    listed = with_report(folder, manifest, parity)
-    if listed != manifest:
-        write_manifest(folder, listed)
+    with explained(folder / REPORT_FILE):
+        listed = with_report(folder, manifest, parity)
+        if listed != manifest:
+            write_manifest(folder, listed)
     return folder / REPORT_FILE
 
 
-def _require_own(out: Path, folder: Path) -> None:
-    """A file is replaced only where it is a page that `render_page` made."""
+def _is_own(out: Path, folder: Path) -> bool:
+    """Whether there is a page that `render_page` made; nothing else is replaced."""
     if out.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
             f"{out}: is in the bundle, whose manifest would not list it; name a place outside, or "
@@ -77,17 +81,18 @@ def _require_own(out: Path, folder: Path) -> None:
     try:
         is_file = stat.S_ISREG(out.lstat().st_mode)
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
     if is_file:
-        with out.open("rb") as stream:
+        with open_regular(out, OutputError, follow_links=False) as stream:
             is_file = GENERATOR.encode() in stream.read(_HEAD_BYTES)
     if not is_file:
         raise OutputError(
             f"{out}: exists already and is no report of llama-edge, so it is not replaced; name "
             "another --out"
         )
+    return True
 
 
 def _read_parity(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 
 from llama_edge.core.errors import OutputError
 from llama_edge.core.files import (
+    open_new,
     output_folder,
     require_free_space,
     require_place,
+    write_bytes,
+    write_new,
     write_text,
 )
 from llama_edge.core.ownership import RECORD_FILE
@@ -262,20 +266,37 @@ def test_what_a_killed_run_left_is_cleaned_by_the_next(tmp_path: Path) -> None:
     target = tmp_path / "out"
     killed(target, at="out")
     left = contents(tmp_path)
-    assert left.keys() == {f".out.unfinished/{MARKER}", ".out.unfinished/output/file"}
+    assert left.keys() == {f".out.unfinished/{MARKER}", ".out.unfinished/new-out/file"}
     fill(target, "next")
     assert contents(tmp_path) == {"out/file": "next"}
 
 
-def test_an_old_output_survives_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at", "kept"), [("old-out", "old"), ("new-out", "old"), ("out", "new")])
+def test_neither_output_is_lost_by_a_kill_between_renames(
+    tmp_path: Path, at: str, kept: str
+) -> None:
+    """Once the old one is out of its place, the new one is whole, and goes there."""
     target = tmp_path / "out"
     fill(target, "old")
-    killed(target, at="out")
-    assert not target.exists()
+    killed(target, at=at)
+    both = contents(tmp_path).values()
+    assert {"old", "new"} <= set(both)
+    assert target.exists() is (at != "out")
     with pytest.raises(OutputError, match="exists already"):
         fill(target, "next")
-    assert contents(tmp_path) == {"out/file": "old"}
+    assert (target / "file").read_text() == kept
+    fill(target, "next", force=True)
+    assert contents(tmp_path) == {"out/file": "next"}
     assert names(tmp_path) == ["out"]
+
+
+def test_an_old_output_goes_back_where_the_new_one_is_gone(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old")
+    killed(tmp_path / "out", at="out")
+    shutil.rmtree(tmp_path / ".out.unfinished/new-out")
+    with pytest.raises(OutputError, match="exists already"):
+        fill(tmp_path / "out", "next")
+    assert contents(tmp_path) == {"out/file": "old"}
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
@@ -294,6 +315,57 @@ def test_an_old_output_that_a_killed_run_left_behind_goes_with_the_next(tmp_path
     fill(tmp_path / "out", "next", force=True)
     assert contents(tmp_path) == {"out/file": "next"}
     assert names(tmp_path) == ["out"]
+
+
+def test_a_work_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    """And so is everything that is written there, until it is whole."""
+    (tmp_path / ".out.unfinished").mkdir(0o777)
+    (tmp_path / ".out.unfinished").chmod(0o777)
+    with output_folder(tmp_path / "out", force=False) as folder:
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_new_file_is_new(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to("victim")
+    (tmp_path / "dangling").symlink_to("created")
+    os.link(tmp_path / "victim", tmp_path / "second name")
+    for name in ("victim", "link", "dangling", "second name"):
+        with pytest.raises(FileExistsError):
+            write_new(tmp_path / name, b"new")
+        with pytest.raises(FileExistsError):
+            open_new(tmp_path / name)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "created").exists()
+    write_new(tmp_path / "key", b"secret", 0o600)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "key").read_bytes() == b"secret"
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_bytes(tmp_path / "a", b"new")
+    assert done == ["file", "rename", "folder"]
+
+
+def test_a_name_as_long_as_a_name_may_be(tmp_path: Path) -> None:
+    write_text(tmp_path / ("x" * 255), "new")
+    assert (tmp_path / ("x" * 255)).read_text() == "new"
 
 
 def test_a_text_is_replaced_and_not_written_through(tmp_path: Path) -> None:

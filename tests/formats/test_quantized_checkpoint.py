@@ -95,7 +95,7 @@ def test_the_writer_wants_the_layouts_order_and_all_of_it(tmp_path: Path) -> Non
     with pytest.raises(AssertionError, match="b written as a"):
         write_safetensors(tmp_path / "bad", layout, [b, a])
     with pytest.raises(ValueError, match="shorter"):
-        write_safetensors(tmp_path / "bad", layout, [a])
+        write_safetensors(tmp_path / "short", layout, [a])
 
 
 def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

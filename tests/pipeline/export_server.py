@@ -1,8 +1,10 @@
 """Exports on request, each in a process forked from this one, which has imported everything.
 
-A line of JSON on stdin is a request, `{"model", "target", "out", "cache", "kill_after_s"}`; a line
-of JSON on stdout is how that export ended, `{"exit_code", "seconds"}`. With `kill_after_s` it dies
-by SIGKILL at that moment, wherever it is.
+A line of JSON on stdin is a request, `{"model", "target", "recipe", "out", "force", "cache",
+"kill_after_s", "kill_at"}`; a line of JSON on stdout is how that export ended, `{"exit_code",
+"seconds"}`. Without a target it quantizes only. With `kill_after_s` it dies by SIGKILL at that
+moment, wherever it is; with `kill_at` before it renames something to a path whose last two parts
+match.
 """
 
 import json
@@ -12,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import llama_edge.backends.onnx.exporter  # noqa: F401 (so that no fork imports 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.core.progress import SilentProgress
 from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
 
 def _die(after_s: float) -> None:
@@ -27,15 +31,38 @@ def _die(after_s: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _die_at(pattern: str) -> None:
+    rename = Path.rename
+
+    def killing(self: Path, target: Path) -> Path:
+        if fnmatch(f"{target.parent.name}/{target.name}", pattern):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.rename = killing  # type: ignore[method-assign, assignment]
+
+
 def _export(request: dict[str, Any]) -> None:
     os.environ["LLAMA_EDGE_CACHE"] = request["cache"]
     if request["kill_after_s"] is not None:
         threading.Thread(target=_die, args=(request["kill_after_s"],), daemon=True).start()
+    if request["kill_at"] is not None:
+        _die_at(request["kill_at"])
+    if request["target"] is None:
+        asked = QuantizeRequest(
+            model=request["model"],
+            recipe=request["recipe"],
+            out=Path(request["out"]),
+            force=request["force"],
+        )
+        quantize_model(asked, SilentProgress())
+        return
     wanted = ExportRequest(
         model=request["model"],
         target=request["target"],
         recipe=request["recipe"],
         out=Path(request["out"]),
+        force=request["force"],
         options=LowerOptions(max_context=512),
     )
     export_model(wanted, SilentProgress())

@@ -1,4 +1,8 @@
-"""SIGKILL at random moments: the next run completes, to the bytes of an undisturbed one."""
+"""SIGKILL at random and at the worst moments: the next run ends with an undisturbed one's bytes.
+
+The worst are between the two renames that replace an output: the old one is out of its place, and
+the new one not yet in it.
+"""
 
 import json
 import random
@@ -13,10 +17,18 @@ from typing import Any
 import pytest
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 class Exports:
     """Exports of one model to one target, in processes that may be killed."""
 
-    def __init__(self, model: Path, target: str, recipe: str, place: Path) -> None:
+    def __init__(self, model: Path, target: str | None, recipe: str, place: Path) -> None:
         self._model, self._target, self._recipe = model, target, recipe
         self.cache, self.out = place / "cache", place / "bundles" / "out"
         self._server = subprocess.Popen(
@@ -26,7 +38,9 @@ class Exports:
             text=True,
         )
 
-    def run(self, kill_after_s: float | None = None) -> dict[str, Any]:
+    def run(
+        self, kill_after_s: float | None = None, *, kill_at: str | None = None, force: bool = False
+    ) -> dict[str, Any]:
         request = {
             "model": str(self._model),
             "target": self._target,
@@ -34,6 +48,8 @@ class Exports:
             "out": str(self.out),
             "cache": str(self.cache),
             "kill_after_s": kill_after_s,
+            "kill_at": kill_at,
+            "force": force,
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -48,11 +64,7 @@ class Exports:
             assert self.run()["exit_code"] == 0
             assert [path.name for path in self.out.parent.iterdir()] == [self.out.name]
             assert not (self.cache / "unfinished").exists()
-        return {
-            path.relative_to(self.out).as_posix(): path.read_bytes()
-            for path in self.out.rglob("*")
-            if path.is_file()
-        }
+        return contents(self.out)
 
     def forget(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)
@@ -84,6 +96,44 @@ def test_a_chain_of_kills_changes_no_byte(exports: Exports) -> None:
         if exports.out.exists():
             break
     assert exports.complete() == wanted
+
+
+@pytest.mark.parametrize(
+    "exports", [("onnx", "w4a8-rtn"), (None, "w4a8-rtn")], indirect=True, ids=["export", "quantize"]
+)
+def test_a_kill_between_two_renames_loses_neither_output(exports: Exports) -> None:
+    assert exports.run()["exit_code"] == 0
+    wanted = exports.complete()
+    work = exports.out.parent / ".out.unfinished"
+    for at in (".out.unfinished/new-out", ".out.unfinished/old-out", "bundles/out"):
+        assert exports.run(kill_at=at, force=True)["exit_code"] == -signal.SIGKILL
+        old = work / "old-out" if at == "bundles/out" else exports.out
+        new = work / "output" if at.endswith("new-out") else work / "new-out"
+        assert contents(old) == contents(new) == wanted
+        # Without --force nothing of it is replaced, and what is whole is in its place.
+        assert exports.run()["exit_code"] == 1
+        assert exports.complete() == wanted
+        assert exports.run(force=True)["exit_code"] == 0
+        assert exports.complete() == wanted
+        assert [path.name for path in exports.out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("exports", [(None, "w4a8-gptq")], indirect=True)
+def test_a_kill_before_a_result_is_in_the_cache_loses_none(exports: Exports) -> None:
+    assert exports.run()["exit_code"] == 0
+    wanted = exports.complete()
+    (entry,) = exports.cache.glob("quantized/*")
+    cached = contents(entry)
+    (entry / "weights.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(exports.out)
+    for _ in range(2):
+        killed = exports.run(kill_at="quantized/*")
+        assert killed["exit_code"] == -signal.SIGKILL
+        assert not entry.exists()
+        assert not exports.out.exists()
+    assert exports.complete() == wanted
+    assert contents(entry) == cached
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,17 @@ import torch
 from platformdirs.api import PlatformDirsABC
 from platformdirs.macos import MacOS
 from platformdirs.windows import Windows
+from safetensors.torch import load_file, save_file
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.recipe import Device, Recipe, RotationLearning
+from llama_edge.pipeline.cache import cache_folder
 from llama_edge.pipeline.quantize import check_calibration, check_learning_device
-from llama_edge.pipeline.quantized import cache_folder, quantize_with_cache
+from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.quantize import W4A8_GPTQ, W4A8_MIXED, W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize.kept import keep
 from llama_edge.quantize.learned_rotations import SAVE_EVERY
 from llama_edge.quantize.stage import hash_weights
 
@@ -220,19 +224,63 @@ def test_a_stopped_calibration_goes_on_where_it_was(
     assert contents(undisturbed.root) == resumed
 
 
-def test_what_was_kept_and_is_damaged_is_done_again(
-    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def change_a_value(file: Path) -> None:
+    """Whole, of the right shapes, and with another number in it."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def write_anew(file: Path) -> None:
+    """As who does not know the digest would."""
+    save_file(load_file(file), file)
+
+
+def take_another_runs(file: Path) -> None:
+    """As this program wrote it, in another run's folder."""
+    other = file.parents[1].with_name("another") / file.parent.name / file.name
+    other.parent.mkdir(parents=True)
+    keep(other, load_file(file))
+    other.replace(file)
+    shutil.rmtree(other.parents[1])
+
+
+@pytest.mark.parametrize("damage", [cut, change_a_value, write_anew, take_another_runs])
+def test_what_was_kept_and_was_changed_is_done_again(
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
     (layer,) = fresh_cache.glob("unfinished/*/layers/0000.safetensors")
     (costs,) = fresh_cache.glob("unfinished/*/sensitivity/costs.safetensors")
     for file in (layer, costs):
-        file.write_bytes(file.read_bytes()[:-1])
+        damage(file)
     again = Steps()
-    quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
+    found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     assert again.names == [FORWARD, BACK, ROUND]
     assert again.skipped == []
+    resumed = contents(found.root)
+    shutil.rmtree(fresh_cache / "quantized")
+    undisturbed = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, SilentProgress())
+    assert contents(undisturbed.root) == resumed
+
+
+@pytest.mark.parametrize("damage", [cut, change_a_value, write_anew, take_another_runs])
+def test_activations_that_were_changed_are_made_again(
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+    (activations,) = fresh_cache.glob("unfinished/*/layers/0000.activations.safetensors")
+    damage(activations)
+    again = Steps()
+    quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
+    assert (again.names, again.skipped) == ([ROUND], [])
+    assert again.steps.count((ROUND, 1)) == 15
 
 
 def test_learned_rotations_are_what_is_rounded(short_model: Checkpoint, tmp_path: Path) -> None:

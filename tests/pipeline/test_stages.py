@@ -1,6 +1,6 @@
 """What a killed export had finished is taken up by the next one, if it is the same export."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +23,13 @@ QUANTIZE, LOWER = "quantize (w4a8-rtn)", "lower (onnx)"
 class Said(SilentProgress):
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.remarks: list[str] = []
 
     def start(self, stage: str, total: int) -> None:
         self.stages.append(stage)
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
 
     def slow(self) -> Sequence[str]:
         return [stage for stage in self.stages if stage in (QUANTIZE, LOWER)]
@@ -97,10 +101,47 @@ def test_other_weights_begin_anew(killed_in_the_gate: ExportRequest, model: Path
     assert said.slow() == [QUANTIZE, LOWER]
 
 
+def swap_rows(place: Path) -> None:
+    weights = load_file(place / "quantized/weights.safetensors")
+    table = weights["model.embed_tokens.weight.codes"]
+    table[[10, 20]] = table[[20, 10]]
+    save_file(weights, place / "quantized/weights.safetensors")
+
+
+def add_template(place: Path) -> None:
+    (lowered,) = (path for path in place.glob("lowered-*") if path.is_dir())
+    (lowered / "chat_template.jinja").write_text("lies")
+
+
+def cut_model(place: Path) -> None:
+    (model,) = place.glob("lowered-*/model.onnx.data")
+    model.write_bytes(model.read_bytes()[:-1] + b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("change", "made_again"),
+    [(swap_rows, [QUANTIZE]), (add_template, [LOWER]), (cut_model, [LOWER])],
+)
+def test_a_stage_that_was_changed_is_made_again(
+    killed_in_the_gate: ExportRequest, change: Callable[[Path], None], made_again: list[str]
+) -> None:
+    out = killed_in_the_gate.out
+    assert out is not None
+    change(out.parent / ".out.unfinished")
+    said = Said()
+    resumed = bundle_of(killed_in_the_gate, said)
+    assert said.slow() == made_again
+    (remark,) = said.remarks
+    assert "is not as it was left; this stage of an earlier run is made again" in remark
+    assert resumed == bundle_of(replace(killed_in_the_gate, force=True), Said())
+
+
 def test_half_a_stage_does_not_count(tmp_path: Path) -> None:
-    stages = Stages(tmp_path, "key")
-    (stages.begin("quantized") / "half").touch()
-    assert Stages(tmp_path, "key").finished("quantized") is None
-    assert list(stages.begin("quantized").iterdir()) == []
-    assert stages.finish("quantized") == Stages(tmp_path, "key").finished("quantized")
-    assert Stages(tmp_path, "another").finished("quantized") is None
+    def stages(key: str = "key") -> Stages:
+        return Stages(tmp_path, key, SilentProgress())
+
+    (stages().begin("quantized") / "half").touch()
+    assert stages().finished("quantized") is None
+    assert list(stages().begin("quantized").iterdir()) == []
+    assert stages().finish("quantized") == stages().finished("quantized")
+    assert stages("another").finished("quantized") is None

@@ -195,27 +195,27 @@ def test_a_stopped_run_goes_on_to_the_same_bits(planted: Checkpoint, tmp_path: P
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import llama_edge.quantize.resume as rotation_state
+import llama_edge.quantize.kept as kept
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 from llama_edge.core.checkpoint import Checkpoint
 from tests.quantize.test_learned_rotations import SAVE_EVERY, StopsAfter, learn
 checkpoint = Checkpoint(
     source="debug", config=DEBUG_CONFIG, weights=MemoryWeights(DEBUG_CONFIG), text=debug_text()
 )
-write, moment = rotation_state.save_file, sys.argv[2]
+write, moment = kept.write_safetensors, sys.argv[2]
 class Kills(StopsAfter):
     def advance(self, steps=1):
         try:
             super().advance(steps)
         except KeyboardInterrupt:
             os.kill(os.getpid(), signal.SIGKILL)
-def killed_while_writing(tensors, path):
-    if int(tensors["step"]) == 2 * SAVE_EVERY:
+def killed_while_writing(path, layout, tensors, metadata):
+    if int(dict(tensors)["step"]) == 2 * SAVE_EVERY:
         Path(path).write_bytes(b"half a file")
         os.kill(os.getpid(), signal.SIGKILL)
-    write(tensors, path)
+    write(path, layout, tensors, metadata)
 if moment == "saving":
-    rotation_state.save_file = killed_while_writing
+    kept.write_safetensors = killed_while_writing
 iterations = SAVE_EVERY + 1 if moment == "computing" else 999
 learn(checkpoint, Path(sys.argv[1]), progress=Kills(iterations))
 """

@@ -31,7 +31,7 @@ def quantize(checkpoint: Checkpoint, folder: Path) -> QuantizedCheckpoint:
     return quantize_checkpoint(checkpoint, W4A8_RTN, folder, SilentProgress())
 
 
-class CountingProgress:
+class CountingProgress(SilentProgress):
     def __init__(self) -> None:
         self.total = 0
         self.done = 0
@@ -42,7 +42,7 @@ class CountingProgress:
     def advance(self, steps: int = 1) -> None:
         self.done += steps
 
-    def warn(self, remark: str) -> None: ...
+    def remark(self, text: str) -> None: ...
 
     def skip(self, steps: int) -> None:
         self.done += steps
