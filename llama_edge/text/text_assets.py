@@ -12,12 +12,13 @@ from typing import Any, Final
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.files import write_json
 from llama_edge.core.json_files import read_json_object
-from llama_edge.core.regular import read_regular_text
+from llama_edge.core.regular import read_regular, read_regular_text
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog_form import DialogForm, dialog_form
 from llama_edge.text.end_tokens import TURN_END_TOKENS, end_tokens, listed_ends, named_ends
 from llama_edge.text.native import Changes, NativeTokenizer, open_tokenizer
+from llama_edge.text.sentencepiece import read_sentencepiece, sentencepiece_json
 from llama_edge.text.special_tokens import (
     ADDED_TOKENS_FILE,
     SPECIAL_TOKENS_FILE,
@@ -26,6 +27,7 @@ from llama_edge.text.special_tokens import (
 )
 
 TOKENIZER_FILE: Final = "tokenizer.json"
+SENTENCEPIECE_FILE: Final = "tokenizer.model"
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
 CHAT_TEMPLATES_FOLDER: Final = "additional_chat_templates"
@@ -177,7 +179,7 @@ def end_warnings(tokenizer: NativeTokenizer, unlisted: int | None) -> Iterable[s
 def _read_files(folder: Path) -> _Files:
     config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
     return _Files(
-        tokenizer_json=read_tokenizer_json(folder),
+        tokenizer_json=_tokenizer_json(folder, config),
         tokens=TokenFiles(
             config=config,
             special_tokens_map=_optional_json(folder / SPECIAL_TOKENS_FILE),
@@ -198,10 +200,28 @@ def read_tokenizer_json(folder: Path) -> str:
     path = folder / TOKENIZER_FILE
     if not os.path.lexists(path):
         raise TokenizerError(
-            f"{path}: the file is missing; a tokenizer in another form (tokenizer.model) must be "
-            "saved as tokenizer.json first, or give the Meta folder or GGUF file itself"
+            f"{path}: the file is missing, and so is {SENTENCEPIECE_FILE}; take the tokenizer's "
+            "files from where the weights came from, or save it with transformers"
         )
     return read_regular_text(path, MAX_TOKENIZER_BYTES, TokenizerError)
+
+
+def _tokenizer_json(folder: Path, config: Mapping[str, Any]) -> str:
+    """tokenizer.json, or where there is none, what tokenizer.model makes of it."""
+    path = folder / SENTENCEPIECE_FILE
+    if os.path.lexists(folder / TOKENIZER_FILE) or not os.path.lexists(path):
+        return read_tokenizer_json(folder)
+    data = read_regular(path, MAX_TOKENIZER_BYTES, TokenizerError)
+    found = read_sentencepiece(data, str(path))
+    # `legacy`: a space also after each control token; `add_prefix_space`: in front of a text.
+    pieces = replace(
+        found,
+        add_prefix=config.get("add_prefix_space") is not False and found.add_prefix,
+        prefix_after_control=config.get("legacy") is True,
+    )
+    begin = () if pieces.begin is None else (pieces.tokens[pieces.begin],)
+    changes = Changes(begin=begin, canonical=True)
+    return open_tokenizer(str(path), sentencepiece_json(pieces, str(path)), changes).tokenizer_json
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
