@@ -22,7 +22,8 @@ class Vocabulary:
     A tokenizer of it is refused where a token is there twice, or a merge makes none of the tokens.
     """
 
-    tokens: Sequence[str]
+    #: None: an id without a token
+    tokens: Sequence[str | None]
     merges: Sequence[tuple[str, str]]
     #: id -> whether it is a control token (True) or merely never split (False)
     added: Mapping[int, bool]
@@ -88,15 +89,16 @@ def smollm_tokenizer(vocabulary: Vocabulary, bos: str | None) -> NativeTokenizer
 def _byte_level_bpe(
     vocabulary: Vocabulary, pre_tokenizer: object, bos: str | None, *, ignore_merges: bool
 ) -> NativeTokenizer:
-    ids = {token: number for number, token in enumerate(vocabulary.tokens)}
-    if len(ids) != len(vocabulary.tokens):
+    tokens = {number: token for number, token in enumerate(vocabulary.tokens) if token is not None}
+    ids = {token: number for number, token in tokens.items()}
+    if len(ids) != len(tokens):
         raise TokenizerError(
-            f"the vocabulary of {len(vocabulary.tokens)} tokens has only {len(ids)} different ones"
+            f"the vocabulary of {len(tokens)} tokens has only {len(ids)} different ones"
         )
     # Added tokens at the end stay out of the BPE's own table, as in Llama 3's tokenizer.json:
     # with ignore_merges, plain text that spells one must not become it.
     size = len(vocabulary.tokens)
-    while size - 1 in vocabulary.added:
+    while size and (size - 1 in vocabulary.added or size - 1 not in tokens):
         size -= 1
     model_ids = {token: number for token, number in ids.items() if number < size}
     for merge in vocabulary.merges:
@@ -105,7 +107,7 @@ def _byte_level_bpe(
     value = {
         "version": "1.0",
         "added_tokens": [
-            {"id": number, **asdict(_added(vocabulary.tokens[number], special=special))}
+            {"id": number, **asdict(_added(tokens[number], special=special))}
             for number, special in sorted(vocabulary.added.items())
         ],
         "pre_tokenizer": pre_tokenizer,
@@ -121,9 +123,7 @@ def _byte_level_bpe(
     tokenizer = open_tokenizer("the vocabulary", json.dumps(value, ensure_ascii=False), changes)
     for number in vocabulary.added:
         if number not in tokenizer.added:
-            raise TokenizerError(
-                f"the token {vocabulary.tokens[number]!r} cannot have the id {number}"
-            )
+            raise TokenizerError(f"the token {tokens[number]!r} cannot have the id {number}")
     return tokenizer
 
 

@@ -77,7 +77,7 @@ def test_texts_have_their_ids(options: dict[str, Any], tmp_path: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokenizer = Tokenizer(read_text_assets(folder_of(model, tmp_path, legacy=legacy)))
     for text in TEXTS:
-        if text.startswith(" ") and not legacy:
+        if not legacy and (text.startswith(" ") or "\u2581" in text):
             continue
         ids = tokenizer.encode(text)
         assert ids == [1, *reference.encode(text)], text
