@@ -5,7 +5,7 @@ Llama 3.2 that somebody shrank, with Meta's real tokenizer (from the `llama-mode
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -198,10 +199,12 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.BF16,
     pre: str = "llama-bpe",
     part_tensors: int = 0,
+    edit: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
     """As llama.cpp's converter writes it: vectors as F32, matrices as `kind`.
 
-    With `part_tensors`, as parts of so many tensors each, which the `gguf` package names.
+    With `part_tensors`, as parts of so many tensors each, which the `gguf` package names. `edit`
+    changes the metadata. A type that the package cannot quantize to gets random blocks.
     """
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_block_count(config.num_hidden_layers)
@@ -225,12 +228,23 @@ def write_gguf(
         if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(theirs, values)
         else:
-            writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(theirs, gguf_blocks(values, kind), raw_dtype=kind)
+    edit(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_blocks(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
+    """A matrix in blocks of a type; random blocks, with small scales, where nobody makes them."""
+    try:
+        return np.asarray(gguf.quants.quantize(values, kind))
+    except NotImplementedError:
+        block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        shape = (values.shape[0], values.shape[1] // block_values * block_bytes)
+        return np.random.default_rng(0).integers(0, 0x34, shape, np.uint8)
 
 
 def add_gguf_text(writer: gguf.GGUFWriter, text: TextAssets, pre: str) -> None:

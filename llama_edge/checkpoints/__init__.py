@@ -57,12 +57,14 @@ def checkpoint_form(path: Path) -> str:
     Raises:
         CheckpointError: None of them; the message lists what was looked for.
     """
-    if path.is_file() and path.suffix == ".gguf":
-        return "gguf"
     if (path / "params.json").is_file():
         return "meta"
     if (path / "config.json").is_file():
         return "huggingface"
+    from llama_edge.checkpoints.gguf_parts import find_gguf
+
+    if find_gguf(path) is not None:
+        return "gguf"
     raise CheckpointError(
         f"{path}: not a checkpoint; looked for a folder with config.json (Hugging Face), a folder "
         "with params.json (Meta), or a file ending in .gguf"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
-from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
+from llama_edge.checkpoints.gguf_parts import GgufModel, find_gguf, open_gguf
 from llama_edge.checkpoints.gguf_text import read_text
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES
@@ -23,34 +23,60 @@ from llama_edge.models.weight_names import block_weight
 ROPE_FACTORS: Final = "rope_freqs.weight"
 _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
+#: By `general.type`, what is no model; with the remedy.
+_OTHER_FILES: Final = {
+    "adapter": "a LoRA adapter and no model; merge it into its base first, with llama.cpp's "
+    "llama-export-lora, and give the merged file",
+    "imatrix": "an importance matrix and no model; give the model's file",
+    "mmproj": "the vision part of a model (mmproj); give the language model's file",
+}
 
 
-def _as_written(fields: Fields, key: str) -> float:
+def _as_written(fields: Fields, key: str, default: float | None = None) -> float:
     """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
-    return float(str(np.float32(fields.number(key))))
+    return float(str(np.float32(fields.number(key, default))))
 
 
 def load_gguf(path: Path, source: str) -> Checkpoint:
     """Open a GGUF file, or all parts of a split one; tensors are dequantized one by one when read.
 
     Args:
-        path: The file, or any part.
+        path: The file, any part, or a folder with one model.
         source: How the user named the model.
 
     Raises:
         CheckpointError: It is damaged, incomplete, lies about itself, or is not a plain Llama.
         TokenizerError: Its tokenizer is of another kind, damaged or of another model.
     """
-    file = open_gguf(path)
+    file = open_gguf(find_gguf(path) or path)
     metadata = Fields(file.path, file.metadata)
-    architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise CheckpointError(
-            f"{file.path}: architecture {architecture!r} is not supported; only Llama is"
-        )
+    _require_model(file)
     config = _config(file, metadata)
     weights = CheckedWeights(str(file.path), config, _GgufTensors(file, config))
     return Checkpoint(source=source, config=config, weights=weights, text=read_text(metadata))
+
+
+def _require_model(file: GgufModel) -> None:
+    """The weights of a Llama, and not one of the other things that come as GGUF files."""
+    kind = file.metadata.get("general.type", "model")
+    if kind != "model":
+        what = _OTHER_FILES.get(kind) if isinstance(kind, str) else None
+        raise CheckpointError(f"{file.path}: is {what or f'a GGUF file of type {kind!r}'}")
+    architecture = file.metadata.get("general.architecture")
+    if architecture == "clip":
+        raise CheckpointError(
+            f"{file.path}: is the vision part of a model (mmproj); give the language model's file"
+        )
+    if architecture != "llama":
+        raise CheckpointError(
+            f"{file.path}: has the architecture {architecture!r}, which is not supported as GGUF; "
+            "'llama' is. Qwen2.5 and Qwen3 are read from their Hugging Face folders"
+        )
+    if not file.tensors:
+        raise CheckpointError(
+            f"{file.path}: holds a vocabulary and no weights (llama.cpp's --vocab-only); give the "
+            "model's file"
+        )
 
 
 class _GgufTensors:
@@ -105,7 +131,7 @@ def _config(file: GgufModel, metadata: Fields) -> ModelConfig:
         intermediate_size=metadata.integer("llama.feed_forward_length"),
         vocab_size=file.tensors[_EMBEDDING].shape[0],
         rms_norm_eps=_as_written(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=_as_written(metadata, "llama.rope.freq_base"),
+        rope_theta=_as_written(metadata, "llama.rope.freq_base", 10000.0),
         rope_scaling=None,
         max_position_embeddings=metadata.integer("llama.context_length"),
         tie_word_embeddings=_is_tied(file),

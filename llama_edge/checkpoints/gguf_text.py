@@ -96,11 +96,11 @@ class _Source:
     @property
     def added(self) -> dict[int, bool]:
         """Ids of control tokens (True) and of user-defined ones (False)."""
-        found = {}
+        begin, found = self.begin, {}
         for number, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
-            is_control = kind in _CONTROL_KINDS or token in _CONTROL_TEXTS
-            if is_control or kind == PieceKind.USER_DEFINED or number == self.begin:
-                found[number] = is_control or number == self.begin
+            is_control = kind in _CONTROL_KINDS or token in _CONTROL_TEXTS or number == begin
+            if is_control or kind == PieceKind.USER_DEFINED:
+                found[number] = is_control
         return found
 
     @property

@@ -198,7 +198,7 @@ def keyed(key: str, layout: str, *values: int) -> bytes:
     [
         (b"GGUF", b"GGML", "does not begin with GGUF"),
         (b"GGUF\3", b"GGUF\1", "version 1"),
-        (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "version 50331648"),
+        (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "big-endian"),
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba", "mamba"),
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0ll\xffma", "UTF-8"),
         (b"smollm", b"qwenxx", "pre-tokenizer 'qwenxx'"),
@@ -237,8 +237,8 @@ def tensor_info(shape: tuple[int, ...], kind: int, offset: int) -> bytes:
         ((2**40, 256), 30, 0, "its offset is wrong"),
         ((2**63, 2**63), 30, 0, "its offset is wrong"),
         ((0, 256), 30, 0, "has shape"),
-        ((256, 256), 10, 0, "quantization type 10"),
-        ((256, 256), 9999, 0, "quantization type 9999"),
+        ((256, 256), 24, 0, "is stored as I8, which is not read"),
+        ((256, 256), 9999, 0, "quantized as type 9999"),
         ((256, 255), 8, 0, "multiple of 32"),
     ],
 )
@@ -283,7 +283,7 @@ def test_random_damage_never_ends_in_a_traceback(path: Path) -> None:
 
 def test_a_folder_or_nothing_in_its_place(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "absent.gguf"):
-        with pytest.raises(CheckpointError, match="cannot be opened"):
+        with pytest.raises(CheckpointError, match="is a folder|cannot be opened|missing"):
             GgufFile(bad)
 
 
