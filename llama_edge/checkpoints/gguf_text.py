@@ -96,8 +96,10 @@ class _Source:
     @property
     def added(self) -> dict[int, bool]:
         """Ids of control tokens (True) and of user-defined ones (False)."""
-        begin, found = self.begin, {}
+        begin, repeated, found = self.begin, self.repeated, {}
         for number, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
+            if number in repeated:
+                continue
             is_control = kind in _CONTROL_KINDS or token in _CONTROL_TEXTS or number == begin
             if is_control or kind == PieceKind.USER_DEFINED:
                 found[number] = is_control
@@ -177,7 +179,7 @@ def _byte_level(source: _Source) -> NativeTokenizer:
     vocabulary = Vocabulary(
         tokens=[None if n in repeated else token for n, token in enumerate(source.tokens)],
         merges=_merges(source.fields),
-        added={n: special for n, special in source.added.items() if n not in repeated},
+        added=source.added,
     )
     return build(vocabulary, None if source.begin is None else source.tokens[source.begin])
 
