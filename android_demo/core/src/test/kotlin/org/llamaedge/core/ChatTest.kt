@@ -162,17 +162,6 @@ class ChatTest {
     }
 
     @Test
-    fun samplesAsPythonDoes() {
-        val logits = floatArrayOf(1f, 3f, 2f, 0f)
-        assertEquals(1, Sampler(Sampling()).choose(logits))
-        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topK = 2)).candidates(logits).first)
-        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topP = 0.7)).candidates(logits).first)
-        assertEquals(listOf(1), Sampler(Sampling(temperature = 1.0, topP = 0.6)).candidates(logits).first)
-        val drawn = Sampler(Sampling(temperature = 1.0)).let { sampler -> List(4000) { sampler.choose(logits) } }
-        assertEquals(0.644, drawn.count { it == 1 } / 4000.0, 0.03)
-    }
-
-    @Test
     fun anythingButSafeIsUnsafe() {
         assertTrue(GuardVerdict.parse("\n\nsafe").safe)
         assertEquals(listOf("S1", "S9"), GuardVerdict.parse("unsafe\nS1, S9").categories)

@@ -110,6 +110,20 @@ class SharedFixturesTest {
         assertEquals(case["text"], rendered)
     }
 
+    /** Which tokens may be chosen, and how probable each is; the draw itself differs between languages. */
+    @Test
+    fun sampling() = each("sampling", 20) { case ->
+        val logits = case["logits"].asList().map { (it as Number).toFloat() }.toFloatArray()
+        val (temperature, topP) = listOf("temperature", "top_p").map { (case[it] as Number).toDouble() }
+        val found = Sampler(Sampling(temperature, topP, case["top_k"].asInt())).candidates(logits)
+        val sum = found.weights.take(found.count).sum()
+        val probabilities = (0 until found.count).map { found.tokens[it] to found.weights[it] / sum }.sortedBy { it.first }
+        assertEquals(case["tokens"].asInts(), probabilities.map { it.first })
+        case["probabilities"].asList().zip(probabilities).forEach { (wanted, token) ->
+            assertEquals((wanted as Number).toDouble(), token.second, 1e-12)
+        }
+    }
+
     @Test
     fun toolCalls() = each("tool_calls", 20) { case ->
         val calls = try {
