@@ -10,6 +10,9 @@ class TextModel(
     private val bosToken = bosTokenId?.let { tokenizer.tokenOf(it) }.orEmpty()
     private val template = ChatTemplate(templateSource, bosToken, mainEndToken(tokenizer, templateSource, eosTokenIds).orEmpty())
 
+    private val control = controlTokens(tokenizer.added, null, emptyList())
+    private val finder = TokenFinder(control)
+
     fun render(messages: List<Message>, tools: List<Map<String, Any?>>? = null, today: Day = Day.REFERENCE): String =
         template.render(messages, tools, today = today)
 
@@ -19,24 +22,26 @@ class TextModel(
      */
     fun encode(messages: List<Message>, tools: List<Map<String, Any?>>? = null, today: Day = Day.REFERENCE): List<Int> {
         val rendered = template.render(messages.map { quoted(it) }, tools, today = today)
-        if (QUOTE !in rendered) return tokenizer.encode(rendered, controlTokens = true)
-        val ids = ArrayList<Int>()
-        var place = 0
-        for (match in tokenizer.specialPattern?.findAll(rendered) ?: emptySequence()) {
-            ids += plain(rendered.substring(place, match.range.first))
-            ids += tokenizer.encode(match.value, controlTokens = true)
-            place = match.range.last + 1
+        if (QUOTE !in rendered) return tokenizer.encode(rendered)
+        val ids = IntList()
+        var start = 0
+        finder.each(rendered) { index, token ->
+            plain(rendered.substring(start, index), ids)
+            ids.add(checkNotNull(tokenizer.idOf(token)))
+            start = index + token.length
         }
-        return ids + plain(rendered.substring(place))
+        plain(rendered.substring(start), ids)
+        return ids.toList()
     }
 
-    private fun plain(text: String) = tokenizer.encode(text.replace(QUOTE, ""), controlTokens = false)
+    private fun plain(text: String, ids: IntList) = tokenizer.encode(text.replace(QUOTE, ""), control, ids)
 
     private fun quoted(message: Message): Message {
         val content = message["content"] as? String ?: return message
         val clean = content.replace(QUOTE, Utf8Stream.REPLACEMENT.toString())
-        val pattern = tokenizer.specialPattern ?: return message + ("content" to clean)
-        return message + ("content" to pattern.replace(clean) { it.value.take(1) + QUOTE + it.value.drop(1) })
+        val starts = HashSet<Int>()
+        finder.each(clean) { index, _ -> starts += index }
+        return message + ("content" to clean.mapIndexed { index, c -> if (index in starts) "$c$QUOTE" else "$c" }.joinToString(""))
     }
 
     companion object {

@@ -29,7 +29,7 @@ class ChatTest {
         ): StopReason {
             val answer = answers[prompts.size]
             prompts += text.tokenizer.decode(prompt)
-            for (token in text.tokenizer.encode(answer, controlTokens = false)) if (!onToken(token)) return StopReason.CANCELLED
+            for (token in text.tokenizer.encode(answer)) if (!onToken(token)) return StopReason.CANCELLED
             return StopReason.END_TOKEN
         }
 
