@@ -31,8 +31,9 @@ cp -r "$demo/core/src/main/resources/." "$out/core/"
 step "its tests pass on $(java -version 2>&1 | head -1)"
 "${kotlinc[@]}" -cp "$out/core:$junit" -Xfriend-paths="$out/core" -d "$out/test" "${tests[@]}"
 classes=$(cd "$out/test" && find . -name '*Test.class' | sed 's|^\./||; s|/|.|g; s|\.class$||' | sort)
+# As much memory as a phone gives an app.
 # shellcheck disable=SC2086 # one word a class
-java -cp "$out/core:$out/test:$junit:$bouncycastle:$lib/kotlin-stdlib.jar" -Dapp.fixtures="$demo/../app_fixtures" \
+java -Xmx256m -cp "$out/core:$out/test:$junit:$bouncycastle:$lib/kotlin-stdlib.jar" -Dapp.fixtures="$demo/../app_fixtures" \
   org.junit.runner.JUnitCore $classes
 
 step "the desktop twin compiles"

@@ -148,6 +148,8 @@ private class Entries(root: File) {
             when {
                 // What is listed and does not exist is a link to nothing, which has no other canonical path.
                 entry.canonicalFile != File(place, entry.name) || !entry.exists() -> add("files.symlink", name, "a symbolic link")
+                // Deeper than any bundle: what is below is as unlisted as the folder itself.
+                entry.isDirectory && name.count { it == '/' } >= MAX_DEPTH -> names.add(name)
                 entry.isDirectory -> add(entry, "$name/")
                 entry.isFile -> names.add(name)
                 else -> add("files.kind", name, "neither a file nor a folder")
@@ -157,5 +159,9 @@ private class Entries(root: File) {
 
     private fun add(code: String, name: String, found: String) {
         strange.add(Finding(code, name, "a file of the bundle's own", found))
+    }
+
+    private companion object {
+        const val MAX_DEPTH = 32
     }
 }

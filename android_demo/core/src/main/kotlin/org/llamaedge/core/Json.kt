@@ -55,9 +55,9 @@ object Json {
             }
         }
 
-        private fun put(text: String) {
-            require(text.length <= maxCharacters - out.length) { "JSON of more than $maxCharacters characters" }
-            out.append(text)
+        private fun put(text: String, from: Int = 0, to: Int = text.length) {
+            require(to - from <= maxCharacters - out.length) { "JSON of more than $maxCharacters characters" }
+            out.append(text, from, to)
         }
 
         private fun <T> items(open: String, close: String, items: Collection<T>, depth: Int, write: (T) -> Unit) {
@@ -78,22 +78,27 @@ object Json {
         }
 
         private fun string(text: String) {
-            // A character is written as six at most, so no more than six times the limit is allocated before `put` sees it.
-            require(text.length <= maxCharacters - out.length) { "JSON of more than $maxCharacters characters" }
             put("\"")
-            for (c in text) {
-                when (c) {
-                    '"' -> out.append("\\\"")
-                    '\\' -> out.append("\\\\")
-                    '\n' -> out.append("\\n")
-                    '\r' -> out.append("\\r")
-                    '\t' -> out.append("\\t")
-                    '\b' -> out.append("\\b")
-                    '\u000c' -> out.append("\\f")
-                    else -> if (c < ' ') out.append("\\u%04x".format(c.code)) else out.append(c)
-                }
+            var start = 0
+            text.forEachIndexed { index, c ->
+                val escaped = escaped(c) ?: return@forEachIndexed
+                put(text, start, index)
+                put(escaped)
+                start = index + 1
             }
+            put(text, start, text.length)
             put("\"")
+        }
+
+        private fun escaped(c: Char): String? = when (c) {
+            '"' -> "\\\""
+            '\\' -> "\\\\"
+            '\n' -> "\\n"
+            '\r' -> "\\r"
+            '\t' -> "\\t"
+            '\b' -> "\\b"
+            '\u000c' -> "\\f"
+            else -> if (c < ' ') "\\u%04x".format(c.code) else null
         }
     }
 

@@ -168,11 +168,4 @@ class ChatTest {
         assertFalse(GuardVerdict.parse("It is safe.").safe)
         assertFalse(GuardVerdict.parse("").safe)
     }
-
-    @Test
-    fun whatATemplateMayNotUseIsAnError() {
-        for (source in listOf("{{ messages | map('x') }}", "{{ a.b.c }}", "{% macro m() %}{% endmacro %}", "{{ messages }}", "{% endif %}")) {
-            assertThrows(source, TemplateException::class.java) { ChatTemplate(source, "", "").render(listOf(message("user", "x"))) }
-        }
-    }
 }
