@@ -65,7 +65,7 @@ internal class TextContract(private val root: File, private val manifest: Manife
         if (bos != manifest.bosTokenId) add("tokenizer.bos", "$CONFIG: bos_token", manifest.bosTokenId, bos)
         val addBos = config["add_bos_token"] == true && bos != null
         if (addBos != manifest.addBos) add("tokenizer.bos", "$CONFIG: add_bos_token", manifest.addBos, addBos)
-        val control = controlTokens(tokenizer.added, null, emptyList())
+        val control = controlTokens(tokenizer.added, files.template, manifest.eosTokenIds + listOfNotNull(manifest.bosTokenId))
         manifest.goldenTokens.forEachIndexed { index, golden ->
             val tokens = tokenizer.encode(golden.text, asText = control)
             if (tokens != golden.tokens) {
