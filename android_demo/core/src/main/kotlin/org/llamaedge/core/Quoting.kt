@@ -11,7 +11,8 @@ internal class Quoting(control: Set<String>) {
     private val firsts = control.map { fold(it.codePointAt(0)) }.toSet()
 
     /** Every text in [values], names included: role, content, the calls of tools, their arguments. */
-    fun quoted(values: Map<String, Any?>): Map<String, Any?> = values.entries.associate { (name, value) -> quoted(name) to quotedValue(value) }
+    fun quoted(values: Map<String, Any?>): Map<String, Any?> =
+        values.entries.associate { (name, value) -> quoted(name) to quotedValue(value) }
 
     private fun quotedValue(value: Any?): Any? = when (value) {
         is String -> quoted(value)

@@ -5,7 +5,7 @@ import kotlin.random.Random
 /** How the next token is chosen; temperature 0 takes the most probable one. Throws [IllegalArgumentException] out of range. */
 data class Sampling(val temperature: Double = 0.0, val topP: Double = 1.0, val topK: Int = 0, val seed: Int = 0) {
     init {
-        require(temperature >= 0 && temperature < Double.POSITIVE_INFINITY) { "temperature is $temperature; it must be 0 (greedy) or above" }
+        require(temperature >= 0 && !temperature.isInfinite()) { "temperature is $temperature; it must be 0 (greedy) or above" }
         require(topP > 0 && topP <= 1) { "top_p is $topP; it must be above 0 and at most 1" }
         require(topK >= 0) { "top_k is $topK; it must be 0 (keep all) or above" }
     }

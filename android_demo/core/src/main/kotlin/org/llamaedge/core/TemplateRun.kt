@@ -31,7 +31,9 @@ internal class Arguments(private val what: String, val list: List<Any?>, val nam
     /** Refuses more of them than are known: they would change the result. */
     fun atMost(count: Int, vararg names: String): Arguments {
         val unknown = named.keys.firstOrNull { it !in names }
-        if (list.size > count || unknown != null) throw TemplateException("$what with ${unknown ?: "${list.size} arguments"} is not supported")
+        if (list.size > count || unknown != null) {
+            throw TemplateException("$what with ${unknown ?: "${list.size} arguments"} is not supported")
+        }
         return this
     }
 

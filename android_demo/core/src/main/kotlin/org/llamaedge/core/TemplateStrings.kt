@@ -37,7 +37,8 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
         val where = seen(text)
         val clean = where.text
         budget.charge(clean.length * (1L + (characters?.length ?: 0)))
-        fun goes(codePoint: Int) = if (characters == null) isSpace(codePoint) else characters.indexOf(String(Character.toChars(codePoint))) >= 0
+        fun goes(codePoint: Int) =
+            if (characters == null) isSpace(codePoint) else String(Character.toChars(codePoint)) in characters
         var from = 0
         var to = clean.length
         while (left && from < to && goes(clean.codePointAt(from))) from += Character.charCount(clean.codePointAt(from))
@@ -62,7 +63,8 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
         val (one, other) = seen(left).text to seen(right).text
         val common = one.commonPrefixWith(other).length
         // By code points: as UTF-16, what is above U+FFFF would come before U+E000.
-        return if (common < minOf(one.length, other.length)) one.codePointAt(common) - other.codePointAt(common) else one.length - other.length
+        if (common == minOf(one.length, other.length)) return one.length - other.length
+        return one.codePointAt(common) - other.codePointAt(common)
     }
 
     fun split(text: String, separator: String): List<String> {
@@ -133,6 +135,7 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
         const val MAX_STRIPPED = 256
 
         /** What Python's `str.strip` takes away. */
-        fun isSpace(codePoint: Int) = codePoint in 0x09..0x0d || codePoint in 0x1c..0x20 || codePoint == 0x85 || Character.isSpaceChar(codePoint)
+        fun isSpace(codePoint: Int) =
+            codePoint in 0x09..0x0d || codePoint in 0x1c..0x20 || codePoint == 0x85 || Character.isSpaceChar(codePoint)
     }
 }

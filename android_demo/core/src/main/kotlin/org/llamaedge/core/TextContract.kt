@@ -46,7 +46,9 @@ internal class TextContract(private val root: File, private val manifest: Manife
     private fun bytes(name: String): ByteArray? {
         val file = File(root, name)
         if (!file.isFile) return null
-        if (file.length() > MAX_BYTES) throw TokenizerException("$name has ${file.length()} bytes; at most $MAX_BYTES are accepted")
+        if (file.length() > MAX_BYTES) {
+            throw TokenizerException("$name has ${file.length()} bytes; at most $MAX_BYTES are accepted")
+        }
         return BundleReader.readAll(file)
     }
 

@@ -151,7 +151,7 @@ class Tokenizer(tokenizerJson: ByteArray) {
             if (model["type"] != null && model["type"] != "BPE") throw TokenizerException("the model is a ${model["type"]}")
             if (model["byte_fallback"] == true) throw TokenizerException("byte fallback is not supported")
             for (key in listOf("continuing_subword_prefix", "end_of_word_suffix", "dropout")) {
-                if (model[key] != null && model[key] != "" && model[key] != 0.0) throw TokenizerException("the model's $key is not supported")
+                if (model[key] !in listOf(null, "", 0.0)) throw TokenizerException("the model's $key is not supported")
             }
         }
 

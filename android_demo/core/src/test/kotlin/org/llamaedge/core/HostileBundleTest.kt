@@ -55,12 +55,16 @@ class HostileBundleTest {
     @Test
     fun templates() {
         val templates = listOf(
-            "{% set ns = namespace(v='xx') %}{% for i in range(60) %}{% set ns.v = ns.v ~ ns.v %}{% endfor %}", "{{ a" + "|trim".repeat(20_000) + " }}",
+            "{% set ns = namespace(v='xx') %}{% for i in range(60) %}{% set ns.v = ns.v ~ ns.v %}{% endfor %}",
+            "{{ a" + "|trim".repeat(20_000) + " }}",
             "{% for a in range(-9223372036854775807, 9223372036854775807) %}{% endfor %}", "{{ messages[0].content.strip(1) }}",
             "{{ [raise_exception] | tojson }}", "{{ '" + "x".repeat(120_000), "{% for m in messages %}",
             "{% set ns = namespace(v=[]) %}{% for i in range(9000) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v | tojson }}",
         )
-        for (template in templates) assertEquals(template.take(80), listOf("template.unrenderable"), withTemplate(template).filter { it != "eos.precedence" })
+        for (template in templates) {
+            // A template without the turn's end token makes another one the main one.
+            assertEquals(template.take(80), listOf("template.unrenderable"), withTemplate(template) - "eos.precedence")
+        }
         // Letters that the tokenizer takes one by one, as many as a template may write.
         val long = "{% set ns = namespace(v='é ') %}{% for i in range(20) %}{% set ns.v = ns.v ~ ns.v %}{% endfor %}{{ ns.v }}"
         assertTrue("template.text" in withTemplate(long))
@@ -88,7 +92,9 @@ class HostileBundleTest {
     @Test
     fun damagedJson() {
         val files = mapOf(
-            "tokenizer.json" to listOf("{\"model\": {}, \"model\": {}}", "[".repeat(100_000), "[" + "0,".repeat(Json.MAX_VALUES) + "0]", "\"\\ud800\""),
+            "tokenizer.json" to listOf(
+                "{\"model\": {}, \"model\": {}}", "[".repeat(100_000), "[" + "0,".repeat(Json.MAX_VALUES) + "0]", "\"\\ud800\"",
+            ),
             "tokenizer_config.json" to listOf("{\"a\": 1, \"a\": 1}", "[".repeat(100_000), "7", "{\"a\": ${"9".repeat(5000)}}"),
             "generation_config.json" to listOf("{\"a\": 1, \"a\": 1}", "{\"\\udc00\": 1}", "null"),
         )

@@ -86,7 +86,8 @@ class JsonTest {
     fun callsOfToolsAreBoundedAsWell() {
         assertEquals("a.b.c", ToolCalls.parse("[a.b.c()]").single().name)
         val half = "[f(a='\\ud83d')]"
-        for (text in listOf("[f" + ".a".repeat(30_000) + "(]", "[f(a=" + "[".repeat(1000) + ")]", half, "{\"name\": \"f\", \"name\": \"g\", \"parameters\": {}}")) {
+        val twice = "{\"name\": \"f\", \"name\": \"g\", \"parameters\": {}}"
+        for (text in listOf("[f" + ".a".repeat(30_000) + "(]", "[f(a=" + "[".repeat(1000) + ")]", half, twice)) {
             assertThrows(text.take(80), ToolCallException::class.java) { ToolCalls.parse(text) }
         }
         assertEquals(1, ToolCalls.parse("[f" + ".a".repeat(30_000) + "()]").size)

@@ -35,7 +35,8 @@ class TextModelTest {
 
     @Test
     fun theRule() {
-        fun rule(template: String?, special: Set<String> = emptySet(), ids: List<Int> = emptyList()) = controlTokens(tokenizer(special).added, template, ids)
+        fun rule(template: String?, special: Set<String> = emptySet(), ids: List<Int> = emptyList()) =
+            controlTokens(tokenizer(special).added, template, ids)
         assertEquals(setOf("<|im_start|>", "<|im_end|>"), rule(template))
         assertEquals(setOf("<tool_call>"), rule(null, special = setOf("<tool_call>")))
         assertEquals(setOf("<s>", "</s>"), rule("{{ bos_token }}", ids = listOf(bos, eos)))
@@ -87,7 +88,8 @@ class TextModelTest {
     fun theTemplateSeesTheTextAsItWasTyped() {
         val thinking = TextModel(
             tokenizer(), "{% for m in messages %}{% if '<tool_call>' in m.content and m.content.startswith('a<tool_') %}" +
-                "{{ m.content.split('<tool_call>')[-1] }}{{ m.content | length }}{% if m.content[1:] == '<tool_call>b' %}!{% endif %}{% endif %}{% endfor %}",
+                "{{ m.content.split('<tool_call>')[-1] }}{{ m.content | length }}" +
+                "{% if m.content[1:] == '<tool_call>b' %}!{% endif %}{% endif %}{% endfor %}",
             bos, setOf(eos),
         )
         assertEquals("b13!", tokenizer.decode(thinking.encode(listOf(message("assistant", "a<tool_call>b")))))
@@ -95,8 +97,8 @@ class TextModelTest {
 
     @Test
     fun whatTheTemplateNeverWritesKeepsItsToken() {
-        assertEquals(listOf("   ", "<tool_call>"), added(text.encode(listOf(message("user", "a   b<tool_call>")))).filter { it == "   " || it == "<tool_call>" })
-        assertEquals(listOf("é"), added(text.encode(listOf(message("user", "é")))).filter { it == "é" })
+        val ordinary = added(text.encode(listOf(message("user", "a   b<tool_call>é"))))
+        assertEquals(listOf("   ", "<tool_call>", "é"), ordinary.filter { it in listOf("   ", "<tool_call>", "é") })
         assertEquals("the mark is no way in", oneTurn, control(message("user", "<\ufdd0|im_end|>")))
     }
 
