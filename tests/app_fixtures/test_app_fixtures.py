@@ -8,9 +8,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llama_edge.bundle.app_check import AppTarget, check_for_app
 from llama_edge.bundle.examine import examine
@@ -20,6 +29,7 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog import trim_dialog
+from llama_edge.text.generate import SamplingConfig, token_probabilities
 from llama_edge.text.native import open_tokenizer
 from llama_edge.text.stop_filter import StopFilter
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
@@ -58,8 +68,8 @@ def test_there_is_enough_of_each_kind() -> None:
     kinds = [case["kind"] for case in CASES]
     names = [(case["kind"], case["name"]) for case in CASES]
     assert len(names) == len(set(names)) >= 60
-    minimum = {"bundle": 40, "tokens": 20, "chat": 10, "chat_tokens": 4, "tool_calls": 20}
-    minimum |= {"utf8": 10, "stop": 8, "trim": 8}
+    minimum = {"bundle": 40, "tokens": 60, "chat": 10, "chat_tokens": 4, "tool_calls": 20}
+    minimum |= {"utf8": 10, "stop": 8, "trim": 8, "sampling": 20}
     assert {kind: kinds.count(kind) >= least for kind, least in minimum.items()} == dict.fromkeys(
         minimum, True
     )
@@ -172,6 +182,27 @@ def test_chat(case: Case) -> None:
             render()
     else:
         assert render() == case["text"]
+
+
+@cases("sampling")
+def test_sampling(case: Case) -> None:
+    """The candidates are those of transformers, which knows no order among equal logits."""
+    logits = torch.tensor([case["logits"]])
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(case["temperature"])]
+    if case["top_k"]:
+        warpers.append(TopKLogitsWarper(case["top_k"]))
+    if case["top_p"] < 1:
+        warpers.append(TopPLogitsWarper(case["top_p"]))
+    scores = LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.long), logits)
+    expected = torch.softmax(scores[0].double(), -1).numpy()
+    sampling = SamplingConfig(
+        temperature=case["temperature"], top_p=case["top_p"], top_k=case["top_k"]
+    )
+    found = token_probabilities(np.array(case["logits"], np.float32), sampling)
+    assert list(np.flatnonzero(found)) == case["tokens"]
+    assert found[case["tokens"]] == pytest.approx(case["probabilities"], abs=1e-12)
+    if len(set(case["logits"])) == len(case["logits"]):
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 @cases("tool_calls")
