@@ -1,38 +1,8 @@
 import Foundation
 
-#if canImport(CryptoKit)
-    import CryptoKit
-#elseif canImport(Crypto)
-    import Crypto
-#endif
-
 /// Something that verifies Ed25519 signatures; a test may put its own in.
 public protocol SignatureVerifier: Sendable {
     func verifies(_ signature: Data, of message: Data, publicKey: Data) throws -> Bool
-}
-
-/// There is no Ed25519 here: without CryptoKit and without swift-crypto.
-public struct NoEd25519: Error {}
-
-/// CryptoKit's, or swift-crypto's.
-public struct SystemSignatureVerifier: SignatureVerifier {
-    public static var isAvailable: Bool {
-        #if canImport(CryptoKit) || canImport(Crypto)
-            true
-        #else
-            false
-        #endif
-    }
-
-    public init() {}
-
-    public func verifies(_ signature: Data, of message: Data, publicKey: Data) throws -> Bool {
-        #if canImport(CryptoKit) || canImport(Crypto)
-            try Curve25519.Signing.PublicKey(rawRepresentation: publicKey).isValidSignature(signature, for: message)
-        #else
-            throw NoEd25519()
-        #endif
-    }
 }
 
 /// `manifest.sig`: Ed25519 over the bytes of `manifest.json`, which names every other file's hash.
