@@ -15,8 +15,9 @@ public struct AppTarget: Equatable, Sendable {
 public struct CheckedBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
-    public let tokenizer: Tokenizer
-    public let template: ChatTemplate
+    public let dialog: DialogEncoder
+
+    public var tokenizer: Tokenizer { dialog.tokenizer }
 
     /// The file or package to open: for Core ML the `.mlpackage` folder, else the first file.
     public var artifact: URL {

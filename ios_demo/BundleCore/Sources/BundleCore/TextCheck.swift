@@ -26,7 +26,7 @@ struct TextCheck {
         let (template, templateFindings) = checkTemplate(assets)
         findings += templateFindings
         guard findings.isEmpty, let template else { throw RefusedBundle(findings: findings) }
-        return CheckedBundle(folder: folder, manifest: manifest, tokenizer: assets.tokenizer, template: template)
+        return CheckedBundle(folder: folder, manifest: manifest, dialog: DialogEncoder(tokenizer: assets.tokenizer, template: template))
     }
 
     private static func shown(_ values: [String: JSONValue]) -> String {
@@ -53,9 +53,10 @@ struct TextCheck {
             findings.append(
                 Finding("tokenizer.bos", at: "\(config): add_bos_token", expected: "\(written.addBos)", found: "\(assets.addBOS)"))
         }
+        let control = Set(assets.tokenizer.controlTokens(template: assets.chatTemplate).map(\.id))
         for (place, golden) in written.goldenTokens.enumerated() {
-            let tokens = assets.tokenizer.encode(golden.text, controlTokens: false)
-            guard tokens != golden.tokens else { continue }
+            let tokens = try? assets.tokenizer.encode(golden.text, where: control.contains)
+            guard let tokens, tokens != golden.tokens else { continue }
             let (wanted, found) = Self.firstDifference(golden.tokens, tokens)
             findings.append(
                 Finding(
@@ -117,8 +118,9 @@ struct TextCheck {
             guard let template = try assets.compiledTemplate() else { return (nil, findings) }
             // All are rendered before one is compared: a template that fails is no template, whatever it began with.
             let rendered = try chats.map { chat in (chat, try template.render(chat.messages.map(JSONValue.init))) }
+            let dialog = DialogEncoder(tokenizer: assets.tokenizer, template: template)
             for (place, (chat, text)) in rendered.enumerated() {
-                try findings += check(text, chat, at: place, template, assets.tokenizer)
+                try findings += check(text, chat, at: place, dialog)
             }
             return (template, findings)
         } catch {
@@ -127,14 +129,14 @@ struct TextCheck {
     }
 
     private func check(
-        _ text: String, _ chat: Manifest.GoldenChat, at place: Int, _ template: ChatTemplate, _ tokenizer: Tokenizer
+        _ text: String, _ chat: Manifest.GoldenChat, at place: Int, _ dialog: DialogEncoder
     ) throws -> [Finding] {
         let place = "\(Self.templatePlace), golden_chats[\(place)]"
         if !sameText(text, chat.text) {
             let (wanted, found) = Self.firstDifference(chat.text, text)
             return [Finding("template.text", at: place, expected: wanted, found: found)]
         }
-        let tokens = try tokenizer.encode(chat.messages.map(JSONValue.init), with: template)
+        let tokens = try dialog.encode(chat.messages.map(JSONValue.init))
         guard tokens != chat.tokens else { return [] }
         let (wanted, found) = Self.firstDifference(chat.tokens, tokens)
         return [Finding("template.tokens", at: place, expected: wanted, found: found)]

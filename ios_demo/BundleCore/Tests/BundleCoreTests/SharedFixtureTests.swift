@@ -54,7 +54,7 @@ final class SharedFixtureTests: XCTestCase {
         try Fixtures.forEach("tokens", atLeast: 20) { value, name in
             let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
             let tokens = try value.ints("tokens")
-            XCTAssertEqual(tokenizer.encode(try value.string("text"), controlTokens: value["control_tokens"]?.boolValue ?? false), tokens, name)
+            XCTAssertEqual(try tokenizer.encode(value.string("text"), controlTokens: value["control_tokens"]?.boolValue ?? false), tokens, name)
             var stream = TokenStream(tokenizer)
             let streamed = tokens.map { stream.push($0) }.joined() + stream.flush()
             assertSame(streamed, try value.string("decoded"), name)
@@ -67,7 +67,7 @@ final class SharedFixtureTests: XCTestCase {
             let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
             let bos = value["bos_token_id"]?.intValue.flatMap { tokenizer.token(of: $0) } ?? ""
             let template = try ChatTemplate(value.string("template"), bosToken: bos)
-            XCTAssertEqual(try tokenizer.encode(value["messages"]?.arrayValue ?? [], with: template), try value.ints("tokens"), name)
+            XCTAssertEqual(try DialogEncoder(tokenizer: tokenizer, template: template).encode(value["messages"]?.arrayValue ?? []), try value.ints("tokens"), name)
         }
     }
 
