@@ -23,6 +23,6 @@ let package = Package(
             resources: [.copy("Resources/finding_codes.json"), .copy("Resources/manifest.schema.json")],
             swiftSettings: strict
         ),
-        .testTarget(name: "BundleCoreTests", dependencies: ["BundleCore"], swiftSettings: strict),
+        .testTarget(name: "BundleCoreTests", dependencies: ["BundleCore"], exclude: ["Cases"], swiftSettings: strict),
     ]
 )

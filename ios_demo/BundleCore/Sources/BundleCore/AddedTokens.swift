@@ -49,8 +49,8 @@ struct AddedTokens: Sendable {
     /// The control tokens: what the model takes for an instruction of the program, so that no message may spell it.
     ///
     /// They are the added tokens that are special, and those whose text occurs in the source of the chat template whatever
-    /// their flag says; of the latter, not those that are merely white space or a single character. The rule is the same in
-    /// `llama_edge/text/tokenizer.py` and in the Android app.
+    /// their flag says; of the latter, not those that are merely white space or a single character. The counterparts are
+    /// `control_tokens` in `llama_edge/text/tokenizer.py` and `controlTokens` in the Android app.
     func controlTokens(template source: String?) -> [Token] {
         let written = source.map { matcher.occurring(in: $0) } ?? []
         return tokens.filter { token in

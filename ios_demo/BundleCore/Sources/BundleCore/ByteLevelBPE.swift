@@ -62,7 +62,9 @@ struct ByteLevelBPE: Sendable {
             throw TextError("model: vocab or merges are missing")
         }
         for (token, id) in vocabulary.members {
-            guard let id = id.intValue, id >= 0 else { throw TextError("model: the id of \(token) is not a number") }
+            guard let id = id.intValue, Tokenizer.ids.contains(id) else {
+                throw TextError("model: the id of \(JSONValue.string(token).compact) is no number from 0 to \(Tokenizer.ids.upperBound)")
+            }
             if let bytes = ByteLetters.bytes(of: token) { ids[bytes] = id }
         }
         for byte in 0..<256 { byteIDs[byte] = ids[[UInt8(byte)]] }
@@ -82,15 +84,16 @@ struct ByteLevelBPE: Sendable {
         merges[Pair(left: left, right: right)] = Merge(rank: rank, result: result)
     }
 
-    /// Ids of one piece of text. A byte that the vocabulary lacks is left out, as `tokenizers` does.
-    func encode(_ piece: Substring) -> [Int] {
+    /// Ids of one piece of text, none of those that are `forbidden` and longer than a byte: a vocabulary may hold a control
+    /// token as a word too. A byte that the vocabulary lacks is left out, as `tokenizers` does.
+    func encode(_ piece: Substring, forbidden: (Int) -> Bool) -> [Int] {
         let bytes = Array(piece.utf8)
-        if ignoreMerges, let id = ids[bytes] { return [id] }
-        return merged(bytes).ids
+        if ignoreMerges, let id = ids[bytes], !forbidden(id) { return [id] }
+        return merged(bytes, forbidden: forbidden).ids
     }
 
     /// The ids, and how many pairs were considered: at most three for each byte, and each costs the logarithm of that.
-    func merged(_ bytes: [UInt8]) -> (ids: [Int], considered: Int) {
+    func merged(_ bytes: [UInt8], forbidden: (Int) -> Bool = { _ in false }) -> (ids: [Int], considered: Int) {
         var chain = MergeChain(bytes.compactMap { byteIDs[Int($0)] })
         var candidates = Heap<Candidate> { ($0.rank, $0.place) < ($1.rank, $1.place) }
         var considered = 0
@@ -98,7 +101,7 @@ struct ByteLevelBPE: Sendable {
             guard let next = chain.next(place) else { return }
             considered += 1
             let pair = Pair(left: chain.symbols[place], right: chain.symbols[next])
-            guard let merge = merges[pair] else { return }
+            guard let merge = merges[pair], !forbidden(merge.result) else { return }
             candidates.push(Candidate(rank: merge.rank, place: place, pair: pair, result: merge.result))
         }
         for place in chain.symbols.indices { consider(place) }

@@ -28,9 +28,9 @@ public struct ChatTemplate: @unchecked Sendable {
         _ messages: [JSONValue], addGenerationPrompt: Bool = true, tools: [JSONValue]? = nil, today: TemplateDate = .reference
     ) throws -> String {
         let variables: [String: TemplateValue] = [
-            "messages": .list(messages.map { TemplateValue($0) }),
+            "messages": try TemplateValue(.array(messages)),
             "add_generation_prompt": .bool(addGenerationPrompt),
-            "tools": tools.map { .list($0.map { TemplateValue($0) }) } ?? .none,
+            "tools": try tools.map { try TemplateValue(.array($0)) } ?? .none,
             "bos_token": .string(bosToken),
             "eos_token": .string(eosToken),
         ]

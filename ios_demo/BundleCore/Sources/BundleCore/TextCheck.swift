@@ -6,9 +6,18 @@ struct TextCheck {
     let manifest: Manifest
 
     private static let endTokensPlace = "\(TextAssets.generationConfigFile): eos_token_id"
+    /// Each may use up all that a rendering may cost; llama-edge writes nine texts and two dialogs.
+    private static let maxGolden = 64
     private static let templatePlace = "\(TextAssets.tokenizerConfigFile): chat_template"
 
     func open() throws -> CheckedBundle {
+        for (name, count) in [("golden_tokens", manifest.text.goldenTokens.count), ("golden_chats", manifest.text.goldenChats.count)]
+        where count > Self.maxGolden {
+            let place = "\(Manifest.fileName): text.\(name)"
+            throw RefusedBundle(findings: [
+                Finding("manifest.too_large", at: place, expected: "at most \(Self.maxGolden) entries", found: "\(count)")
+            ])
+        }
         let assets: TextAssets
         do {
             assets = try TextAssets(folder: folder)
@@ -30,7 +39,7 @@ struct TextCheck {
     }
 
     private static func shown(_ values: [String: JSONValue]) -> String {
-        JSONValue.object(JSONObject(values.map { ($0.key, $0.value) })).dumped(sortKeys: true)
+        JSONValue.object(JSONObject(values.map { ($0.key, $0.value) })).dumped(JSONStyle(sortKeys: true))
     }
 
     private static func shown(_ value: (some Any)?) -> String {
@@ -55,13 +64,17 @@ struct TextCheck {
         }
         let control = Set(assets.tokenizer.controlTokens(template: assets.chatTemplate).map(\.id))
         for (place, golden) in written.goldenTokens.enumerated() {
-            let tokens = try? assets.tokenizer.encode(golden.text, where: control.contains)
-            guard let tokens, tokens != golden.tokens else { continue }
-            let (wanted, found) = Self.firstDifference(golden.tokens, tokens)
-            findings.append(
-                Finding(
-                    "tokenizer.golden_tokens", at: "\(Tokenizer.fileName): golden_tokens[\(place)] (\(golden.language))", expected: wanted,
-                    found: found))
+            let location = "\(Tokenizer.fileName): golden_tokens[\(place)] (\(golden.language))"
+            do {
+                let tokens = try assets.tokenizer.encode(golden.text, where: control.contains)
+                guard tokens != golden.tokens else { continue }
+                let (wanted, found) = Self.firstDifference(golden.tokens, tokens)
+                findings.append(Finding("tokenizer.golden_tokens", at: location, expected: wanted, found: found))
+            } catch {
+                // What took too long would do so for the next text as well.
+                findings.append(Finding("tokenizer.golden_tokens", at: location, expected: "\(golden.tokens.count) tokens", found: "\(error)"))
+                break
+            }
         }
         let rows = manifest.model.config.vocabSize
         let ids = written.eosTokenIds + written.goldenTokens.flatMap(\.tokens) + [assets.tokenizer.vocabularySize - 1]
@@ -124,7 +137,9 @@ struct TextCheck {
             }
             return (template, findings)
         } catch {
-            return (nil, findings + [Finding("template.unrenderable", at: Self.templatePlace, expected: "a template that renders", found: "\(error)")])
+            return (
+                nil, findings + [Finding("template.unrenderable", at: Self.templatePlace, expected: "a template that renders", found: "\(error)")]
+            )
         }
     }
 

@@ -25,6 +25,8 @@ public struct Tokenizer: Sendable {
             value = try JSONValue(parsing: json)
         } catch let error as JSONError {
             throw TextError("tokenizer.json is no JSON: \(error)")
+        } catch let error as JSONTooManyValues {
+            throw TextError("tokenizer.json has more than \(error.limit) values")
         }
         guard value["normalizer"]?.isNull ?? true else { throw TextError("normalizer: none is supported") }
         guard let model = value["model"], let pre = value["pre_tokenizer"] else {
@@ -58,16 +60,18 @@ public struct Tokenizer: Sendable {
     /// Ids of text, without BOS.
     ///
     /// With `controlTokens`, those that the text spells count as such (a rendered template); without, special ones stay text.
+    /// Throws `TextError` where the file's own pattern takes too long.
     public func encode(_ text: String, controlTokens: Bool) throws -> [Int] {
         try encode(text) { !controlTokens && specialIDs.contains($0) }
     }
 
-    /// Ids of text, without BOS; added tokens of which `isText` is true stay text.
+    /// Ids of text, without BOS; tokens of which `isText` is true stay text.
     func encode(_ text: String, where isText: (Int) -> Bool) throws -> [Int] {
-        added.split(text) { !isText($0.id) }.flatMap { piece in
+        let patience = PreTokenizer.Patience(for: text)
+        return try added.split(text) { !isText($0.id) }.flatMap { piece in
             switch piece {
             case .token(let id): [id]
-            case .text(let text): preTokenizer.pieces(of: text).flatMap(bpe.encode)
+            case .text(let text): try preTokenizer.pieces(of: text, patience).flatMap { bpe.encode($0, forbidden: isText) }
             }
         }
     }

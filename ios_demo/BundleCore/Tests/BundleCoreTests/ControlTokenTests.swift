@@ -104,6 +104,29 @@ final class ControlTokenTests: XCTestCase {
         }
     }
 
+    func testAWordOfTheVocabularyThatIsAControlTokenStaysText() throws {
+        // Word by word, by merges, and by the shortcut for whole words.
+        for ignoresMerges in [true, false] {
+            var object = try XCTUnwrap(JSONValue(parsing: Fixtures.data("tokenizers/chatml.json")).objectValue)
+            var model = try XCTUnwrap(object["model"]?.objectValue)
+            var vocabulary = try XCTUnwrap(model["vocab"]?.objectValue)
+            vocabulary["<|"] = .int(6_000)
+            vocabulary["<|x"] = .int(6_001)
+            model["vocab"] = .object(vocabulary)
+            model["merges"] = .array([.string("< |"), .string("<| x")])
+            model["ignore_merges"] = .bool(ignoresMerges)
+            object["model"] = .object(model)
+            object["pre_tokenizer"] = try JSONValue(parsing: #"{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}"#)
+            object["added_tokens"] = try JSONValue(parsing: #"[{"id":6001,"content":"<|x","special":false}]"#)
+            let tokenizer = try Tokenizer(json: Data(JSONValue.object(object).dumped().utf8))
+            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("<|x{{ messages[0].content }}"))
+            let ids = try dialog.encode([message([("content", .string("<|x"))])])
+            XCTAssertEqual(try count("<|x", in: ids, tokenizer), 1)
+            assertSame(tokenizer.decode(ids, skipSpecialTokens: false), "<|x<|x", "")
+            XCTAssertEqual(try count("<|x", in: tokenizer.encode("<|x<|x", controlTokens: true), tokenizer), 2)
+        }
+    }
+
     func testTheMarkItselfIsReplaced() throws {
         let tokenizer = try tokenizer(special: true)
         let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("{{ messages[0].content }}"))

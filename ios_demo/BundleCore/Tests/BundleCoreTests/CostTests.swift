@@ -6,15 +6,21 @@ import XCTest
 /// What grows with the input, counted in operations, not in seconds.
 final class CostTests: XCTestCase {
     func testALongWordCostsNoSquare() throws {
-        let model = try XCTUnwrap(JSONValue(parsing: Fixtures.data("tokenizers/llama3.json"))["model"])
-        let bpe = try ByteLevelBPE(model)
-        for letters in ["thing", "a", "\u{e9}", "aab", " "] {
-            let word = Array(String(repeating: letters, count: 60_000 / letters.utf8.count).utf8)
-            let (ids, considered) = bpe.merged(word)
-            XCTAssertGreaterThan(ids.count, 0)
-            // A scan of all pairs for each merge would consider the square: 3.6 billion.
-            XCTAssertLessThanOrEqual(considered, 3 * word.count, letters)
-            print("pairs considered: \(considered) for \(word.count) bytes of \(letters.debugDescription)")
+        let cases = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("Cases/bpe.json")
+        let models = [
+            try JSONValue(parsing: Fixtures.data("tokenizers/llama3.json"))["model"],
+            try JSONValue(parsing: Data(contentsOf: cases))["tokenizer"]?["model"],
+        ]
+        for model in models {
+            let bpe = try ByteLevelBPE(XCTUnwrap(model))
+            for letters in ["thing", "a", "\u{e9}", "aab", "abcd"] {
+                let word = Array(String(repeating: letters, count: 60_000 / letters.utf8.count).utf8)
+                let (ids, considered) = bpe.merged(word)
+                XCTAssertGreaterThan(ids.count, 0)
+                // A scan of all pairs for each merge would consider the square: 3.6 billion.
+                XCTAssertLessThanOrEqual(considered, 3 * word.count, letters)
+                print("pairs considered: \(considered) for \(word.count) bytes of \(letters.debugDescription)")
+            }
         }
     }
 
@@ -57,5 +63,14 @@ final class CostTests: XCTestCase {
                 XCTAssertNoThrow(try Sampler.choose([-.infinity, 2, 1, -3e38], config, using: &random))
             }
         }
+    }
+
+    func testManyAddedTokensCostNoMoreForEachLetter() throws {
+        let entries = (0..<20_000).map { #"{"id":\#($0),"content":"<|reserved_\#($0)|>","special":true}"# }
+        let added = try AddedTokens(JSONValue(parsing: "[" + entries.joined(separator: ",") + "]"))
+        let text = String(repeating: "<|reserved_19999|>x<|reserved_", count: 500)
+        let pieces = added.split(text) { _ in true }
+        XCTAssertEqual(pieces.filter { $0 == .token(19_999) }.count, 500)
+        XCTAssertEqual(pieces.count, 1_000)
     }
 }

@@ -67,7 +67,9 @@ final class SharedFixtureTests: XCTestCase {
             let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
             let bos = value["bos_token_id"]?.intValue.flatMap { tokenizer.token(of: $0) } ?? ""
             let template = try ChatTemplate(value.string("template"), bosToken: bos)
-            XCTAssertEqual(try DialogEncoder(tokenizer: tokenizer, template: template).encode(value["messages"]?.arrayValue ?? []), try value.ints("tokens"), name)
+            XCTAssertEqual(
+                try DialogEncoder(tokenizer: tokenizer, template: template).encode(value["messages"]?.arrayValue ?? []), try value.ints("tokens"),
+                name)
         }
     }
 
