@@ -434,4 +434,6 @@ def main_end_token(tokenizer: NativeTokenizer, text: TextAssets) -> str | None:
     for token in TURN_END_TOKENS:
         if token in template and tokenizer.id_of(token) in text.eos_token_ids:
             return token
-    return named or tokenizer.token_of(text.eos_token_ids[0])
+    if named is not None and tokenizer.id_of(named) in text.eos_token_ids:
+        return named
+    return tokenizer.token_of(text.eos_token_ids[0])
