@@ -16,7 +16,7 @@ from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.meta_file import FLOATS, load_shard, shard_paths
 from llama_edge.checkpoints.meta_quantized import MetaCodes, QuantizedMetaTensors, read_scheme
-from llama_edge.checkpoints.tiktoken import read_tiktoken
+from llama_edge.checkpoints.meta_text import read_meta_text
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.files import read_json_object
@@ -67,7 +67,7 @@ def load_meta(folder: Path, source: str) -> Checkpoint:
         source=source,
         config=config,
         weights=CheckedWeights(str(folder), config, stored),
-        text=read_tiktoken(folder / TOKENIZER_FILE),
+        text=read_meta_text(folder / TOKENIZER_FILE),
     )
 
 
@@ -83,7 +83,7 @@ def _load_quantized(folder: Path, source: str, fields: Fields) -> Checkpoint:
     config = _config(fields, stored.vocabulary, tied=stored.tied)
     weights = CheckedWeights(str(folder), config, stored)
     stored.check(config)
-    text = read_tiktoken(folder / TOKENIZER_FILE)
+    text = read_meta_text(folder / TOKENIZER_FILE)
     if scheme.lora is not None:
         return Checkpoint(
             source=source, config=config, weights=weights, text=text, note=scheme.lora.note

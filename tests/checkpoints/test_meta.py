@@ -36,7 +36,7 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def _no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Converting the real tokenizer takes seconds; test_forms.py and test_tiktoken.py do it."""
-    monkeypatch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: None)
+    monkeypatch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: None)
 
 
 @pytest.fixture
