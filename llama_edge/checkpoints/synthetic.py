@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.checkpoints.huggingface import CONFIG_FILE, INDEX_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE, INDEX_FILE
 from llama_edge.checkpoints.synthetic_text import synthetic_text
 from llama_edge.core.files import require_free_space, write_json
 from llama_edge.core.model_config import ModelConfig
