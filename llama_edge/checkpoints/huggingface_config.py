@@ -8,7 +8,7 @@ from typing import Final
 from llama_edge.checkpoints.json_fields import Fields, read_fields
 from llama_edge.checkpoints.quantized_elsewhere import require_unquantized
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_config import LINEAR, LinearRopeScaling, ModelConfig, RopeScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,14 +187,17 @@ def _rope_fields(fields: Fields) -> Fields:
     return Fields(fields.path, {})
 
 
-def _rope_scaling(rope: Fields) -> RopeScaling | None:
+def _rope_scaling(rope: Fields) -> RopeScaling | LinearRopeScaling | None:
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     rope.require("partial_rotary_factor", 1.0)
     if kind == "default":
         return None
+    if kind == LINEAR:
+        return LinearRopeScaling(factor=rope.number("factor"))
     if kind != "llama3":
         raise CheckpointError(
-            f"{rope.path}: RoPE of type {kind!r} is not supported; 'default' and 'llama3' are"
+            f"{rope.path}: RoPE scaling of type {kind!a:.40} is not supported; 'default', "
+            "'linear' and 'llama3' are"
         )
     return RopeScaling(
         factor=rope.number("factor"),

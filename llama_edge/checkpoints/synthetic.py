@@ -125,7 +125,7 @@ def _huggingface_config(config: ModelConfig, text: TextAssets) -> dict[str, Any]
     for ours in ("down_proj_rotation", "head_rotation"):
         del value[ours]
     if config.rope_scaling is not None:
-        value["rope_scaling"]["rope_type"] = "llama3"
+        value["rope_scaling"].setdefault("rope_type", "llama3")
     return {
         **value,
         "architectures": ["LlamaForCausalLM"],

@@ -225,3 +225,19 @@ def test_an_index_that_lists_a_head_which_is_not_stored(
         f"{hf_folder}/model-00001-of-00001.safetensors: lm_head.weight is missing, although the "
         "index lists it: the index and the shard are of different versions; download both from one"
     )
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 5e4}},
+    ],
+)
+def test_linear_rope_scaling(hf_folder: Path, rope: dict[str, object]) -> None:
+    llama3 = their_logits(hf_folder)
+    change_config(hf_folder, **{"rope_scaling": None, "rope_theta": 5e4, **rope})
+    theirs = their_logits(hf_folder)
+    assert (theirs - llama3).abs().max() > 0.1
+    assert_same(our_logits(hf_folder), theirs)

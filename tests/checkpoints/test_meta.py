@@ -12,16 +12,14 @@ from llama_edge.core.errors import CheckpointError, LlamaEdgeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from tests.checkpoint_writers import interleaved, random_weights, write_meta
-from tests.conftest import DEBUG_CONFIG
+from tests.conftest import DEBUG_CONFIG, DEBUG_SCALING
 
 WQ = "layers.0.attention.wq.weight"
 #: Meta's folder has no context length: 8192 original positions, 131072 with scaled RoPE.
 CONFIG = replace(
     DEBUG_CONFIG,
     max_position_embeddings=131072,
-    rope_scaling=replace(DEBUG_CONFIG.rope_scaling, original_max_position_embeddings=8192)
-    if DEBUG_CONFIG.rope_scaling
-    else None,
+    rope_scaling=replace(DEBUG_SCALING, original_max_position_embeddings=8192),
 )
 
 
