@@ -94,14 +94,14 @@ def load_config(model: str) -> ModelConfig:
 
 
 def _local_path(model: str, *, config_only: bool = False) -> Path:
-    from llama_edge.checkpoints.hub import ALLOWED_FILES, CONFIG_FILES, download, is_hub_id
+    from llama_edge.checkpoints.hub import download, is_hub_id
 
     if model in BUILTIN_MODELS:
         return builtin_path(model)
     if Path(model).exists():
         return Path(model)
     if is_hub_id(model):
-        return download(model, CONFIG_FILES if config_only else ALLOWED_FILES)
+        return download(model, config_only=config_only)
     raise CheckpointError(
         f"{model}: neither a built-in model ({', '.join(BUILTIN_MODELS)}), nor a file or folder "
         "here, nor a Hugging Face id of the form owner/name"

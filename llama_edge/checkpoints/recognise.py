@@ -167,7 +167,7 @@ def _recognise_folder(path: Path) -> Recognised:
         return Recognised("gguf", path / _one_gguf(path, models))
     if is_huggingface:
         return Recognised("huggingface", path)
-    _refuse_by_sign(path, names)
+    refuse_by_sign(str(path), names)
     inner = [name for name in names if _has_config(path / name)]
     if inner:
         raise CheckpointError(f"{path}: is a folder of models; give one: {_shown(inner)}")
@@ -185,7 +185,7 @@ def refuse_without_weights(folder: Path) -> None:
         CheckpointError: Always.
     """
     names = [entry.name for entry in walk(folder, CheckpointError, depth=1)]
-    _refuse_by_sign(folder, names)
+    refuse_by_sign(str(folder), names)
     others = [name for name in names if name.endswith(_WEIGHT_SUFFIXES)]
     found = f"; {_shown(others)} {'is' if len(others) == 1 else 'are'} there" if others else ""
     raise CheckpointError(
@@ -228,11 +228,20 @@ def _one_gguf(folder: Path, names: Sequence[str]) -> str:
     return candidates[0]
 
 
-def _refuse_by_sign(folder: Path, names: Sequence[str]) -> None:
+def refuse_by_sign(where: str, names: Sequence[str]) -> None:
+    """Say what a folder is that is read in no form, if a name in it tells.
+
+    Args:
+        where: For the message.
+        names: What is in it, at the top.
+
+    Raises:
+        CheckpointError: It is told.
+    """
     for sign in _SIGNS:
         found = [name for name in names if re.fullmatch(sign.pattern, name)]
         if found:
-            raise CheckpointError(f"{folder}: is {sign.what} ({found[0]}); {sign.remedy}")
+            raise CheckpointError(f"{where}: is {sign.what} ({found[0]}); {sign.remedy}")
 
 
 def _shown(names: Sequence[str]) -> str:
