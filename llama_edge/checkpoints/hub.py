@@ -87,6 +87,11 @@ def is_hub_id(model: str) -> bool:
     return _ID.fullmatch(model) is not None
 
 
+def is_repository(model: str) -> bool:
+    """Whether it `is_hub_id`, and nothing here has that name."""
+    return is_hub_id(model) and not Path(model).exists()
+
+
 def parse_hub_id(model: str) -> HubModel:
     """The parts of a string that `is_hub_id`."""
     found = _ID.fullmatch(model)
@@ -102,7 +107,7 @@ def with_revision(model: str, revision: str | None) -> str:
     """
     if revision is None:
         return model
-    if Path(model).exists() or not is_hub_id(model):
+    if not is_repository(model):
         raise UsageError(f"--revision {revision}: {model} is no Hugging Face id; leave it out")
     found = parse_hub_id(model)
     if found.revision not in (None, revision):
