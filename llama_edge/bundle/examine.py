@@ -13,7 +13,7 @@ from llama_edge.bundle.examination import Diagnosis, Examination
 from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.bundle.manifest import MANIFEST_FILE
 from llama_edge.bundle.signing import load_public_key
-from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import ArtifactError, UsageError
 from llama_edge.core.progress import Progress
 

@@ -1,11 +1,16 @@
 """Typed look-ups in a checkpoint's JSON or metadata, which anybody may have written."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llama_edge.core.errors import CheckpointError
+from llama_edge.core.json_files import MAX_CONFIG_BYTES, parse_json_object
+from llama_edge.core.regular import read_regular
+
+_SINGLE_QUOTES: Final = re.compile(rb"\s*\{\s*'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,10 @@ class Fields:
             raise CheckpointError(f"{self.path}: {key} is {value!r}; true or false is needed")
         return value
 
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there with null, where that differs from an absent key."""
+        return key in self.values and self.values[key] is None
+
     def require(self, key: str, *plain: object) -> None:
         """Refuse any value but those that a plain Llama has; absent is fine.
 
@@ -56,12 +65,34 @@ class Fields:
         """
         value = self.values.get(key)
         if value is not None and value not in plain:
-            accepted = " or ".join(repr(each) for each in plain) or "nothing"
+            accepted = " or ".join(repr(each) for each in plain) or "null"
             raise CheckpointError(
-                f"{self.path}: {key} is {value!r}; only {accepted} is supported, because any "
+                f"{self.path}: {key} is {_short(value)}; only {accepted} is supported, because any "
                 "other changes what the model computes"
             )
 
     def _value(self, key: str, default: object) -> object:
         value = self.values.get(key)
         return default if value is None else value
+
+
+def read_fields(path: Path) -> Fields:
+    """Of a JSON file.
+
+    Raises:
+        CheckpointError: It is missing or no JSON object.
+    """
+    data = read_regular(path, MAX_CONFIG_BYTES, CheckpointError)
+    if _SINGLE_QUOTES.match(data):
+        raise CheckpointError(
+            f"{path}: has single quotes, as Python prints a dictionary; JSON needs double quotes: "
+            "write it with json.dump, or download it again"
+        )
+    return Fields(path, parse_json_object(data, str(path), CheckpointError))
+
+
+def _short(value: object) -> str:
+    """A value in a message; of an object or a list only that it is one."""
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, list) else repr(value)[:80]
