@@ -24,6 +24,7 @@ _HARMLESS_SUFFIX: Final = "rotary_emb.inv_freq"
 #: in safetensors' names and in torch's
 _DTYPES: Final = ("F32", "F16", "BF16", "float32", "float16", "bfloat16")
 _READ: Final = "float32, float16 and bfloat16 are read"
+_OUTPUT_BIAS: Final = ".self_attn.o_proj.bias"
 _BASE: Final = "model."
 
 
@@ -83,17 +84,37 @@ def _stored_tensors(folder: Path, config: ModelConfig, files: WeightFiles) -> _S
         for name, own_name in names.items()
         if own_name in files.files and not name.endswith(_HARMLESS_SUFFIX)
     }
-    stored = _Stored(tensors)
-    if LM_HEAD not in tensors or not tied:
+    stored = _Stored(_without_output_biases(tensors))
+    if LM_HEAD not in stored.tensors or not tied:
         return stored
-    if EMBEDDING not in tensors or not torch.equal(
-        stored.load(LM_HEAD).float(), stored.load(EMBEDDING).float()
-    ):
+    if EMBEDDING not in stored.tensors or not _equal(stored.load(LM_HEAD), stored.load(EMBEDDING)):
         raise CheckpointError(
             f"{folder}: {LM_HEAD} differs from {EMBEDDING} although tie_word_embeddings is "
             f"true; set it to false in {CONFIG_FILE} if the head is meant to be its own"
         )
-    return _Stored({name: found for name, found in tensors.items() if name != LM_HEAD})
+    return _Stored({name: found for name, found in stored.tensors.items() if name != LM_HEAD})
+
+
+def _equal(head: Tensor, embedding: Tensor) -> bool:
+    """Whether the values are, in whatever dtypes they are stored."""
+    dtype = torch.promote_types(head.dtype, embedding.dtype)
+    return torch.equal(head.to(dtype), embedding.to(dtype))
+
+
+def _without_output_biases(
+    tensors: Mapping[str, tuple[WeightFile, str]],
+) -> Mapping[str, tuple[WeightFile, str]]:
+    """Leave out biases of attention's outputs, which must be zero: no network here has them."""
+    kept = {}
+    for name, (file, own_name) in tensors.items():
+        if not name.endswith(_OUTPUT_BIAS):
+            kept[name] = file, own_name
+        elif file.load(own_name).count_nonzero():
+            raise CheckpointError(
+                f"{file.path}: {own_name} is a bias at attention's outputs, which no backend here "
+                "computes; queries, keys and values may have one, and one of zeros is left out"
+            )
+    return kept
 
 
 def _require_merged(folder: Path, files: WeightFiles) -> None:

@@ -107,8 +107,19 @@ def read_config(path: Path) -> ModelConfig:
         max_position_embeddings=positions,
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         output_rows=_output_rows(fields),
-        family=kind.family,
+        family=_family(fields, kind),
     )
+
+
+def _family(fields: Fields, kind: _Kind) -> str:
+    """A Llama with `attention_bias` is Qwen2's network, but for a bias at the outputs.
+
+    Whether that bias is there is for the weights to say: a Qwen2 saved as Llama has zeros there.
+    """
+    has_biases = fields.values.get("model_type") == "llama" and fields.flag(
+        "attention_bias", default=False
+    )
+    return "qwen2" if has_biases else kind.family
 
 
 def _kind(fields: Fields) -> _Kind:
@@ -130,10 +141,9 @@ def _kind(fields: Fields) -> _Kind:
 
 def _require_plain(fields: Fields, kind: _Kind) -> None:
     """Refuse features that the network does not have."""
-    # Qwen2 has its biases whatever its config says of them, and Mistral none.
-    keys = {"qwen2": ("mlp_bias",), "llama": ("attention_bias", "mlp_bias")}
-    for key in keys.get(kind.family, ("attention_bias", "mlp_bias")):
-        fields.require(key, False)
+    fields.require("mlp_bias", False)
+    if kind.architecture in ("MistralForCausalLM", "Qwen3ForCausalLM"):
+        fields.require("attention_bias", False)
     fields.require("use_sliding_window", False)
     layer_types = fields.values.get("layer_types") or []
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:

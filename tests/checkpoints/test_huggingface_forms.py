@@ -241,3 +241,35 @@ def test_linear_rope_scaling(hf_folder: Path, rope: dict[str, object]) -> None:
     theirs = their_logits(hf_folder)
     assert (theirs - llama3).abs().max() > 0.1
     assert_same(our_logits(hf_folder), theirs)
+
+
+@pytest.fixture
+def biased(hf_folder: Path, debug_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Llama with `attention_bias` whose outputs' bias is zero, as a Qwen2 saved as one."""
+    change_config(hf_folder, attention_bias=True)
+    made = torch.Generator().manual_seed(4)
+    weights = {**debug_weights}
+    for name, value in debug_weights.items():
+        if name.endswith("_proj.weight") and ".self_attn." in name:
+            bias = torch.randn(len(value), generator=made)
+            zero = ".o_proj." in name
+            weights[name.replace(".weight", ".bias")] = torch.zeros(len(value)) if zero else bias
+    save_file(weights, hf_folder / "model.safetensors")
+    return weights
+
+
+def test_attention_with_biases(hf_folder: Path, biased: dict[str, Tensor]) -> None:
+    assert sum(name.endswith(".bias") for name in biased) == 8
+    assert_same(our_logits(hf_folder), their_logits(hf_folder))
+
+
+def test_a_bias_at_the_outputs_is_named(hf_folder: Path, biased: dict[str, Tensor]) -> None:
+    biased["model.layers.1.self_attn.o_proj.bias"][3] = 1e-6
+    save_file(biased, hf_folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(hf_folder))
+    assert str(caught.value) == (
+        f"{hf_folder}/model.safetensors: model.layers.1.self_attn.o_proj.bias is a bias at "
+        "attention's outputs, which no backend here computes; queries, keys and values may have "
+        "one, and one of zeros is left out"
+    )
