@@ -1,16 +1,12 @@
 """Typed look-ups in a checkpoint's JSON or metadata, which anybody may have written."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.json_files import MAX_CONFIG_BYTES, parse_json_object
-from llama_edge.core.regular import read_regular
-
-_SINGLE_QUOTES: Final = re.compile(rb"\s*\{\s*'")
+from llama_edge.core.json_files import read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +78,7 @@ def read_fields(path: Path) -> Fields:
     Raises:
         CheckpointError: It is missing or no JSON object.
     """
-    data = read_regular(path, MAX_CONFIG_BYTES, CheckpointError)
-    if _SINGLE_QUOTES.match(data):
-        raise CheckpointError(
-            f"{path}: has single quotes, as Python prints a dictionary; JSON needs double quotes: "
-            "write it with json.dump, or download it again"
-        )
-    return Fields(path, parse_json_object(data, str(path), CheckpointError))
+    return Fields(path, read_json_object(path, CheckpointError))
 
 
 def _short(value: object) -> str:

@@ -218,7 +218,7 @@ def test_which_file_it_is(meta_folder: Path) -> None:
 def test_params_in_single_quotes(meta_folder: Path) -> None:
     path = meta_folder / "params.json"
     path.write_text(str(json.loads(path.read_text())))
-    with pytest.raises(CheckpointError, match="has single quotes, as Python prints a dictionary"):
+    with pytest.raises(CheckpointError, match="JSON has double quotes, and no quotes around"):
         load(meta_folder)
 
 
