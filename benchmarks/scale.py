@@ -154,6 +154,9 @@ class Watch(SilentProgress):
     def advance(self, steps: int = 1) -> None:
         """See `Progress`."""
 
+    def remark(self, text: str) -> None:
+        """See `Progress`."""
+
     def skip(self, steps: int) -> None:
         """See `Progress`."""
 

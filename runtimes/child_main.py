@@ -7,18 +7,27 @@ back as a message; anything else ends this process, and the parent reports its l
 import importlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
+from llama_edge.confined.child import confine
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
+from llama_edge.core.walk import walk
 from llama_edge.runtimes.machine import peak_rss_bytes
 from llama_edge.runtimes.speed import SpeedPlan, time_session
+
+#: Activations, caches, the operators' own buffers, and a trace of them.
+_BASE_MEMORY_BYTES: Final = 8 << 30
+#: Quantized values become float32 in the slowest of the runtimes, and are copied once.
+_MEMORY_PER_BYTE: Final = 16
 
 #: JSON-ready values, and float32 arrays that follow them as raw bytes
 Reply = tuple[Any, Sequence[FloatArray]]
@@ -30,6 +39,23 @@ class _Worker:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._session: Session | None = None
+        self._is_confined = False
+
+    def _confine(self, artifact: Artifact, *, children: bool = False) -> None:
+        """Before the first foreign file is opened; later ones are this artifact's as well."""
+        if self._is_confined:
+            return
+        self._runtime.version()  # imports the vendor's library, which may look around
+        root = artifact.root.resolve()
+        sizes = sum(entry.status.st_size for entry in walk(root) if entry.is_file)
+        confine(
+            memory_bytes=_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * sizes,
+            file_bytes=_BASE_MEMORY_BYTES,
+            readable=(root,),
+            writable=Path(tempfile.gettempdir()),
+            children=children,
+        )
+        self._is_confined = True
 
     @property
     def session(self) -> Session:
@@ -40,10 +66,12 @@ class _Worker:
         return self._runtime.version(), ()
 
     def open(self, artifact: Artifact) -> Reply:
+        self._confine(artifact)
         self._session = self._runtime.open(artifact)
         return self._session.max_context, ()
 
     def trace(self, artifact: Artifact, calls: Sequence[Sequence[int]]) -> Reply:
+        self._confine(artifact)
         trace: BlockTrace = self._runtime.trace(artifact, calls)
         parts = {
             "hidden": trace.hidden,
@@ -57,6 +85,8 @@ class _Worker:
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> Reply:
+        # ExecuTorch's compiler of flatbuffers is a program of its own.
+        self._confine(artifact, children=True)
         trace = self._runtime.trace_operators(artifact, calls, layers)
         value = {
             "tokens": trace.tokens,

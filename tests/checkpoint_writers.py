@@ -5,7 +5,7 @@ Llama 3.2 that somebody shrank, with Meta's real tokenizer (from the `llama-mode
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -14,10 +14,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama_edge.checkpoints.huggingface import ARCHITECTURES
+from llama_edge.checkpoints.huggingface_config import ARCHITECTURES
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES, META_BLOCK_PARTS, META_NAMES
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
@@ -77,7 +78,7 @@ def huggingface_config(config: ModelConfig) -> dict[str, object]:
     value = {**config.to_json(), "family": config.family}
     family = value.pop("family")
     if config.rope_scaling is not None:
-        value["rope_scaling"] = {**value["rope_scaling"], "rope_type": "llama3"}
+        value["rope_scaling"] = {"rope_type": "llama3", **value["rope_scaling"]}
     return {
         **value,
         "architectures": [ARCHITECTURES[family]],
@@ -198,10 +199,12 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.BF16,
     pre: str = "llama-bpe",
     part_tensors: int = 0,
+    edit: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
     """As llama.cpp's converter writes it: vectors as F32, matrices as `kind`.
 
-    With `part_tensors`, as parts of so many tensors each, which the `gguf` package names.
+    With `part_tensors`, as parts of so many tensors each, which the `gguf` package names. `edit`
+    changes the metadata. A type that the package cannot quantize to gets random blocks.
     """
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_block_count(config.num_hidden_layers)
@@ -215,7 +218,7 @@ def write_gguf(
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     add_gguf_text(writer, text, pre)
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, RopeScaling):
         plain = inverse_frequencies(replace(config, rope_scaling=None))
         factors = llama3_frequency_factors(plain, config.rope_scaling)
         writer.add_tensor("rope_freqs.weight", factors.numpy())
@@ -225,12 +228,23 @@ def write_gguf(
         if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(theirs, values)
         else:
-            writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(theirs, gguf_blocks(values, kind), raw_dtype=kind)
+    edit(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_blocks(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
+    """A matrix in blocks of a type; random blocks, with small scales, where nobody makes them."""
+    try:
+        return np.asarray(gguf.quants.quantize(values, kind))
+    except NotImplementedError:
+        block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        shape = (values.shape[0], values.shape[1] // block_values * block_bytes)
+        return np.random.default_rng(0).integers(0, 0x34, shape, np.uint8)
 
 
 def add_gguf_text(writer: gguf.GGUFWriter, text: TextAssets, pre: str) -> None:

@@ -10,7 +10,8 @@ out=$here/build/out
 rm -rf "$out" && mkdir -p "$out/gen"
 
 lib=$tools/kotlin/lib
-android=$tools/debian/usr/lib/android-sdk/platforms/android-23/android.jar
+android=$tools/debian/usr/lib/android-sdk/platforms/android-23/android.jar:$tools/api26/java.base
+bouncycastle=$tools/debian/usr/share/java/bcprov.jar
 executorch=$tools/executorch/android/libs/classes.jar
 framework=$tools/debian/usr/share/android-framework-res/framework-res.apk
 aapt=$tools/debian/usr/lib/android-sdk/build-tools/debian/aapt
@@ -23,15 +24,16 @@ mapfile -t app < <(find "$demo/app/src/main" -name '*.kt' | sort)
 
 step() { echo "== $1"; }
 
-step "the core compiles, warnings as errors, against the class library of Android 6 (API 23)"
-"${kotlinc[@]}" -no-jdk -cp "$android" -d "$out/core" "${core[@]}"
+step "the core compiles, warnings as errors, against the class library of Android 6 (API 23) and Base64"
+"${kotlinc[@]}" -no-jdk -cp "$android:$bouncycastle" -d "$out/core" "${core[@]}"
 cp -r "$demo/core/src/main/resources/." "$out/core/"
 
 step "its tests pass on $(java -version 2>&1 | head -1)"
 "${kotlinc[@]}" -cp "$out/core:$junit" -Xfriend-paths="$out/core" -d "$out/test" "${tests[@]}"
 classes=$(cd "$out/test" && find . -name '*Test.class' | sed 's|^\./||; s|/|.|g; s|\.class$||' | sort)
+# As much memory as a phone gives an app.
 # shellcheck disable=SC2086 # one word a class
-java -cp "$out/core:$out/test:$junit:$lib/kotlin-stdlib.jar" -Dapp.fixtures="$demo/../app_fixtures" \
+java -Xmx256m -cp "$out/core:$out/test:$junit:$bouncycastle:$lib/kotlin-stdlib.jar" -Dapp.fixtures="$demo/../app_fixtures" \
   org.junit.runner.JUnitCore $classes
 
 step "the desktop twin compiles"

@@ -13,7 +13,7 @@ missing() {
   exit 4
 }
 
-for command in java javac npm apt-get dpkg tar unzip; do
+for command in java javac jimage npm apt-get dpkg tar unzip; do
   command -v "$command" >/dev/null || missing "$command is not installed"
 done
 mkdir -p "$tools/packages" && cd "$tools/packages"
@@ -44,12 +44,18 @@ npm_package react-native-executorch "$rne" executorch
 mkdir -p "$tools/debian"
 debian 0 junit4 libhamcrest-java aapt android-framework-res android-liblog android-libbase android-libbacktrace \
   android-libcutils android-libutils android-libziparchive android-libandroidfw android-libaapt libprotobuf-lite32 p7zip-full
-# android.jar of API 23, the newest that Debian builds, is in unstable only; its index stays in our own folder.
-if [ ! -e "$tools/debian/.libandroid-23-java" ]; then
+# From unstable: android.jar of API 23, the newest that Debian builds, and a Bouncy Castle about as new as the one that Gradle takes.
+# The index stays in our own folder.
+if [ ! -e "$tools/debian/.libandroid-23-java" ] || [ ! -e "$tools/debian/.libbcprov-java" ]; then
   mkdir -p "$tools/sid/lists/partial" "$tools/sid/cache/archives/partial"
   echo "deb http://deb.debian.org/debian sid main" >"$tools/sid/sources.list"
   sid=(-o "Dir::Etc::sourcelist=$tools/sid/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$tools/sid/lists"
     -o "Dir::Cache=$tools/sid/cache" -o APT::Get::List-Cleanup=0)
   apt-get "${sid[@]}" update >/dev/null 2>&1 || missing "the index of Debian unstable cannot be read"
-  debian "${#sid[@]}" "${sid[@]}" libandroid-23-java
+  debian "${#sid[@]}" "${sid[@]}" libandroid-23-java libbcprov-java
+fi
+# The one class that the core takes of API 26, the app's oldest: Java 8's, which the JDK here has unchanged.
+if [ ! -d "$tools/api26" ]; then
+  modules=$(dirname "$(dirname "$(readlink -f "$(command -v java)")")")/lib/modules
+  jimage extract --dir "$tools/api26" --include 'regex:/java.base/java/util/Base64.*' "$modules" || missing "the JDK has no lib/modules"
 fi

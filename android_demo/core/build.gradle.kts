@@ -15,6 +15,8 @@ java {
 }
 
 dependencies {
+    // Android's own providers have Ed25519 only from API 33 on.
+    implementation("org.bouncycastle:bcprov-jdk18on:1.87")
     testImplementation("junit:junit:4.13.2")
 }
 

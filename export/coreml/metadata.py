@@ -1,6 +1,5 @@
 """What a package says about itself next to its program: enough to read it without its manifest."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from typing import Final
 
 from llama_edge.core.artifact import PrefillLengths
 from llama_edge.core.errors import ArtifactError, ConfigError
-from llama_edge.core.json_files import canonical_json, parse_json, parse_json_object
+from llama_edge.core.json_files import parse_json, parse_json_object
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.text_assets import TextAssets
@@ -78,8 +77,7 @@ def text_contract_sha256(text: TextAssets) -> str:
     Raises:
         TokenizerError: The tokenizer or the template fails.
     """
-    contract = asdict(build_text_contract(text))
-    return hashlib.sha256(canonical_json(contract).encode()).hexdigest()
+    return build_text_contract(text).sha256()
 
 
 def read_metadata(path: Path, entries: Mapping[str, str]) -> PackageMetadata:

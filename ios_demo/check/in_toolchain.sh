@@ -1,10 +1,10 @@
 #!/bin/sh
 # in_toolchain.sh COMMAND...: runs it in the repository's root, where `swift` is found.
-# SWIFT_CRYPTO_PATH and IOS_CHECK_BUNDLE are handed on; as paths they are relative to the root.
+# SWIFT_CRYPTO_PATH, BUNDLE_CORE_STRICT and IOS_CHECK_BUNDLE are handed on.
 # Exit codes: the command's own, or what toolchain.sh ends with.
 set -eu
 
-export SWIFT_CRYPTO_PATH="${SWIFT_CRYPTO_PATH:-}" IOS_CHECK_BUNDLE="${IOS_CHECK_BUNDLE:-}"
+export SWIFT_CRYPTO_PATH="${SWIFT_CRYPTO_PATH:-}" BUNDLE_CORE_STRICT="${BUNDLE_CORE_STRICT:-}" IOS_CHECK_BUNDLE="${IOS_CHECK_BUNDLE:-}"
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 root=$("$here/toolchain.sh")
@@ -20,8 +20,9 @@ exec unshare --mount sh -c '
 	mount --make-rprivate /
 	mkdir -p "$root/repository"
 	mount -t proc proc "$root/proc"
+	mount -t tmpfs tmpfs "$root/tmp"
 	mount --bind "$repository" "$root/repository"
 	exec chroot "$root" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/bin:/bin SWIFT_CRYPTO_PATH="$SWIFT_CRYPTO_PATH" \
-		IOS_CHECK_BUNDLE="$IOS_CHECK_BUNDLE" \
+		BUNDLE_CORE_STRICT="$BUNDLE_CORE_STRICT" IOS_CHECK_BUNDLE="$IOS_CHECK_BUNDLE" \
 		sh -c "cd /repository && exec \"\$@\"" sh "$@"
 ' sh "$root" "$repository" "$@"

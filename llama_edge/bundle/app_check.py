@@ -33,7 +33,7 @@ from llama_edge.bundle.folder import (
 )
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.bundle.signing import Trust
-from llama_edge.bundle.text_files import check_end_token_files
+from llama_edge.bundle.text_files import check_begin_flag, check_end_token_files
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import TextContract, rebuild_text_contract
@@ -96,6 +96,8 @@ def _check_text(bundle: Bundle) -> Iterator[ContractFinding]:
         plain = replace(text, chat_template=None)
         found = rebuild_text_contract(plain, written)
         yield from check_tokenizer(written, found)
+        if found.add_bos is written.add_bos:
+            yield from check_begin_flag(root, written.add_bos)
         golden_ids = (token for golden in written.golden_tokens for token in golden.tokens)
         largest = Tokenizer(plain).vocab_size - 1
         yield from check_ids(

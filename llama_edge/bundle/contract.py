@@ -6,9 +6,9 @@ from typing import Final
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE
 from llama_edge.text.contract import GOLDEN_TEXTS, GoldenChat, GoldenTokens, TextContract
+from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
 )
 

@@ -1,77 +1,105 @@
 """`doctor`: what is wrong with a bundle, or with a folder that another program wrote."""
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from llama_edge.backends import SUFFIXES, artifact_backend
-from llama_edge.bundle.doctor_bundle import examine_bundle
-from llama_edge.bundle.doctor_foreign import examine_checkpoint, examine_model
-from llama_edge.bundle.examination import Diagnosis, Examination
-from llama_edge.bundle.folder import PARITY_FILE
-from llama_edge.bundle.manifest import MANIFEST_FILE
-from llama_edge.bundle.signing import load_public_key
-from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
-from llama_edge.core.errors import ArtifactError, UsageError
+from llama_edge.bundle import doctor_child
+from llama_edge.bundle.examination import Diagnosis
+from llama_edge.bundle.finding_codes import ContractFinding
+from llama_edge.confined import ConfinedError, Limits, Worker
+from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
-from llama_edge.core.walk import walk
+from llama_edge.core.walk import MAX_DEPTH, Entry, walk
 
-#: ONNX Runtime GenAI's own file.
-_GENAI_FILE: Final = "genai_config.json"
+_MEMORY_BYTES: Final = 1792 << 20
+_BASE_S: Final = 55
+#: Read, hashed and compared, on a slow disk.
+_BYTES_PER_S: Final = 50_000_000
 
 
 def diagnose(path: Path, public_key: Path | None, progress: Progress) -> Diagnosis:
-    """Check everything that can be checked without running the model.
-
-    Args:
-        path: A bundle; or a folder of ONNX Runtime GenAI, of Hugging Face, or of a `.pte` or
-            `.mlpackage` with its tokenizer; or such a file.
-        public_key: PEM file of the key that must have signed the bundle; None demands none.
-        progress: Told of each stage.
+    """`examine.examine` in a child process with limits, which ends whatever is at `path`.
 
     Raises:
-        ArtifactError: `path` is none of these.
-        UsageError: The key cannot be read, or `path` is no bundle and cannot be signed.
+        LlamaEdgeError: As `examine.examine`.
     """
-    if not path.exists():
-        raise ArtifactError(f"{path}: there is no such file or folder")
-    key = None if public_key is None else load_public_key(public_key)
-    # Next to its measurements, a lost manifest is a fault and not another kind of folder.
-    if (path / MANIFEST_FILE).exists() or (path / PARITY_FILE).exists():
-        return examine_bundle(path, key, progress)
-    if key is not None:
-        raise UsageError(f"{path}: --public-key belongs to a bundle, and this is none")
-    return _examine_foreign(path, progress)
-
-
-def _examine_foreign(path: Path, progress: Progress) -> Diagnosis:
-    if (path / _GENAI_FILE).is_file():
-        examination = Examination(path, "ONNX Runtime GenAI folder", progress)
-        examine_model(examination, path, "onnx")
-    elif _has_one_model(path):
-        backend = artifact_backend(path)
-        examination = Examination(path, f"{backend} model", progress)
-        examine_model(examination, _model_path(path), backend)
-    elif (path / MODEL_CONFIG_FILE).is_file():
-        examination = Examination(path, "Hugging Face folder", progress)
-        examine_checkpoint(examination, path)
-    else:
-        raise ArtifactError(
-            f"{path}: not a bundle ({MANIFEST_FILE}), an ONNX Runtime GenAI folder ({_GENAI_FILE}),"
-            f" a Hugging Face folder ({MODEL_CONFIG_FILE}) or one with a single model "
-            f"({', '.join(SUFFIXES)}); give one of these"
-        )
-    return examination.diagnosis()
-
-
-def _has_one_model(path: Path) -> bool:
+    told = _Told(progress)
+    worker = Worker(
+        doctor_child.__name__, _limits(path), readable=_readable(path, public_key), children=True
+    )
+    key = None if public_key is None else str(public_key.absolute())
     try:
-        return artifact_backend(path) != "onnx"  # which tells nothing without its config
-    except ArtifactError:
-        return False
+        reply = worker.ask({"path": str(path), "public_key": key}, told.hear)
+    except ConfinedError as error:
+        return Diagnosis(
+            path=path,
+            kind="folder or file",
+            findings=(
+                ContractFinding(
+                    code="examination.stopped",
+                    where=f"{path.name}: {told.stage}",
+                    expected="files that a model has",
+                    found=str(error),
+                ),
+            ),
+            checked=tuple(told.checked),
+            notes=(),
+        )
+    finally:
+        worker.close()
+    return doctor_child.diagnosis(path, reply)
 
 
-def _model_path(path: Path) -> Path:
-    if path.suffix in SUFFIXES:
-        return path
-    files = (path / entry.name for entry in walk(path, depth=1))
-    return next(file for file in files if file.suffix in SUFFIXES)
+def _readable(path: Path, public_key: Path | None) -> tuple[Path, ...]:
+    """What the examination opens; a file has its tokenizer next to it."""
+    folders = [path if path.is_dir() else path.absolute().parent]
+    if path.suffix == ".mlpackage":
+        folders.append(path.absolute().parent)
+    keys = [] if public_key is None else [public_key]
+    # Links, as in a hub's cache, lead to files elsewhere.
+    links = [
+        folder / entry.name
+        for folder in folders
+        for entry in _entries(folder, depth=1)
+        if not entry.is_folder and not entry.is_file
+    ]
+    targets = [Path(os.path.realpath(link)) for link in links]
+    return tuple(place for place in (*folders, *keys, *targets) if place.exists())
+
+
+def _entries(folder: Path, depth: int) -> Iterator[Entry]:
+    """What is in a folder, as far as it can be walked; the examination says what is wrong."""
+    with suppress(LlamaEdgeError):
+        yield from walk(folder, depth=depth)
+
+
+def _limits(path: Path) -> Limits:
+    """A minute, and more for what is really on the disk; a sparse file is not."""
+    blocks = 0
+    if path.is_dir():
+        blocks = sum(entry.status.st_blocks for entry in _entries(path, MAX_DEPTH))
+    elif path.exists():
+        blocks = path.stat().st_blocks
+    seconds = _BASE_S + blocks * 512 // _BYTES_PER_S
+    return Limits(memory_bytes=_MEMORY_BYTES, cpu_s=seconds, wall_s=seconds)
+
+
+class _Told:
+    """Passes the child's progress on, and remembers where it was."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.stage = "at the beginning"
+        self.checked: list[str] = []
+
+    def hear(self, event: object) -> None:
+        match event:
+            case ["start", str(stage), int(total)]:
+                self.stage = stage
+                self._progress.start(stage, total)
+            case ["advance", int(steps)]:
+                self.checked.append(self.stage)
+                self._progress.advance(steps)

@@ -1,8 +1,7 @@
 """`doctor` on a bundle: the whole contract, on any machine, in seconds, without running it."""
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -38,6 +37,7 @@ from llama_edge.bundle.folder import (
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.bundle.signing import Trust
 from llama_edge.bundle.text_files import (
+    check_begin_flag,
     check_begin_tokens,
     check_end_token_files,
     check_special_tokens,
@@ -48,7 +48,7 @@ from llama_edge.core.errors import (
     MissingComponentError,
     QuantizeError,
 )
-from llama_edge.core.json_files import canonical_json, read_json_object
+from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
 from llama_edge.text.contract import rebuild_text_contract
@@ -150,7 +150,10 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
         if source is None:
             examination.note(_NO_TEMPLATE)
         text = renderable(examination, text)
-        examination.check("begin tokens", check_begin_tokens(text))
+        examination.check(
+            "begin tokens",
+            (*check_begin_tokens(text), *check_begin_flag(folder, expected.add_bos)),
+        )
         found = replace(rebuild_text_contract(text, expected), chat_template=source)
         examination.check(
             "tokenizer and chat template, over the golden texts",
@@ -161,7 +164,6 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
 def expected_values(manifest: Manifest) -> dict[RunnerField, RunnerWord]:
     """What the files of this bundle must tell their runner."""
     config, text, artifact = manifest.model.config, manifest.text, manifest.artifact
-    contract = canonical_json(asdict(text))
     values: dict[RunnerField, RunnerWord] = {
         RunnerField.CACHE_TOKENS: artifact.max_context,
         RunnerField.EOS_TOKEN_IDS: text.eos_token_ids,
@@ -172,7 +174,7 @@ def expected_values(manifest: Manifest) -> dict[RunnerField, RunnerWord]:
         RunnerField.NUM_ATTENTION_HEADS: config.num_attention_heads,
         RunnerField.NUM_HIDDEN_LAYERS: config.num_hidden_layers,
         RunnerField.NUM_KEY_VALUE_HEADS: config.num_key_value_heads,
-        RunnerField.TEXT_CONTRACT_SHA256: hashlib.sha256(contract.encode()).hexdigest(),
+        RunnerField.TEXT_CONTRACT_SHA256: text.sha256(),
         RunnerField.USES_KV_CACHE: 1,
         RunnerField.VOCAB_SIZE: config.vocab_size,
     }

@@ -17,18 +17,19 @@ from llama_edge.bundle.text_files import (
     optional_json,
     token_id,
 )
-from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
+from llama_edge.text.end_tokens import TURN_END_TOKENS, end_tokens
+from llama_edge.text.native import open_tokenizer
+from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
-    TURN_END_TOKENS,
-    parse_tokenizer,
     read_text_assets,
+    rendered_form,
 )
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -91,6 +92,8 @@ def _examine_text(
         text = renderable(examination, text)
         examination.check("begin tokens", check_begin_tokens(text))
         examination.check("end tokens", _check_ends(folder, text, values))
+        for warning in text.warnings:
+            examination.note(warning)
         _check_begin_value(examination, text, values)
         _note_begin(examination, text)
         if text.chat_template is None:
@@ -105,16 +108,20 @@ def _check_ends(
     What `read_text_assets` leaves out ends no turn: config.json's list where generation_config.json
     has one, and then also an `eos_token` that is an ordinary word.
     """
-    tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    tokenizer = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
     generation = optional_json(folder / GENERATION_CONFIG_FILE)
     config = optional_json(folder / MODEL_CONFIG_FILE)
     main = token_id(tokenizer, optional_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
     named = listed_ids(generation) or listed_ids(config)
     required = set(text.eos_token_ids) & {main, *named}
     for sign in TURN_END_TOKENS:
-        number = tokenizer.token_to_id(sign)
+        number = tokenizer.id_of(sign)
         if sign in (text.chat_template or "") and number is not None:
             required.add(number)
+    form = rendered_form(text.chat_template, text.special_tokens)
+    unlisted = end_tokens(tokenizer, text.chat_template, form, named or text.eos_token_ids).unlisted
+    if unlisted is not None:
+        required.add(unlisted)
     for where, listed in _end_token_lists(generation, config, values):
         missing = required - set(listed)
         if missing and missing == {main}:

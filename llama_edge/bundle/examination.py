@@ -17,7 +17,7 @@ from llama_edge.core.errors import LlamaEdgeError, TokenizerError
 from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
-from llama_edge.text.text_assets import TOKENIZER_CONFIG_FILE
+from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.tokenizer import Tokenizer
 
 
@@ -126,8 +126,9 @@ def renderable(examination: Examination, text: TextAssets) -> TextAssets:
     """The text files; without their chat template where it cannot be rendered, which is kept."""
     try:
         if text.chat_template is not None:
+            tokenizer = Tokenizer(text)
             for messages in GOLDEN_CHATS:
-                Tokenizer(text).render_chat(messages)
+                tokenizer.render_chat(tokenizer.form.accepted(messages))
     except TokenizerError as error:
         examination.add(
             ContractFinding(

@@ -126,11 +126,15 @@ class Manifest:
     versions: Mapping[str, str]
     #: None where scales were chosen by the recipe
     scale_rounding: ScaleRounding | None = None
+    #: what is unusual about the checkpoint's text side and does not make the bundle wrong
+    warnings: tuple[str, ...] = ()
     format_version: int = field(default=MANIFEST_VERSION)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, checked against the schema."""
-        fields = {**asdict(self), "model": self.model.to_json()}
+        fields = {**asdict(self), "model": self.model.to_json(), "text": self.text.to_json()}
+        if not self.warnings:
+            del fields["warnings"]
         value: dict[str, Any] = json.loads(json.dumps(fields))
         check_schema(value, "manifest")
         return value
@@ -191,6 +195,7 @@ class Manifest:
                 if value["scale_rounding"] is None
                 else ScaleRounding.from_json(value["scale_rounding"])
             ),
+            warnings=tuple(value.get("warnings", ())),
         )
 
 

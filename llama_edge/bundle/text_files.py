@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer as RawTokenizer
-
 from llama_edge.bundle.contract import END_TOKENS_PLACE, check_end_tokens
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE
@@ -19,14 +17,15 @@ from llama_edge.core.errors import TokenizerError
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import GOLDEN_CHATS
+from llama_edge.text.end_tokens import end_tokens
+from llama_edge.text.native import NativeTokenizer, open_tokenizer
+from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
-    check_vocabulary,
-    end_token_ids,
     main_end_token,
-    parse_tokenizer,
+    read_tokenizer_json,
+    rendered_form,
 )
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -56,8 +55,9 @@ def check_end_token_files(
     Raises:
         TokenizerError: A file is damaged.
     """
-    tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
-    implied = end_token_ids(tokenizer, text.chat_template, expected)
+    tokenizer = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    form = rendered_form(text.chat_template, text.special_tokens)
+    implied = end_tokens(tokenizer, text.chat_template, form, expected).ids
     left_out = set(implied) - set(expected)
     if left_out:  # by the manifest, and by none of the files
         yield ContractFinding(
@@ -73,6 +73,8 @@ def check_end_token_files(
         yield _precedence(END_TOKENS_PLACE, f"the ids {sorted(expected)}", f"{sorted(listed)}")
         listed |= missing
     yield from check_end_tokens(expected, sorted(listed), END_TOKENS_PLACE)
+    if "eos_token" in (text.chat_template or ""):
+        return  # the template writes it by this name, whatever ends a turn
     if main is not None and main not in implied:
         yield ContractFinding(
             code="eos.foreign",
@@ -82,7 +84,7 @@ def check_end_token_files(
         )
         return
     wanted = main_end_token(tokenizer, text)
-    found = None if main is None else tokenizer.id_to_token(main)
+    found = None if main is None else tokenizer.token_of(main)
     if found != wanted:
         yield _precedence(_MAIN_END_PLACE, str(wanted), str(found))
 
@@ -98,24 +100,24 @@ def listed_ids(source: Mapping[str, Any], key: str = "eos_token_id") -> tuple[in
     return tuple(number for number in numbers if type(number) is int)
 
 
-def token_id(tokenizer: RawTokenizer, token: object) -> int | None:
+def token_id(tokenizer: NativeTokenizer, token: object) -> int | None:
     """The id of a token given as a string or as a serialized `AddedToken`; None: there is none."""
     content = token.get("content") if isinstance(token, dict) else token
-    number: int | None = tokenizer.token_to_id(content) if isinstance(content, str) else None
-    return number
+    return tokenizer.id_of(content) if isinstance(content, str) else None
 
 
 def check_special_tokens(folder: Path, text: TextAssets) -> Iterator[ContractFinding]:
-    """Each control token that the template or the config spells is one special token.
+    """Each control token that the template or the config spells is one token of tokenizer.json.
 
-    Otherwise it is cut into letters, and the model reads `<`, `|`, `e` ... where a turn ends.
+    Otherwise it is cut into letters, and the model reads `<`, `|`, `e` ... where a turn ends. An
+    added token counts that is not marked as special: `text.tokenizer.control_tokens`. What other
+    files add to tokenizer.json does not: many programs read that file alone.
 
     Raises:
         TokenizerError: A file is damaged.
     """
-    tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
-    added = tokenizer.get_added_tokens_decoder().values()
-    special = {token.content for token in added if token.special}
+    tokenizer = open_tokenizer(TOKENIZER_FILE, read_tokenizer_json(folder))
+    added = {token.content for token in tokenizer.added.values()}
     spelled = set(_CONTROL_TOKEN.findall(text.chat_template or ""))
     config = optional_json(folder / TOKENIZER_CONFIG_FILE)
     for key in ("bos_token", "eos_token"):
@@ -123,13 +125,36 @@ def check_special_tokens(folder: Path, text: TextAssets) -> Iterator[ContractFin
         content = value.get("content") if isinstance(value, dict) else value
         if isinstance(content, str):
             spelled.add(content)
-    for token in sorted(spelled - special):
-        number = tokenizer.token_to_id(token)
+    everywhere = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    for token in sorted(spelled - added - {""}):
+        number = tokenizer.id_of(token)
+        if number is not None:
+            found = f"id {number}, which is plain text"
+        elif everywhere.id_of(token) is not None:
+            found = "it in another file alone, which many programs do not read"
+        else:
+            found = "no such token"
         yield ContractFinding(
             code="tokenizer.special_tokens",
             where=f"{TOKENIZER_FILE}: {token}",
-            expected="one special token",
-            found="no such token" if number is None else f"id {number}, which is plain text",
+            expected="one added token",
+            found=found,
+        )
+
+
+def check_begin_flag(folder: Path, expected: bool) -> Iterator[ContractFinding]:
+    """tokenizer_config.json says whether a text begins with BOS, for programs that go by it.
+
+    Raises:
+        TokenizerError: The file is damaged.
+    """
+    found = optional_json(folder / TOKENIZER_CONFIG_FILE).get("add_bos_token", False)
+    if found is not expected:
+        yield ContractFinding(
+            code="tokenizer.bos",
+            where=f"{TOKENIZER_CONFIG_FILE}: add_bos_token",
+            expected=f"add_bos {expected}",
+            found=str(found),
         )
 
 
@@ -152,7 +177,7 @@ def check_begin_tokens(text: TextAssets) -> Iterator[ContractFinding]:
             found=f"{list(ids[:3])} first",
         )
 
-    processed = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json).encode("a").ids
+    processed = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json).letter
     if processed[:2] == twice:
         yield finding(f"{TOKENIZER_FILE}: post_processor", processed)
     tokenizer = Tokenizer(text)
@@ -163,13 +188,13 @@ def check_begin_tokens(text: TextAssets) -> Iterator[ContractFinding]:
 
 
 def check_vocabulary_size(text: TextAssets, vocab_size: int) -> Iterator[ContractFinding]:
-    """Every id has a row in the embedding, and nearly every row an id."""
-    try:
-        check_vocabulary(TOKENIZER_FILE, text, vocab_size)
-    except TokenizerError as error:
+    """Every id has a row in the embedding; rows without an id are padding."""
+    size = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json).size
+    ids = [size - 1, *text.eos_token_ids, *([text.bos_token_id] if text.bos_token_id else [])]
+    if max(ids) >= vocab_size:
         yield ContractFinding(
             code="tokenizer.vocabulary",
             where=TOKENIZER_FILE,
             expected=f"a vocabulary for {vocab_size} rows",
-            found=str(error).removeprefix(f"{TOKENIZER_FILE}: "),
+            found=f"{size} tokens, and the id {max(ids)}",
         )

@@ -10,42 +10,31 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
-from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
 from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
+from llama_edge.checkpoints.gguf_text import read_text
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.errors import CheckpointError, TokenizerError
-from llama_edge.core.model_config import ModelConfig, RopeScaling
-from llama_edge.core.text_assets import TextAssets
+from llama_edge.core.errors import CheckpointError
+from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 from llama_edge.models.weight_names import block_weight
-from llama_edge.text.text_assets import end_token_ids
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
-_CONTROL, _USER_DEFINED = 3, 4
-
-#: `tokenizer.ggml.pre` -> builder, and whether text begins with BOS unless the file says.
-_TOKENIZERS: Final = {
-    "smollm": (smollm_tokenizer, False),
-    "llama-bpe": (llama3_tokenizer, True),
-    "llama3": (llama3_tokenizer, True),
-    "llama-v3": (llama3_tokenizer, True),
+#: By `general.type`, what is no model; with the remedy.
+_OTHER_FILES: Final = {
+    "adapter": "a LoRA adapter and no model; merge it into its base first, with llama.cpp's "
+    "llama-export-lora, and give the merged file",
+    "imatrix": "an importance matrix and no model; give the model's file",
+    "mmproj": "the vision part of a model (mmproj); give the language model's file",
 }
 
 
-def _as_written(fields: Fields, key: str) -> float:
+def _as_written(fields: Fields, key: str, default: float | None = None) -> float:
     """A float as its author wrote it: 1e-5 is stored as float32 9.99999974e-06."""
-    return float(str(np.float32(fields.number(key))))
-
-
-def _strings(fields: Fields, key: str) -> list[str]:
-    value = fields.values.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TokenizerError(f"{fields.path}: {key} is missing or not a list of strings")
-    return value
+    return float(str(np.float32(fields.number(key, default))))
 
 
 def load_gguf(path: Path, source: str) -> Checkpoint:
@@ -61,14 +50,33 @@ def load_gguf(path: Path, source: str) -> Checkpoint:
     """
     file = open_gguf(path)
     metadata = Fields(file.path, file.metadata)
-    architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise CheckpointError(
-            f"{file.path}: architecture {architecture!r} is not supported; only Llama is"
-        )
+    _require_model(file)
     config = _config(file, metadata)
     weights = CheckedWeights(str(file.path), config, _GgufTensors(file, config))
-    return Checkpoint(source=source, config=config, weights=weights, text=_text(metadata))
+    return Checkpoint(source=source, config=config, weights=weights, text=read_text(metadata))
+
+
+def _require_model(file: GgufModel) -> None:
+    """The weights of a Llama, and not one of the other things that come as GGUF files."""
+    kind = file.metadata.get("general.type", "model")
+    if kind != "model":
+        what = _OTHER_FILES.get(kind) if isinstance(kind, str) else None
+        raise CheckpointError(f"{file.path}: is {what or f'a GGUF file of type {kind!r}'}")
+    architecture = file.metadata.get("general.architecture")
+    if architecture == "clip":
+        raise CheckpointError(
+            f"{file.path}: is the vision part of a model (mmproj); give the language model's file"
+        )
+    if architecture != "llama":
+        raise CheckpointError(
+            f"{file.path}: has the architecture {architecture!r}, which is not supported as GGUF; "
+            "'llama' is. Qwen2.5 and Qwen3 are read from their Hugging Face folders"
+        )
+    if not file.tensors:
+        raise CheckpointError(
+            f"{file.path}: holds a vocabulary and no weights (llama.cpp's --vocab-only); give the "
+            "model's file"
+        )
 
 
 class _GgufTensors:
@@ -123,8 +131,8 @@ def _config(file: GgufModel, metadata: Fields) -> ModelConfig:
         intermediate_size=metadata.integer("llama.feed_forward_length"),
         vocab_size=file.tensors[_EMBEDDING].shape[0],
         rms_norm_eps=_as_written(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=_as_written(metadata, "llama.rope.freq_base"),
-        rope_scaling=None,
+        rope_theta=_as_written(metadata, "llama.rope.freq_base", 10000.0),
+        rope_scaling=_linear_scaling(metadata),
         max_position_embeddings=metadata.integer("llama.context_length"),
         tie_word_embeddings=_is_tied(file),
     )
@@ -136,7 +144,24 @@ def _refuse_unsupported(metadata: Fields, head_dim: int) -> None:
     metadata.require("llama.expert_count", 0)
     metadata.require("llama.rope.dimension_count", head_dim)
     metadata.require("llama.attention.value_length", head_dim)
-    metadata.require("llama.rope.scaling.type", "none")
+    scaling = metadata.values.get("llama.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise CheckpointError(
+            f"{metadata.path}: has RoPE scaling of type {scaling!r}; 'linear' is supported, and "
+            "Llama 3's, which GGUF stores as factors"
+        )
+
+
+def _linear_scaling(metadata: Fields) -> LinearRopeScaling | None:
+    """By the key of today, or the one that came before it; a factor of 1 or 0 is none."""
+    factor = metadata.number(
+        "llama.rope.scaling.factor", metadata.number("llama.rope.scale_linear", 1.0)
+    )
+    is_named = metadata.values.get("llama.rope.scaling.type") == "linear"
+    is_old = metadata.values.get("llama.rope.scale_linear") is not None
+    if not (is_named or is_old) or factor in (0.0, 1.0):
+        return None
+    return LinearRopeScaling(factor=factor)
 
 
 def _is_tied(file: GgufModel) -> bool:
@@ -176,62 +201,3 @@ def _with_rope_scaling(file: GgufModel, metadata: Fields, config: ModelConfig) -
             "another scaling is not supported"
         )
     return replace(config, rope_scaling=scaling)
-
-
-def _text(metadata: Fields) -> TextAssets:
-    model, pre = (metadata.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if model != "gpt2" or pre not in _TOKENIZERS:
-        raise TokenizerError(
-            f"{metadata.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
-            f"byte-level BPE ('gpt2') with one of {', '.join(_TOKENIZERS)} is"
-        )
-    build, adds_bos = _TOKENIZERS[pre]
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    adds_bos = bool(metadata.values.get("tokenizer.ggml.add_bos_token", adds_bos))
-    bos = None
-    if "tokenizer.ggml.bos_token_id" in metadata.values:
-        bos = metadata.integer("tokenizer.ggml.bos_token_id")
-        if not 0 <= bos < len(tokens):
-            raise TokenizerError(f"{metadata.path}: the BOS id {bos} is outside the vocabulary")
-    vocabulary = Vocabulary(
-        tokens=tokens, merges=_merges(metadata), added=_added(metadata, len(tokens))
-    )
-    tokenizer = build(vocabulary, tokens[bos] if adds_bos and bos is not None else None)
-    template = metadata.values.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(f"{metadata.path}: tokenizer.chat_template is not a string")
-    ends = [
-        metadata.integer(key)
-        for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
-        if key in metadata.values
-    ]
-    return TextAssets(
-        tokenizer_json=tokenizer.to_str(),
-        chat_template=template,
-        bos_token_id=bos,
-        eos_token_ids=end_token_ids(tokenizer, template, ends),
-        add_bos=adds_bos and bos is not None,
-        generation_defaults={},
-    )
-
-
-def _merges(metadata: Fields) -> list[tuple[str, str]]:
-    merges = []
-    for line in _strings(metadata, "tokenizer.ggml.merges"):
-        first, _, second = line.partition(" ")
-        merges.append((first, second))
-    return merges
-
-
-def _added(metadata: Fields, count: int) -> dict[int, bool]:
-    """Ids of control tokens (True) and of user-defined ones (False)."""
-    types = metadata.values.get("tokenizer.ggml.token_type")
-    if not isinstance(types, list) or len(types) != count:
-        raise TokenizerError(
-            f"{metadata.path}: tokenizer.ggml.token_type must be a list of {count} numbers"
-        )
-    return {
-        number: kind == _CONTROL
-        for number, kind in enumerate(types)
-        if kind in (_CONTROL, _USER_DEFINED)
-    }

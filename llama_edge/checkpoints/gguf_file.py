@@ -8,6 +8,8 @@ Source of the layout: `docs/gguf.md` in ggml.
 import mmap
 import struct
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+from llama_edge.checkpoints.recognise import GGUF_MAGIC
 from llama_edge.core.errors import CheckpointError
+from llama_edge.core.regular import open_regular
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: Final = {
@@ -38,10 +42,23 @@ _MIN_ENTRY_BYTES: Final = 12  # shortest possible metadata entry or tensor recor
 _MAX_DIMENSIONS: Final = 4
 _ROW_CHUNK_VALUES: Final = 1 << 24  # values dequantized at a time: 64 MiB as float32
 
-SUPPORTED_TYPES: Final = tuple(
-    GGMLQuantizationType[name]
-    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-)
+
+@cache
+def is_readable(kind: GGMLQuantizationType) -> bool:
+    """Whether the `gguf` package turns this type into numbers."""
+    _, block_bytes = GGML_QUANT_SIZES[kind]
+    try:
+        with np.errstate(all="ignore"):  # a block of zeros has no scale
+            dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+@cache
+def readable_types() -> tuple[str, ...]:
+    """The names of all readable types."""
+    return tuple(kind.name for kind in GGMLQuantizationType if is_readable(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,16 +157,24 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as stream:
+            with open_regular(path, CheckpointError) as stream:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise CheckpointError(f"{path}: cannot be opened: {error}") from error
         cursor = _Cursor(path, self._data)
-        if cursor.take(4, "the magic") != b"GGUF":
+        if cursor.take(4, "the magic") != GGUF_MAGIC:
             raise CheckpointError(f"{path}: does not begin with GGUF; it is another kind of file")
-        version = cursor.scalar(4, "the version")
-        if version not in (2, 3):
-            raise CheckpointError(f"{path}: GGUF version {version}; little-endian 2 and 3 are read")
+        number = cursor.scalar(4, "the version")
+        if number & 0xFFFF == 0:
+            raise CheckpointError(
+                f"{path}: is a big-endian GGUF file, as gguf-convert-endian makes for IBM Z; take "
+                "the little-endian one"
+            )
+        if number not in (2, 3):
+            raise CheckpointError(
+                f"{path}: has GGUF version {number}; 2 and 3 are read: convert the model again "
+                "with a current llama.cpp"
+            )
         tensors = cursor.count("the number of tensors", _MIN_ENTRY_BYTES)
         entries = cursor.count("the number of metadata entries", _MIN_ENTRY_BYTES)
         self.metadata: dict[str, Any] = {}
@@ -181,17 +206,24 @@ class GgufFile:
         return table
 
     def _record(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> TensorRecord:
-        known = {int(supported): supported for supported in SUPPORTED_TYPES}
-        if kind not in known:
-            names = ", ".join(supported.name for supported in SUPPORTED_TYPES)
+        try:
+            type_ = GGMLQuantizationType(kind)
+        except ValueError as error:
             raise CheckpointError(
-                f"{self.path}: {name} has quantization type {kind}; read: {names}"
+                f"{self.path}: {name} is quantized as type {kind}, which the installed gguf "
+                f"{version('gguf')} does not know; install a newer one, or take a file of another "
+                "quantization"
+            ) from error
+        if not is_readable(type_):
+            raise CheckpointError(
+                f"{self.path}: {name} is stored as {type_.name}, which is not read; take a file of "
+                f"one of these: {', '.join(readable_types())}"
             )
-        block_values, block_bytes = GGML_QUANT_SIZES[known[kind]]
+        block_values, block_bytes = GGML_QUANT_SIZES[type_]
         values = int(np.prod([int(length) for length in shape], dtype=object))
         if values == 0 or shape[-1] % block_values:
             raise CheckpointError(
-                f"{self.path}: {name} has shape {shape}; {known[kind].name} stores rows of a "
+                f"{self.path}: {name} has shape {shape}; {type_.name} stores rows of a "
                 f"multiple of {block_values}"
             )
         size = values // block_values * block_bytes
@@ -200,7 +232,7 @@ class GgufFile:
                 f"{self.path}: {name} claims bytes {start} to {start + size} and the file has "
                 f"{len(self._data)}; its offset is wrong or the file is truncated"
             )
-        return TensorRecord(shape=shape, type=known[kind], start=start, size_bytes=size)
+        return TensorRecord(shape=shape, type=type_, start=start, size_bytes=size)
 
     def _check_overlap(self, table: dict[str, TensorRecord]) -> None:
         end, before = 0, ""

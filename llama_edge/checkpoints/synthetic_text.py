@@ -9,10 +9,16 @@ from itertools import islice, product
 from typing import Final
 
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
-from llama_edge.checkpoints.tiktoken import LLAMA3_BEGIN, LLAMA3_SPECIALS, LLAMA3_TEMPLATE
+from llama_edge.checkpoints.tiktoken import (
+    LLAMA3_BEGIN,
+    LLAMA3_ENDS,
+    LLAMA3_NAMED,
+    LLAMA3_SPECIALS,
+    LLAMA3_TEMPLATE,
+)
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.text.text_assets import end_token_ids
+from llama_edge.text.text_assets import build_text_assets
 
 #: How English uses its letters, the most frequent first: what gets the longer tokens.
 _BY_FREQUENCY: Final = "etaoinshrdlucmfwypvbgkjqxz"
@@ -43,13 +49,11 @@ def synthetic_text(vocab_size: int) -> TextAssets:
         merges=merges,
         added={first + place: True for place in range(len(LLAMA3_SPECIALS))},
     )
-    tokenizer = llama3_tokenizer(vocabulary, LLAMA3_BEGIN)
-    return TextAssets(
-        tokenizer_json=tokenizer.to_str(),
-        chat_template=LLAMA3_TEMPLATE,
-        bos_token_id=first + LLAMA3_SPECIALS.index(LLAMA3_BEGIN),
-        eos_token_ids=end_token_ids(tokenizer, LLAMA3_TEMPLATE, ()),
-        add_bos=True,
+    return build_text_assets(
+        llama3_tokenizer(vocabulary, LLAMA3_BEGIN),
+        LLAMA3_TEMPLATE,
+        named=LLAMA3_NAMED,
+        ends=[first + LLAMA3_SPECIALS.index(end) for end in LLAMA3_ENDS],
         generation_defaults=_GENERATION,
     )
 

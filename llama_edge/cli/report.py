@@ -138,6 +138,8 @@ def print_bundles(bundles: Sequence[Bundle]) -> None:
     """One column per bundle; below it, whether all hold the same quantized values."""
     header = ("", *(f"{b.manifest.target} ({b.manifest.backend})" for b in bundles))
     rows = [(name, *(show(bundle) for bundle in bundles)) for name, show in _ROWS.items()]
+    if any(bundle.manifest.warnings for bundle in bundles):
+        rows.insert(2, ("warnings", *("; ".join(b.manifest.warnings) for b in bundles)))
     if len(bundles) > 1:
         same = len({bundle.manifest.tensors for bundle in bundles}) == 1
         count = len(bundles[0].manifest.tensors)

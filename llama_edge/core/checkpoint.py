@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_edge.core.model_config import ModelConfig
@@ -56,6 +57,8 @@ class Checkpoint:
     codes: GivenCodes | None = None
     #: what a report should say of how it was read
     note: str | None = None
+    #: the Hugging Face folder that it was read from, if it was one
+    folder: Path | None = None
 
     @property
     def precision(self) -> str:

@@ -20,7 +20,8 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.debug.diff_sides import Side, open_side
 from llama_edge.debug.matrix_difference import MatrixDifference
-from llama_edge.text.text_assets import TOKENIZER_FILE, parse_tokenizer
+from llama_edge.text.native import open_tokenizer
+from llama_edge.text.text_assets import TOKENIZER_FILE
 
 #: Entries of one kind that are listed; the count is always whole.
 _MOST: Final = 1000
@@ -264,7 +265,7 @@ def _text(first: TextAssets | None, second: TextAssets | None) -> Iterator[Secti
 
 def _tokenizers(first: str, second: str) -> Iterator[Difference]:
     """Which tokens have another id; without any, the rest of the file differs."""
-    left, right = (parse_tokenizer(TOKENIZER_FILE, text).get_vocab() for text in (first, second))
+    left, right = (open_tokenizer(TOKENIZER_FILE, text).vocabulary() for text in (first, second))
     names = sorted(dict.fromkeys((*left, *right)))
     unequal = [name for name in names if left.get(name) != right.get(name)]
     for name in unequal[:_MOST]:

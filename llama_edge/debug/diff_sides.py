@@ -12,7 +12,7 @@ from llama_edge.bundle.folder import is_bundle, read_manifest
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.meta import PARAMS_FILE
+from llama_edge.checkpoints.recognise import PARAMS_FILE
 from llama_edge.core.artifact import Artifact, GraphOperator
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ArtifactError, QuantizeError, TokenizerError

@@ -137,7 +137,8 @@ def _encode(system: str, request: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     if not tokenizer.has_chat_template:
         return tuple(tokenizer.encode(f"{system}\n\n{request}\n\n".lstrip()))
     messages = [{"role": "system", "content": system}] if system else []
-    return tuple(tokenizer.encode_chat([*messages, {"role": "user", "content": request}]))
+    messages.append({"role": "user", "content": request})
+    return tuple(tokenizer.encode_chat(tokenizer.form.accepted(messages)))
 
 
 def _continuation(text: PromptText, tokenizer: Tokenizer, steps: int) -> tuple[int, ...]:

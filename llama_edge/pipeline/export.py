@@ -6,6 +6,8 @@ from pathlib import Path
 from llama_edge.backends import Format, get_exporter, get_format, get_target
 from llama_edge.backends.base import Exporter, LowerOptions, WrittenArtifact
 from llama_edge.bundle.describe import describe_artifact, library_versions
+from llama_edge.bundle.doctor_foreign import examine_checkpoint
+from llama_edge.bundle.examination import Examination
 from llama_edge.bundle.folder import (
     PARITY_FILE,
     Bundle,
@@ -25,7 +27,7 @@ from llama_edge.core.files import (
     require_place,
     write_json,
 )
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
@@ -99,7 +101,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.check_supported(checkpoint.config, recipe, request.options)
-    _check_text(checkpoint, request)
+    warnings = _check_text(checkpoint, request, progress)
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     key = export_key(checkpoint, recipe, form.backend, request.options)
@@ -111,17 +113,35 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         outcome = _gate(lowered, checkpoint, kv_cache, request.prompts, progress)
         lowered.written.artifact.root.replace(folder)
         moved = replace(lowered, written=exporter.open(folder))
-        bundle = _write(moved, request, outcome)
+        bundle = _write(moved, request, outcome, warnings)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
     return Bundle(root=out, manifest=bundle.manifest, source=bundle.source)
 
 
-def _check_text(checkpoint: Checkpoint, request: ExportRequest) -> None:
-    """What the bundle says of its text, and what the gate will run, can both be made."""
+def _check_text(
+    checkpoint: Checkpoint, request: ExportRequest, progress: Progress
+) -> tuple[str, ...]:
+    """What the bundle says of its text, and what the gate will run, can both be made.
+
+    Returns:
+        What is unusual about the checkpoint's text, and what `doctor` finds in its files. None of
+        it makes the bundle wrong; programs that read the source's files may go wrong by it.
+    """
     build_text_contract(checkpoint.text)
     max_context = request.options.context_for(checkpoint.config)
     check_context(Tokenizer(checkpoint.text), max_context, request.prompts)
+    found: tuple[str, ...] = ()
+    if checkpoint.folder is not None:
+        examination = Examination(checkpoint.folder, "checkpoint", SilentProgress())
+        examine_checkpoint(examination, checkpoint.folder)
+        found = tuple(
+            f"the checkpoint's {finding.message}" for finding in examination.diagnosis().findings
+        )
+    warnings = (*checkpoint.text.warnings, *found)
+    for warning in warnings:
+        progress.remark(f"warning: {warning}")
+    return warnings
 
 
 def _default_place(request: ExportRequest, form: Format) -> Path:
@@ -200,7 +220,9 @@ def _gate(
     return run_gate(subject, progress)
 
 
-def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> Bundle:
+def _write(
+    lowered: _Lowered, request: ExportRequest, outcome: GateOutcome, warnings: tuple[str, ...]
+) -> Bundle:
     written, quantized = lowered.written, lowered.source
     folder = written.artifact.root
     measured = outcome.to_json()
@@ -227,6 +249,7 @@ def _write(lowered: _Lowered, request: ExportRequest, outcome: GateOutcome) -> B
         parity=outcome.parity_summary(),
         fidelity=outcome.fidelity_summary(),
         versions=library_versions(written.artifact.backend),
+        warnings=warnings,
     )
     return write_manifest(folder, with_report(folder, manifest, measured))
 

@@ -23,10 +23,10 @@ from llama_edge.plan.sizes import artifact_size
 from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES
 from llama_edge.quantize.measured import read_measurements
+from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     CHAT_TEMPLATE_FILE,
     GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
 )
 

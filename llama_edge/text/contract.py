@@ -3,10 +3,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
+from llama_edge.core.errors import TokenizerError
+from llama_edge.core.json_files import canonical_json
 from llama_edge.core.text_assets import TextAssets
+from llama_edge.text.dialog_form import missing_message
 from llama_edge.text.tokenizer import Tokenizer
 
 #: Llama 3.2's eight languages (BCP 47), with what tokenizers get wrong: digits, case, accents both
@@ -65,15 +68,35 @@ class TextContract:
     chat_template: str | None
     golden_chats: tuple[GoldenChat, ...]
     generation_defaults: Mapping[str, float | int | bool]
+    #: the template wants content as `[{"type": "text", "text": ...}]`
+    content_parts: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is usual is left out, as in manifests of before there was a choice."""
+        value = asdict(self)
+        if not self.content_parts:
+            del value["content_parts"]
+        return value
+
+    def sha256(self) -> str:
+        """Of the canonical JSON: what an artifact says of the text files next to it."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
 
 def build_text_contract(text: TextAssets) -> TextContract:
     """Run the tokenizer and the template over the golden texts; dates are the reference date.
 
+    Of the golden dialogs, the template gets what it takes: a system message is left out where it
+    refuses one.
+
     Raises:
-        TokenizerError: The tokenizer or the template fails.
+        TokenizerError: The tokenizer or the template fails, or leaves out what a message says.
     """
-    return _contract_over(text, GOLDEN_TEXTS, GOLDEN_CHATS)
+    chats = list[Sequence[Mapping[str, str]]]()
+    if text.chat_template is not None:
+        form = Tokenizer(text).form
+        chats = [form.accepted(messages) for messages in GOLDEN_CHATS]
+    return _contract_over(text, GOLDEN_TEXTS, chats)
 
 
 def rebuild_text_contract(text: TextAssets, written: TextContract) -> TextContract:
@@ -96,14 +119,7 @@ def _contract_over(
     tokenizer = Tokenizer(text)
     chats: tuple[GoldenChat, ...] = ()
     if tokenizer.has_chat_template:
-        chats = tuple(
-            GoldenChat(
-                messages=tuple(messages),
-                text=tokenizer.render_chat(messages),
-                tokens=tuple(tokenizer.encode_chat(messages)),
-            )
-            for messages in dialogs
-        )
+        chats = tuple(_golden_chat(tokenizer, messages) for messages in dialogs)
     return TextContract(
         tokenizer_sha256=hashlib.sha256(text.tokenizer_json.encode()).hexdigest(),
         bos_token_id=text.bos_token_id,
@@ -120,4 +136,19 @@ def _contract_over(
         chat_template=text.chat_template,
         golden_chats=chats,
         generation_defaults=dict(text.generation_defaults),
+        content_parts=tokenizer.has_chat_template and tokenizer.form.parts,
+    )
+
+
+def _golden_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> GoldenChat:
+    text = tokenizer.render_chat(messages)
+    left_out = missing_message(messages, text)
+    if left_out is not None:
+        raise TokenizerError(
+            f"the chat template leaves out the {left_out['role']} message "
+            f"{left_out['content']!r} of a dialog of {len(messages)} messages; what is said there "
+            "would not reach the model: take the template that came with the model"
+        )
+    return GoldenChat(
+        messages=tuple(messages), text=text, tokens=tuple(tokenizer.encode_chat(messages))
     )

@@ -1,35 +1,45 @@
-"""Reading and writing `TextAssets` as the files that Hugging Face's tools use."""
+"""The text side of a Hugging Face folder: which file decides what, by transformers' rules.
 
-import json
-from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
+Also of a bundle, whose text files have the same form.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import tokenizers
-
 from llama_edge.core.errors import TokenizerError
-from llama_edge.core.files import read_json_object, write_json
+from llama_edge.core.files import write_json
+from llama_edge.core.json_files import read_json_object
+from llama_edge.core.regular import read_regular, read_regular_text
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.text.tokenizer_trial import require_harmless
+from llama_edge.text.chat_template import ChatTemplate
+from llama_edge.text.dialog_form import DialogForm, dialog_form
+from llama_edge.text.end_tokens import TURN_END_TOKENS, end_tokens, listed_ends, named_ends
+from llama_edge.text.native import Changes, NativeTokenizer, open_tokenizer
+from llama_edge.text.sentencepiece import read_sentencepiece, sentencepiece_json
+from llama_edge.text.special_tokens import (
+    ADDED_TOKENS_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TokenFiles,
+)
 
 TOKENIZER_FILE: Final = "tokenizer.json"
-TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+SENTENCEPIECE_FILE: Final = "tokenizer.model"
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
+CHAT_TEMPLATES_FOLDER: Final = "additional_chat_templates"
 
 #: Llama 3's own tokenizer.json has 17 MB.
 MAX_TOKENIZER_BYTES: Final = 128 << 20
-#: Embedding rows that no token uses: tables are padded for speed, never by more than this.
-MAX_PADDING_ROWS: Final = 1024
+_MAX_TEMPLATE_BYTES: Final = 1 << 20
+#: tokenizer_config.json of Gemma 3, which lists 6,000 tokens one by one, has 1.2 MB.
+MAX_TOKEN_FILE_BYTES: Final = 16 << 20
+#: More embedding rows without a token than this are worth a remark.
+_USUAL_PADDING_ROWS: Final = 1024
 
-#: Tokens that end a document, whatever the template.
-DOCUMENT_END_TOKENS: Final = ("<|end_of_text|>", "<|endoftext|>")
-#: A template that mentions the first token lets the model end its turn by any of the second.
-TURN_END_TOKENS: Final[Mapping[str, tuple[str, ...]]] = {
-    "<|eot_id|>": ("<|eot_id|>", "<|eom_id|>"),
-    "<|im_end|>": ("<|im_end|>",),
-}
 #: What is kept of generation_config.json, apart from the token ids.
 GENERATION_KEYS: Final = (
     "do_sample",
@@ -39,113 +49,354 @@ GENERATION_KEYS: Final = (
     "top_k",
     "top_p",
 )
+#: Classes in which `add_bos_token` decides; in others the tokenizer's own post-processor does.
+_BOS_BY_CONFIG: Final = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
-def parse_tokenizer(where: str, tokenizer_json: str) -> tokenizers.Tokenizer:
-    """The `tokenizers` object of an untrusted serialization, which neither pads nor truncates.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """What the files of a folder hold; an absent one is an empty object."""
 
-    It is shared by all who ask for the same text: parsing Llama 3's takes half a second, and an
-    export asks fifteen times. `text.tokenizer` alone changes a setting of it, for one call.
+    tokenizer_json: str
+    tokens: TokenFiles
+    generation: Mapping[str, Any]
+    model_config: Mapping[str, Any]
+    chat_template: str | None
+
+
+def read_text_assets(folder: Path) -> TextAssets:
+    """Read a folder's tokenizer, chat template, end tokens and generation defaults.
 
     Raises:
-        TokenizerError: The library refuses it, or crashes or runs for ever on it.
+        TokenizerError: tokenizer.json is absent, damaged or too large, or another file is damaged.
     """
-    require_harmless(where, tokenizer_json)
-    return _parsed(tokenizer_json)
+    files = _read_files(folder)
+    where = str(folder / TOKENIZER_FILE)
+    original = tokenizer = open_tokenizer(where, files.tokenizer_json)
+    added = files.tokens.to_add(original.added)
+    if added:
+        tokenizer = open_tokenizer(where, original.tokenizer_json, Changes(added=tuple(added)))
+    named = {name: token.content for name, token in files.tokens.named.items()}
+    bos = _bos(tokenizer, named, files)
+    add_bos = _adds_bos(tokenizer, files.tokens.config, bos)
+    if bos is not None and add_bos is not (tokenizer.letter[:1] == [bos]):
+        # One truth for every reader of the file.
+        begin = (tokenizer.token_of(bos) or "",) if add_bos else ()
+        tokenizer = open_tokenizer(where, tokenizer.tokenizer_json, Changes(begin=begin))
+    form = rendered_form(files.chat_template, named)
+    main_end = tokenizer.id_of(named["eos_token"]) if "eos_token" in named else None
+    special_ids = {number for number, token in original.added.items() if token.special}
+    ends = end_tokens(
+        tokenizer,
+        files.chat_template,
+        form,
+        named_ends(files.generation, files.model_config, main_end, special_ids),
+    )
+    return TextAssets(
+        tokenizer_json=tokenizer.tokenizer_json,
+        chat_template=files.chat_template,
+        special_tokens=named,
+        bos_token_id=bos,
+        eos_token_ids=ends.ids,
+        add_bos=add_bos,
+        generation_defaults=_generation_defaults(files.generation),
+        warnings=(
+            *_misplaced(tokenizer, files.tokens),
+            *_ordinary(original, named),
+            *form_warnings(form),
+            *end_warnings(tokenizer, ends.unlisted),
+        ),
+    )
 
 
-@lru_cache(maxsize=4)
-def _parsed(tokenizer_json: str) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _without_lengths(tokenizer_json: str) -> str:
-    """The serialization without what its trainer cut or filled texts to, as transformers reads it.
-
-    Programs that take the file as it is would cut a prompt there.
-    """
-    value = json.loads(tokenizer_json)
-    if value.get("padding") is None and value.get("truncation") is None:
-        return tokenizer_json
-    return json.dumps({**value, "padding": None, "truncation": None}, ensure_ascii=False)
-
-
-def end_token_ids(
-    tokenizer: tokenizers.Tokenizer, chat_template: str | None, named: Iterable[int]
-) -> tuple[int, ...]:
-    """Every id that ends a turn: those the source names, and those its vocabulary implies.
-
-    Sources often name too few (Llama 3.2 has three end tokens), and a model that emits an end token
-    which nobody waits for never stops. Only special tokens are implied, never an ordinary word.
+def build_text_assets(
+    tokenizer: NativeTokenizer,
+    chat_template: str | None,
+    *,
+    named: Mapping[str, str],
+    ends: Iterable[int],
+    generation_defaults: Mapping[str, float | int | bool] | None = None,
+) -> TextAssets:
+    """The text side of a source that is no Hugging Face folder.
 
     Args:
-        tokenizer: Its special tokens are looked up.
-        chat_template: What it mentions may end a turn (`TURN_END_TOKENS`).
-        named: The ids that the source names and that count; for the files of a Hugging Face folder
-            see `read_text_assets`.
+        tokenizer: Whatever form it had.
+        chat_template: Jinja, untrusted.
+        named: Special tokens by name. They are added tokens already.
+        ends: Ids that the source names as ends.
+        generation_defaults: See `TextAssets`.
 
     Raises:
-        TokenizerError: There is none at all.
+        TokenizerError: There is no end token.
     """
-    ids = set(named)
-    tokens = list(DOCUMENT_END_TOKENS)
-    for sign, ends in TURN_END_TOKENS.items():
-        if chat_template is not None and sign in chat_template:
-            tokens.extend(ends)
-    specials = _special_tokens(tokenizer)
-    ids.update(specials[token] for token in tokens if token in specials)
-    if not ids:
-        raise TokenizerError(
-            "no end-of-sequence token: neither generation_config.json, config.json nor "
-            "tokenizer_config.json names one, so generation would never stop; add eos_token_id"
+    bos = tokenizer.id_of(named["bos_token"]) if "bos_token" in named else None
+    form = rendered_form(chat_template, named)
+    found = end_tokens(tokenizer, chat_template, form, ends)
+    return TextAssets(
+        tokenizer_json=tokenizer.tokenizer_json,
+        chat_template=chat_template,
+        special_tokens=dict(named),
+        bos_token_id=bos,
+        eos_token_ids=found.ids,
+        add_bos=bos is not None and tokenizer.letter[:1] == [bos],
+        generation_defaults=generation_defaults or {},
+        warnings=(*form_warnings(form), *end_warnings(tokenizer, found.unlisted)),
+    )
+
+
+def rendered_form(chat_template: str | None, named: Mapping[str, str]) -> DialogForm | None:
+    """What the template takes; None where there is none, or none that can be rendered.
+
+    Who renders a dialog with it is told why.
+    """
+    if chat_template is None:
+        return None
+    try:
+        return dialog_form(ChatTemplate(chat_template, named))
+    except TokenizerError:
+        return None
+
+
+def form_warnings(form: DialogForm | None) -> Iterable[str]:
+    """What a dialog cannot have."""
+    if form is None:
+        return
+    if form.no_system is not None:
+        yield f"the chat template takes no system message: it {form.no_system}"
+    if form.no_turns is not None:
+        yield f"the chat template takes one exchange only: with more it {form.no_turns}"
+
+
+def end_warnings(tokenizer: NativeTokenizer, unlisted: int | None) -> Iterable[str]:
+    """An end token that other programs do not know of."""
+    if unlisted is not None:
+        yield (
+            f"the chat template ends the assistant's turn with {tokenizer.token_of(unlisted)!r} "
+            f"(id {unlisted}), which no file names as an end token: it is taken as one"
         )
-    return tuple(sorted(ids))
 
 
-def _special_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    added = tokenizer.get_added_tokens_decoder()
-    return {token.content: number for number, token in added.items() if token.special}
+def _read_files(folder: Path) -> _Files:
+    config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
+    return _Files(
+        tokenizer_json=_tokenizer_json(folder, config),
+        tokens=TokenFiles(
+            config=config,
+            special_tokens_map=_optional_json(folder / SPECIAL_TOKENS_FILE),
+            added_tokens=_optional_json(folder / ADDED_TOKENS_FILE),
+        ),
+        generation=_optional_json(folder / GENERATION_CONFIG_FILE),
+        model_config=_optional_json(folder / "config.json"),
+        chat_template=_chat_template(folder, config),
+    )
 
 
-def check_vocabulary(where: str, text: TextAssets, vocab_size: int) -> None:
-    """Tokenizer and model must belong together: ids fit the table, and all but padding is used.
+def read_tokenizer_json(folder: Path) -> str:
+    """The text of tokenizer.json, as it is.
 
     Raises:
-        TokenizerError: An id has no row in the embedding, or more than `MAX_PADDING_ROWS` rows
-            have no token.
+        TokenizerError: It is absent, too large or no text.
     """
-    tokenizer = parse_tokenizer(where, text.tokenizer_json)
-    count = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    path = folder / TOKENIZER_FILE
+    if not os.path.lexists(path):
+        raise TokenizerError(
+            f"{path}: the file is missing, and so is {SENTENCEPIECE_FILE}; take the tokenizer's "
+            "files from where the weights came from, or save it with transformers"
+        )
+    return read_regular_text(path, MAX_TOKENIZER_BYTES, TokenizerError)
+
+
+def _tokenizer_json(folder: Path, config: Mapping[str, Any]) -> str:
+    """tokenizer.json, or where there is none, what tokenizer.model makes of it."""
+    path = folder / SENTENCEPIECE_FILE
+    if os.path.lexists(folder / TOKENIZER_FILE) or not os.path.lexists(path):
+        return read_tokenizer_json(folder)
+    data = read_regular(path, MAX_TOKENIZER_BYTES, TokenizerError)
+    found = read_sentencepiece(data, str(path))
+    # `legacy`: a space also after each control token; `add_prefix_space`: in front of a text.
+    pieces = replace(
+        found,
+        add_prefix=config.get("add_prefix_space") is not False and found.add_prefix,
+        prefix_after_control=config.get("legacy") is True,
+    )
+    begin = () if pieces.begin is None else (pieces.tokens[pieces.begin],)
+    changes = Changes(begin=begin, canonical=True)
+    return open_tokenizer(str(path), sentencepiece_json(pieces, str(path)), changes).tokenizer_json
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        return {}
+    return read_json_object(path, TokenizerError, limit=MAX_TOKEN_FILE_BYTES)
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Files go before tokenizer_config.json, as in transformers.
+
+    Raises:
+        TokenizerError: There are several, and none is the default; or it is no text.
+    """
+    value = config.get("chat_template")
+    named: dict[str, Any] = {}
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
+    elif isinstance(value, dict):
+        named = value
+    in_files = _template_files(folder)
+    if in_files:
+        value, named = None, in_files
+    if not named:
+        if value is not None and not isinstance(value, str):
+            raise _template_kind(folder, value)
+        return value
+    if "default" not in named:
+        raise TokenizerError(
+            f"{folder}: has the chat templates {', '.join(sorted(named))}, and none is named "
+            f"default; put the one to use into {CHAT_TEMPLATE_FILE}"
+        )
+    if not isinstance(named["default"], str):
+        raise _template_kind(folder, named["default"])
+    return named["default"]
+
+
+def _template_kind(folder: Path, value: object) -> TokenizerError:
+    return TokenizerError(
+        f"{folder / TOKENIZER_CONFIG_FILE}: chat_template is a {type(value).__name__}; "
+        "a string, or a list of named ones, is needed"
+    )
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    """Template files by name; `chat_template.jinja` is the default."""
+    more = folder / CHAT_TEMPLATES_FOLDER
+    found = {}
+    for path in sorted(more.iterdir()) if more.is_dir() else ():
+        if path.suffix == ".jinja":
+            found[path.stem] = read_regular_text(path, _MAX_TEMPLATE_BYTES, TokenizerError)
+    default = folder / CHAT_TEMPLATE_FILE
+    if os.path.lexists(default):
+        found["default"] = read_regular_text(default, _MAX_TEMPLATE_BYTES, TokenizerError)
+    return found
+
+
+def _bos(tokenizer: NativeTokenizer, named: Mapping[str, str], files: _Files) -> int | None:
+    """The named one; where no name is given, the id in a config."""
+    if "bos_token" in named:
+        return tokenizer.id_of(named["bos_token"])
+    if files.tokens.config.get("bos_token", "") is None:
+        return None  # there is none, and it is said
+    for source in (files.generation, files.model_config):
+        for number in listed_ends(source, "bos_token_id"):
+            return number
+    return None
+
+
+def _adds_bos(tokenizer: NativeTokenizer, config: Mapping[str, Any], bos: int | None) -> bool:
+    """What the tokenizer's post-processor does; in some classes, what the config says."""
+    explicit = config.get("add_bos_token")
+    if isinstance(explicit, bool) and config.get("tokenizer_class") in _BOS_BY_CONFIG:
+        return explicit and bos is not None
+    return bos is not None and tokenizer.letter[:1] == [bos]
+
+
+def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float | int | bool]:
+    kept = {key: generation[key] for key in GENERATION_KEYS if generation.get(key) is not None}
+    for key, value in kept.items():
+        if not isinstance(value, (bool, int, float)) or not abs(value) < 1e6:
+            raise TokenizerError(f"{GENERATION_CONFIG_FILE}: {key} is {value!r}; not a number")
+    return kept
+
+
+def _misplaced(tokenizer: NativeTokenizer, tokens: TokenFiles) -> Iterable[str]:
+    """Tokens that a file lists with an id that the tokenizer does not give them."""
+    for number, token in tokens.by_id.items():
+        found = tokenizer.id_of(token.content)
+        if found != number:
+            yield (
+                f"the token {token.content!r} has the id {found}, as in transformers, although a "
+                f"file lists it with {number}"
+            )
+
+
+def _ordinary(tokenizer: NativeTokenizer, named: Mapping[str, str]) -> Iterable[str]:
+    """Ordinary words that a file names as special tokens."""
+    added = {token.content for token in tokenizer.added.values()}
+    for name, token in named.items():
+        if token not in added and tokenizer.id_of(token) is not None:
+            yield (
+                f"{name} is {token!r}, an ordinary token of tokenizer.json; as in transformers, it "
+                "is made a special one"
+            )
+
+
+def fit_vocabulary(where: str, text: TextAssets, vocab_size: int) -> TextAssets:
+    """The text side for a model with so many embedding rows.
+
+    Added tokens without a row (a `[PAD]` that was added without resizing the model) are taken out:
+    text that spells them is text then. Rows without a token are padding.
+
+    Raises:
+        TokenizerError: A token that is needed has no row.
+    """
+    tokenizer = open_tokenizer(where, text.tokenizer_json)
     ids = [*text.eos_token_ids, *([] if text.bos_token_id is None else [text.bos_token_id])]
-    outside = [number for number in ids if not 0 <= number < min(count, vocab_size)]
-    if count > vocab_size or vocab_size - count > MAX_PADDING_ROWS:
-        raise TokenizerError(
-            f"{where}: the tokenizer has {count} tokens and the model {vocab_size} embedding rows "
-            f"(at most {MAX_PADDING_ROWS} may be unused); it is the tokenizer of another model"
-        )
+    outside = [number for number in ids if not 0 <= number < min(tokenizer.size, vocab_size)]
     if outside:
         raise TokenizerError(
-            f"{where}: begin or end token id {outside[0]} is outside the vocabulary of {count}; "
-            "correct generation_config.json, or take the tokenizer that came with the model"
+            f"{where}: begin or end token id {outside[0]} is outside the vocabulary of "
+            f"{tokenizer.size} tokens and {vocab_size} embedding rows; correct "
+            f"{GENERATION_CONFIG_FILE}, or take the tokenizer that came with the model"
         )
+    unused = vocab_size - tokenizer.size
+    if unused > _USUAL_PADDING_ROWS:
+        remark = f"{unused} of the {vocab_size} embedding rows have no token"
+        return replace(text, warnings=(*text.warnings, remark))
+    return text if unused >= 0 else _without_rowless(where, text, tokenizer, vocab_size)
+
+
+def _without_rowless(
+    where: str, text: TextAssets, tokenizer: NativeTokenizer, vocab_size: int
+) -> TextAssets:
+    added = {n: token.content for n, token in tokenizer.added.items() if n >= vocab_size}
+    vocabulary = {n: token for token, n in tokenizer.vocabulary().items() if n >= vocab_size}
+    needed = sorted(vocabulary.keys() - added.keys()) or [
+        number for number, token in sorted(added.items()) if token in (text.chat_template or "")
+    ]
+    if needed:
+        raise TokenizerError(
+            f"{where}: the tokenizer has {tokenizer.size} tokens and the model {vocab_size} "
+            f"embedding rows, so that the token {vocabulary[needed[0]]!r} with the id {needed[0]} "
+            "has none; resize the model's embedding, or take the tokenizer that it was trained with"
+        )
+    names = ", ".join(map(repr, added.values()))
+    left = open_tokenizer(where, tokenizer.tokenizer_json, Changes(removed=tuple(added.values())))
+    return replace(
+        text,
+        tokenizer_json=left.tokenizer_json,
+        special_tokens={
+            name: token
+            for name, token in text.special_tokens.items()
+            if token not in added.values()
+        },
+        warnings=(
+            *text.warnings,
+            f"the model has {vocab_size} embedding rows, so the tokenizer's {names} are left out: "
+            "they were added without resizing the model",
+        ),
+    )
 
 
 def write_text_assets(folder: Path, text: TextAssets) -> None:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json."""
-    tokenizer = parse_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
+    tokenizer = open_tokenizer(TOKENIZER_FILE, text.tokenizer_json)
     (folder / TOKENIZER_FILE).write_bytes(text.tokenizer_json.encode())
     config: dict[str, Any] = {
         "add_bos_token": text.add_bos,
-        "bos_token": None,
         "clean_up_tokenization_spaces": False,
-        "eos_token": main_end_token(tokenizer, text),
         "tokenizer_class": "PreTrainedTokenizerFast",
+        **_names_for(tokenizer, text),
     }
-    if text.bos_token_id is not None:
-        config["bos_token"] = tokenizer.id_to_token(text.bos_token_id)
     if text.chat_template is not None:
         config["chat_template"] = text.chat_template
     write_json(folder / TOKENIZER_CONFIG_FILE, config)
@@ -158,155 +409,31 @@ def write_text_assets(folder: Path, text: TextAssets) -> None:
     write_json(folder / GENERATION_CONFIG_FILE, generation)
 
 
-def main_end_token(tokenizer: tokenizers.Tokenizer, text: TextAssets) -> str | None:
-    """The end token for tools that know only one: the turn's end if there is a chat template."""
-    if text.chat_template is not None:
-        for token in TURN_END_TOKENS:
-            if token in text.chat_template and (tokenizer.token_to_id(token) in text.eos_token_ids):
-                return token
-    first: str | None = tokenizer.id_to_token(text.eos_token_ids[0])
-    return first
+def _names_for(tokenizer: NativeTokenizer, text: TextAssets) -> dict[str, str | None]:
+    """Special tokens by name, with the main ones for tools that look there first.
 
-
-def read_text_assets(folder: Path) -> TextAssets:
-    """Read a folder's tokenizer, chat template, EOS ids and generation defaults.
-
-    Where generation_config.json names end tokens, those of config.json do not count, as in
-    transformers; tokenizer_config.json's `eos_token` then counts only if it is a special token.
-
-    Raises:
-        TokenizerError: tokenizer.json is absent, damaged or too large, or another file is damaged.
+    A name that the source does not give and the template mentions stays out: given, it would change
+    what the template writes.
     """
-    path = folder / TOKENIZER_FILE
-    tokenizer_json = _read_text(path, MAX_TOKENIZER_BYTES)
-    tokenizer = parse_tokenizer(str(path), tokenizer_json)
-    tokenizer_json = _without_lengths(tokenizer_json)
-    tokenizer_config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
-    generation = _optional_json(folder / GENERATION_CONFIG_FILE)
-    model_config = _optional_json(folder / "config.json")
-    template = _chat_template(folder, tokenizer_config)
-
-    bos = _token_id(tokenizer, tokenizer_config.get("bos_token"))
-    for source in (generation, model_config):
-        if bos is None and "bos_token" not in tokenizer_config:
-            bos = next(iter(_ids(source, "bos_token_id")), None)
-    main_end = _token_id(tokenizer, tokenizer_config.get("eos_token"))
-    ends = _named_ends(generation, model_config, main_end, _special_tokens(tokenizer).values())
-    return TextAssets(
-        tokenizer_json=tokenizer_json,
-        chat_template=template,
-        bos_token_id=bos,
-        eos_token_ids=end_token_ids(tokenizer, template, ends),
-        add_bos=_adds_bos(tokenizer, tokenizer_config, bos),
-        generation_defaults=_generation_defaults(generation),
-    )
+    template = text.chat_template or ""
+    bos = None if text.bos_token_id is None else tokenizer.token_of(text.bos_token_id)
+    main = {"bos_token": bos, "eos_token": main_end_token(tokenizer, text)}
+    shown = {name: token for name, token in main.items() if token is None or name not in template}
+    return {**text.special_tokens, **shown}
 
 
-def _named_ends(
-    generation: Mapping[str, Any],
-    model_config: Mapping[str, Any],
-    main_end: int | None,
-    specials: Collection[int],
-) -> set[int]:
-    """The end tokens that the files name and that count.
+def main_end_token(tokenizer: NativeTokenizer, text: TextAssets) -> str | None:
+    """The end token for tools that know only one.
 
-    transformers reads generation_config.json alone where there is one: config.json often keeps
-    `LlamaConfig`'s default of 2, an ordinary token of most vocabularies, which would cut answers
-    off. Where generation_config.json names no end token, transformers never stops; here the other
-    files count instead.
-
-    Args:
-        generation: generation_config.json.
-        model_config: config.json.
-        main_end: The id of tokenizer_config.json's `eos_token`.
-        specials: Ids of the special tokens.
+    It is the one that the source names, if the template writes it by that name; else the turn's
+    end, if the template has one that is known.
     """
-    ends = set(_ids(generation, "eos_token_id"))
-    alone = bool(ends)
-    if not alone:
-        ends.update(_ids(model_config, "eos_token_id"))
-    if main_end is not None and (not alone or main_end in specials):
-        ends.add(main_end)
-    return ends
-
-
-def _read_text(path: Path, limit: int) -> str:
-    if path.exists() and not path.is_file():
-        raise TokenizerError(f"{path}: is no regular file, and is not read")
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise TokenizerError(f"{path}: has {size} bytes; at most {limit} are read")
-        return path.read_bytes().decode()
-    except FileNotFoundError as error:
-        raise TokenizerError(
-            f"{path}: the file is missing; a tokenizer in another form (tokenizer.model) must be "
-            "saved as tokenizer.json first, or give the Meta folder or GGUF file itself"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, TokenizerError) if path.exists() else {}
-
-
-def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """`chat_template.jinja` goes before tokenizer_config.json, as in transformers."""
-    if (folder / CHAT_TEMPLATE_FILE).exists():
-        return _read_text(folder / CHAT_TEMPLATE_FILE, MAX_TOKENIZER_BYTES)
-    value = tokenizer_config.get("chat_template")
-    if isinstance(value, list):
-        named = {
-            entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)
-        }
-        value = named.get("default")
-    if value is not None and not isinstance(value, str):
-        raise TokenizerError(
-            f"{folder / TOKENIZER_CONFIG_FILE}: chat_template is a {type(value).__name__}; "
-            "a string, or a list of named ones, is needed"
-        )
-    return value
-
-
-def _ids(source: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """An id or list of ids out of a JSON file; null and an absent key are none."""
-    value = source.get(key)
-    if value is None:
-        return ()
-    numbers = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-        raise TokenizerError(f"{key} is {value!r}; a token id or a list of them is needed")
-    return tuple(numbers)
-
-
-def _token_id(tokenizer: tokenizers.Tokenizer, token: object) -> int | None:
-    """The id of a token given as a string or as a serialized `AddedToken`."""
-    content = token.get("content") if isinstance(token, dict) else token
-    if content is None:
-        return None
-    number = tokenizer.token_to_id(content) if isinstance(content, str) else None
-    if number is None:
-        raise TokenizerError(
-            f"{TOKENIZER_CONFIG_FILE} names the token {content!r}, which the tokenizer lacks; "
-            "the two files come from different models"
-        )
-    return number
-
-
-def _adds_bos(
-    tokenizer: tokenizers.Tokenizer, tokenizer_config: Mapping[str, Any], bos: int | None
-) -> bool:
-    """What the config says; else what the tokenizer's own post-processor does."""
-    explicit = tokenizer_config.get("add_bos_token")
-    if isinstance(explicit, bool):
-        return explicit and bos is not None
-    return bos is not None and tokenizer.encode("a").ids[:1] == [bos]
-
-
-def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float | int | bool]:
-    kept = {key: generation[key] for key in GENERATION_KEYS if generation.get(key) is not None}
-    for key, value in kept.items():
-        if not isinstance(value, (bool, int, float)) or not abs(value) < 1e6:
-            raise TokenizerError(f"{GENERATION_CONFIG_FILE}: {key} is {value!r}; not a number")
-    return kept
+    named, template = text.special_tokens.get("eos_token"), text.chat_template or ""
+    if named is not None and "eos_token" in template:
+        return named
+    for token in TURN_END_TOKENS:
+        if token in template and tokenizer.id_of(token) in text.eos_token_ids:
+            return token
+    if named is not None and tokenizer.id_of(named) in text.eos_token_ids:
+        return named
+    return tokenizer.token_of(text.eos_token_ids[0])

@@ -1,53 +1,62 @@
 """Text to token ids and back, for a person's text, a dialog, and a stream of new tokens."""
 
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from functools import cached_property
 from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import REFERENCE_DATE, ChatTemplate
-from llama_edge.text.text_assets import main_end_token, parse_tokenizer
+from llama_edge.text.dialog_form import DialogForm, dialog_form
+from llama_edge.text.native import AddedToken, open_tokenizer
 
-#: Stands inside a control token that a message's content spells, while the dialog is rendered.
+#: Stands after the first character of a control token that a message spells, while the dialog is
+#: rendered.
 _QUOTE: Final = "\ufdd0"  # a Unicode noncharacter: no text has it
 _REPLACEMENT: Final = "\ufffd"
-_SETTING: Final = threading.Lock()
 
 
 class Tokenizer:
-    """A model's tokenizer, with its chat template."""
+    """A model's tokenizer, with its chat template.
+
+    Raises:
+        TokenizerError: One of them is refused, or exceeds a limit.
+    """
 
     def __init__(self, text: TextAssets) -> None:
-        self._tokenizer = parse_tokenizer("tokenizer.json", text.tokenizer_json)
+        self._tokenizer = open_tokenizer("tokenizer.json", text.tokenizer_json)
         self._text = text
-        tokens = self._tokenizer.get_added_tokens_decoder().values()
-        specials = [re.escape(token.content) for token in tokens if token.special]
-        # The group keeps the tokens in `split`; the longest first, should one begin with another.
-        self._control_tokens = re.compile(
-            f"({'|'.join(sorted(specials, key=len, reverse=True))})" if specials else "((?!))"
-        )
-        bos = text.bos_token_id
         self._template: ChatTemplate | None = None
         if text.chat_template is not None:
-            self._template = ChatTemplate(
-                text.chat_template,
-                bos_token="" if bos is None else self._tokenizer.id_to_token(bos) or "",
-                eos_token=main_end_token(self._tokenizer, text) or "",
-            )
+            self._template = ChatTemplate(text.chat_template, text.special_tokens)
+        literals = () if self._template is None else self._template.literals
+        self._control = control_tokens(self._tokenizer.added.values(), literals)
+        self._not_special = [token.content for token in self._control if not token.special]
+        # The group keeps the tokens in `split`; the longest first, should one begin with another.
+        contents = sorted((token.content for token in self._control), key=len, reverse=True)
+        spelled = "|".join(map(re.escape, contents)) if contents else "(?!)"
+        self._pattern = re.compile(f"({spelled})(?!{_QUOTE})")
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, those of added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """The largest id and one, those of added tokens included."""
+        return self._tokenizer.size
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` works."""
         return self._template is not None
+
+    @cached_property
+    def form(self) -> DialogForm:
+        """Which dialogs the chat template takes.
+
+        Raises:
+            TokenizerError: There is no template, or it renders no dialog.
+        """
+        return dialog_form(self._chat_template())
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of plain text; a control token spelled in it stays text.
@@ -59,11 +68,11 @@ class Tokenizer:
         adds_bos = self._text.add_bos if add_bos is None else add_bos
         bos = self._text.bos_token_id
         begin = [bos] if adds_bos and bos is not None else []
-        return begin + self._ids(text, control_tokens=False)
+        return begin + self._tokenizer.encode_plain(text, self._not_special)
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered template: control tokens are parsed, no BOS is added."""
-        return self._ids(text, control_tokens=True)
+        return self._tokenizer.encode(text)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A dialog as the chat template writes it, up to where the assistant begins.
@@ -71,7 +80,7 @@ class Tokenizer:
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        return self._chat_template().render(messages)
+        return self._chat_template().render(self._given(messages))
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -79,6 +88,19 @@ class Tokenizer:
                 "the model has no chat template; give the prompt raw, or add chat_template.jinja"
             )
         return self._template
+
+    def _given(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """As the template wants them.
+
+        Raises:
+            TokenizerError: There is a system message, and the template takes none.
+        """
+        if self.form.no_system is not None and any(m.get("role") == "system" for m in messages):
+            raise TokenizerError(
+                f"the chat template takes no system message: it {self.form.no_system}; leave the "
+                "system prompt out, or write it into the first message"
+            )
+        return self.form.given(messages)
 
     def encode_chat(
         self,
@@ -89,64 +111,73 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a dialog through the chat template.
 
-        Control tokens spelled inside a message's content stay text, so that a person (or a web page
-        that a person pasted) cannot end a turn or speak as the system.
+        Control tokens spelled in a message stay text, so that a person (or a web page that a person
+        pasted) cannot end a turn or speak as the system.
 
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        rendered = self._chat_template().render(
-            [self._quoted(message) for message in messages],
+        template = self._chat_template()
+        rendered = template.render(
+            [self._quoted(message) for message in self._given(messages)],
             add_generation_prompt=add_generation_prompt,
             today=today,
         )
         if _QUOTE not in rendered:
             return self.encode_rendered(rendered)
+        return self._encode_quoted(rendered)
+
+    def _encode_quoted(self, rendered: str) -> list[int]:
+        """Ids of a rendering in which quoted control tokens are text."""
+        controls = {token.content: token for token in self._control}
+        pieces = self._pattern.split(rendered)  # text, control token, text, ..., text
         ids: list[int] = []
-        for piece in self._control_tokens.split(rendered):
-            if self._control_tokens.fullmatch(piece):
-                ids += self._ids(piece, control_tokens=True)
-            else:
-                ids += self._ids(piece.replace(_QUOTE, ""), control_tokens=False)
+        for place in range(0, len(pieces), 2):
+            text = pieces[place].replace(_QUOTE, "")
+            before = controls[pieces[place - 1]] if place else None
+            after = controls[pieces[place + 1]] if place + 1 < len(pieces) else None
+            # Some tokens take the white space around them with them.
+            text = text.lstrip() if before is not None and before.rstrip else text
+            text = text.rstrip() if after is not None and after.lstrip else text
+            ids += self._tokenizer.encode_plain(
+                text, self._not_special, after_control=before is not None
+            )
+            if after is not None:
+                ids += self._tokenizer.encode(after.content)
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
-        with _faults_told():
-            text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def _ids(self, text: str, *, control_tokens: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"the text is not valid Unicode: {error}") from error
-        # The setting is the shared object's: nobody else encodes while it is ours.
-        with _SETTING, _faults_told():
-            self._tokenizer.encode_special_tokens = not control_tokens
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def _quoted(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message, no control token in its content being one any more."""
-        content = message.get("content")
-        if not isinstance(content, str):
-            return dict(message)
-        content = content.replace(_QUOTE, _REPLACEMENT)
-        return {**message, "content": self._control_tokens.sub(_quote, content)}
+    def _quoted(self, value: Any) -> Any:  # noqa: ANN401
+        """A message, or a part of one, in which no string spells a control token any more."""
+        if isinstance(value, str):
+            return self._pattern.sub(_quote, value.replace(_QUOTE, _REPLACEMENT))
+        if isinstance(value, Mapping):
+            return {self._quoted(key): self._quoted(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._quoted(inner) for inner in value]
+        return value
 
 
-@contextmanager
-def _faults_told() -> Iterator[None]:
-    """The library's errors as ours; a panic is no `Exception`, and its class has no public name."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(
-            f"tokenizer.json: the tokenizers library fails on this text: {error}"
-        ) from error
+def control_tokens(added: Iterable[AddedToken], literals: Iterable[str]) -> tuple[AddedToken, ...]:
+    """The added tokens that a person must not be able to write.
+
+    They are the special ones, and those that the chat template writes itself, whatever their flag
+    says, but for white space. The rule is that of `sanitize_control_tokens` in transformers'
+    `apply_chat_template`.
+
+    Args:
+        added: The tokenizer's.
+        literals: The template's own text and string constants.
+    """
+    written = "\0".join(literals)
+    return tuple(
+        token
+        for token in added
+        if token.special or (token.content in written and not token.content.isspace())
+    )
 
 
 def _quote(found: re.Match[str]) -> str:
@@ -161,9 +192,10 @@ class TokenStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        #: the last token that was given out whole (a decoder may need it to see a space), then
-        #: those that are not finished
+        #: the tokens that were last given out whole (a decoder may need them to see a space, and
+        #: must not begin inside a character), then those that are not finished
         self._window: list[int] = []
+        self._context = 0
         self._given = 0
 
     def push(self, token: int) -> str:
@@ -174,12 +206,13 @@ class TokenStream:
         new = whole[self._given :]
         self._given = max(self._given, len(whole))
         if whole == text and new:
-            self._window = [token]
+            self._window = self._window[self._context :]
+            self._context = len(self._window)
             self._given = len(self._tokenizer.decode(self._window))
         return new
 
     def flush(self) -> str:
         """What is left at the end: the U+FFFD of a character that never got complete."""
         rest = self._tokenizer.decode(self._window)[self._given :]
-        self._window, self._given = [], 0
+        self._window, self._context, self._given = [], 0, 0
         return rest

@@ -15,7 +15,12 @@ from llama_edge.generate.run import Answer, PromptRequest
 from tests.app_fixtures.files import ROOT
 
 BUILT = ROOT / "android_demo/check/build"
-CLASSES = [BUILT / "out/core", BUILT / "out/twin", BUILT / "tools/kotlin/lib/kotlin-stdlib.jar"]
+CLASSES = [
+    BUILT / "out/core",
+    BUILT / "out/twin",
+    BUILT / "tools/kotlin/lib/kotlin-stdlib.jar",
+    BUILT / "tools/debian/usr/share/java/bcprov.jar",
+]
 
 #: As `twin/Main.kt` has them.
 SYSTEM_PROMPT, MAX_NEW_TOKENS = "You are a helpful assistant.", 48

@@ -5,6 +5,8 @@ from itertools import chain
 
 from tests.app_fixtures.bundles import bundle_cases
 from tests.app_fixtures.files import INDEX, SHARED_RESOURCES, Case, Files, index_json
+from tests.app_fixtures.long_words import long_word_cases
+from tests.app_fixtures.sampling import sampling_cases
 from tests.app_fixtures.text_cases import (
     stop_cases,
     template_cases,
@@ -22,6 +24,8 @@ def fixture_files() -> Files:
     for case, added in chain(
         bundle_cases(),
         tokenizer_cases(),
+        long_word_cases(),
+        sampling_cases(),
         template_cases(),
         tool_call_cases(),
         utf8_cases(),

@@ -8,18 +8,29 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llama_edge.bundle.app_check import AppTarget, check_for_app
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.finding_codes import finding_codes
 from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog import trim_dialog
+from llama_edge.text.generate import SamplingConfig, token_probabilities
+from llama_edge.text.native import open_tokenizer
 from llama_edge.text.stop_filter import StopFilter
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
 from llama_edge.text.tool_calls import parse_tool_calls
@@ -57,8 +68,8 @@ def test_there_is_enough_of_each_kind() -> None:
     kinds = [case["kind"] for case in CASES]
     names = [(case["kind"], case["name"]) for case in CASES]
     assert len(names) == len(set(names)) >= 60
-    minimum = {"bundle": 40, "tokens": 20, "chat": 10, "chat_tokens": 4, "tool_calls": 20}
-    minimum |= {"utf8": 10, "stop": 8, "trim": 8}
+    minimum = {"bundle": 40, "tokens": 60, "chat": 10, "chat_tokens": 4, "tool_calls": 20}
+    minimum |= {"utf8": 10, "stop": 8, "trim": 8, "sampling": 20}
     assert {kind: kinds.count(kind) >= least for kind, least in minimum.items()} == dict.fromkeys(
         minimum, True
     )
@@ -102,7 +113,7 @@ NO_MODEL = {"artifact.unreadable", "codes.missing", "runtime.version"}
 #: What follows from the fault, in the steps that an app no longer takes.
 CONSEQUENCES = {
     "failed-verdict": {"verdict.measurements"},
-    "file-unlisted": {"eos.precedence", "template.source", "template.text"},
+    "file-unlisted": {"template.source", "template.text"},
     "two-files-missing": {"verdict.measurements"},
 }
 
@@ -114,7 +125,7 @@ def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
         trusted = Ed25519PublicKey.from_public_bytes(base64.b64decode(case["public_key"]))
         key = tmp_path / "trusted.pem"
         key.write_bytes(trusted.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    diagnosis = diagnose(build(case, tmp_path), key, SilentProgress())
+    diagnosis = examine(build(case, tmp_path), key, SilentProgress())
     codes = {finding.code for finding in diagnosis.findings} - NO_MODEL
     if case["name"] in APPS_ALONE:
         assert codes == set()
@@ -126,9 +137,12 @@ def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
 
 
 def text_assets(case: Case) -> TextAssets:
+    source = (FIXTURES / case["tokenizer"]).read_text("utf-8")
+    bos = open_tokenizer("tokenizer.json", source).token_of(case.get("bos_token_id") or 0)
     return TextAssets(
-        tokenizer_json=(FIXTURES / case["tokenizer"]).read_text("utf-8"),
+        tokenizer_json=source,
         chat_template=case.get("template"),
+        special_tokens={"bos_token": bos or ""} if case.get("bos_token_id") is not None else {},
         bos_token_id=case.get("bos_token_id"),
         eos_token_ids=tuple(case.get("eos_token_ids", (0,))),
         add_bos=False,
@@ -155,8 +169,8 @@ def test_chat_tokens(case: Case) -> None:
 def test_chat(case: Case) -> None:
     def render() -> str:
         source = (FIXTURES / case["template"]).read_text("utf-8")
-        template = ChatTemplate(source, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
-        return template.render(
+        named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+        return ChatTemplate(source, named).render(
             case["messages"],
             tools=case["tools"],
             add_generation_prompt=case["add_generation_prompt"],
@@ -168,6 +182,27 @@ def test_chat(case: Case) -> None:
             render()
     else:
         assert render() == case["text"]
+
+
+@cases("sampling")
+def test_sampling(case: Case) -> None:
+    """The candidates are those of transformers, which knows no order among equal logits."""
+    logits = torch.tensor([case["logits"]])
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(case["temperature"])]
+    if case["top_k"]:
+        warpers.append(TopKLogitsWarper(case["top_k"]))
+    if case["top_p"] < 1:
+        warpers.append(TopPLogitsWarper(case["top_p"]))
+    scores = LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.long), logits)
+    expected = torch.softmax(scores[0].double(), -1).numpy()
+    sampling = SamplingConfig(
+        temperature=case["temperature"], top_p=case["top_p"], top_k=case["top_k"]
+    )
+    found = token_probabilities(np.array(case["logits"], np.float32), sampling)
+    assert list(np.flatnonzero(found)) == case["tokens"]
+    assert found[case["tokens"]] == pytest.approx(case["probabilities"], abs=1e-12)
+    if len(set(case["logits"])) == len(case["logits"]):
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 @cases("tool_calls")

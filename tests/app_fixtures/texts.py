@@ -112,8 +112,9 @@ def llama_text() -> TextAssets:
         added=dict.fromkeys(range(first, first + len(special)), True),
     )
     return TextAssets(
-        tokenizer_json=llama3_tokenizer(vocabulary, special[0]).to_str(),
+        tokenizer_json=llama3_tokenizer(vocabulary, special[0]).tokenizer_json,
         chat_template=PLAIN_TEMPLATE,
+        special_tokens={"bos_token": special[0], "eos_token": "<|eot_id|>"},
         bos_token_id=first,
         eos_token_ids=(first + 1, first + 4, first + 5),
         add_bos=True,

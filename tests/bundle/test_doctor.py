@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import pytest
 
-from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.examination import Diagnosis
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.finding_codes import finding_codes
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import ArtifactError, MissingComponentError
@@ -21,7 +21,7 @@ from tests.faults.table import DOCTOR
 
 
 def examined(path: Path) -> Diagnosis:
-    return diagnose(path, None, SilentProgress())
+    return examine(path, None, SilentProgress())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_table_plants_what_the_catalog_knows() -> None:
     not_planted = set(finding_codes()) - {fault.code for fault in DOCTOR}
     areas = {code.partition(".")[0] for code in not_planted}
     # Signatures have tests of their own; the gate's codes are for what runs.
-    assert areas <= {"signature", "parity", "runtime", "artifact"}, not_planted
+    assert areas <= {"signature", "parity", "runtime", "artifact", "examination"}, not_planted
 
 
 def test_all_findings_are_collected(good: Mapping[str, Path], tmp_path: Path) -> None:

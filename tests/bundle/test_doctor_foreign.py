@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.examination import Diagnosis
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.progress import SilentProgress
 from tests.faults.forging import edit_json, put, set_constant, shrink_caches
@@ -18,7 +18,7 @@ Found = list[tuple[str, str]]
 
 
 def examined(path: Path) -> Diagnosis:
-    return diagnose(path, None, SilentProgress())
+    return examine(path, None, SilentProgress())
 
 
 def found(path: Path) -> Found:
@@ -204,7 +204,10 @@ def test_a_runner_waits_for_what_config_names(foreign: Callable[[str], Path]) ->
     ("change", "expected"),
     [
         (
-            {"eos_token": "<|im_end|>", "chat_template": "{{ bos_token }}{{ bos_token }}"},
+            {
+                "eos_token": "<|im_end|>",
+                "chat_template": "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}",
+            },
             ("tokenizer.double_bos", "tokenizer_config.json: chat_template"),
         ),
         (
@@ -215,7 +218,7 @@ def test_a_runner_waits_for_what_config_names(foreign: Callable[[str], Path]) ->
             {"chat_template": "{% for"},
             ("template.unrenderable", "tokenizer_config.json: chat_template"),
         ),
-        ({"eos_token": "<|gone|>"}, ("tokenizer.unreadable", "tokenizer.json")),
+        ({"eos_token": "<|gone|>"}, ("tokenizer.vocabulary", "tokenizer.json")),
     ],
 )
 def test_text_files_that_contradict_themselves(

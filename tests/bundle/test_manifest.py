@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llama_edge.bundle.manifest import MANIFEST_VERSION, Manifest
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.model_config import LinearRopeScaling
 
 
 def plain(manifest: Manifest) -> dict[str, Any]:
@@ -55,7 +57,27 @@ def test_schema_refuses(
         Manifest.from_json(broken, "m")
 
 
-@pytest.mark.parametrize("field", sorted(Manifest.__dataclass_fields__))
+def test_a_manifest_of_linear_rope_scaling(debug_manifest: Manifest) -> None:
+    scaling = LinearRopeScaling(factor=2.5)
+    config = replace(debug_manifest.model.config, rope_scaling=scaling)
+    linear = replace(debug_manifest, model=replace(debug_manifest.model, config=config))
+    assert Manifest.from_json(plain(linear), "m") == linear
+
+
+def test_what_is_unusual_is_optional(debug_manifest: Manifest) -> None:
+    """Manifests of before have neither, and what is usual is written as they have it."""
+    assert "warnings" not in plain(debug_manifest)
+    assert "content_parts" not in plain(debug_manifest)["text"]
+    unusual = replace(
+        debug_manifest,
+        warnings=("so it is",),
+        text=replace(debug_manifest.text, content_parts=True),
+    )
+    assert Manifest.from_json(plain(unusual), "m") == unusual
+    assert unusual.text.sha256() != debug_manifest.text.sha256()
+
+
+@pytest.mark.parametrize("field", sorted(Manifest.__dataclass_fields__.keys() - {"warnings"}))
 def test_every_field_is_required(debug_manifest: Manifest, field: str) -> None:
     value = plain(debug_manifest)
     del value[field]

@@ -19,7 +19,7 @@ from llama_edge.core.errors import CheckpointError, LlamaEdgeError, TokenizerErr
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import random_weights, write_gguf
-from tests.conftest import DEBUG_CONFIG
+from tests.conftest import DEBUG_CONFIG, DEBUG_SCALING
 
 assert DEBUG_CONFIG.rope_scaling is not None
 #: GGUF has no original context length of its own; Llama 3's is 8192.
@@ -29,7 +29,7 @@ CONFIG = replace(
     head_dim=32,
     num_attention_heads=8,
     intermediate_size=512,
-    rope_scaling=replace(DEBUG_CONFIG.rope_scaling, original_max_position_embeddings=8192),
+    rope_scaling=replace(DEBUG_SCALING, original_max_position_embeddings=8192),
 )
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -173,8 +173,7 @@ def test_another_rope_scaling_is_refused(
     weights: dict[str, Tensor], debug_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Factors that begin at 4096 positions instead of 8192."""
-    assert CONFIG.rope_scaling is not None
-    other = replace(CONFIG.rope_scaling, original_max_position_embeddings=4096)
+    other = replace(DEBUG_SCALING, original_max_position_embeddings=4096)
     config = replace(CONFIG, rope_scaling=other)
     written = write_gguf(tmp_path / "m.gguf", config, weights, debug_checkpoint.text, pre="smollm")
     with pytest.raises(CheckpointError, match="not those of Llama 3's scaling"):
@@ -198,7 +197,7 @@ def keyed(key: str, layout: str, *values: int) -> bytes:
     [
         (b"GGUF", b"GGML", "does not begin with GGUF"),
         (b"GGUF\3", b"GGUF\1", "version 1"),
-        (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "version 50331648"),
+        (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "big-endian"),
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba", "mamba"),
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0ll\xffma", "UTF-8"),
         (b"smollm", b"qwenxx", "pre-tokenizer 'qwenxx'"),
@@ -212,7 +211,7 @@ def keyed(key: str, layout: str, *values: int) -> bytes:
         (keyed("merges", "<IIQ", 9, 8, 9), keyed("merges", "<IIQ", 9, 8, 2**60), "can hold"),
         (keyed("merges", "<IIQ", 9, 8, 9), keyed("merges", "<IIQ", 9, 9, 9), "unknown type 9"),
         (keyed("token_type", "<IIQ", 9, 5, 256), keyed("token_type", "<IIQ", 9, 11, 2**50), "hold"),
-        (keyed("bos_token_id", "<II", 4, 3), keyed("bos_token_id", "<II", 4, 300), "BOS id 300"),
+        (keyed("bos_token_id", "<II", 4, 3), keyed("bos_token_id", "<II", 4, 300), "is 300, which"),
         (keyed("eos_token_id", "<II", 4, 2), keyed("eos_token_id", "<II", 4, 300), "300"),
         (b"\xc4\xa0 the", b"\xc4\xa0 thx", "token that does not exist"),
     ],
@@ -237,8 +236,8 @@ def tensor_info(shape: tuple[int, ...], kind: int, offset: int) -> bytes:
         ((2**40, 256), 30, 0, "its offset is wrong"),
         ((2**63, 2**63), 30, 0, "its offset is wrong"),
         ((0, 256), 30, 0, "has shape"),
-        ((256, 256), 10, 0, "quantization type 10"),
-        ((256, 256), 9999, 0, "quantization type 9999"),
+        ((256, 256), 24, 0, "is stored as I8, which is not read"),
+        ((256, 256), 9999, 0, "quantized as type 9999"),
         ((256, 255), 8, 0, "multiple of 32"),
     ],
 )
@@ -283,7 +282,7 @@ def test_random_damage_never_ends_in_a_traceback(path: Path) -> None:
 
 def test_a_folder_or_nothing_in_its_place(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "absent.gguf"):
-        with pytest.raises(CheckpointError, match="cannot be opened"):
+        with pytest.raises(CheckpointError, match=r"is a folder|is missing"):
             GgufFile(bad)
 
 

@@ -59,8 +59,8 @@ def drop_template(folder: Path) -> None:
 
 
 def make_plain(tokenizer: Json) -> None:
-    token = next(entry for entry in tokenizer["added_tokens"] if entry["content"] == "<|im_end|>")
-    token["special"] = False
+    kept = [entry for entry in tokenizer["added_tokens"] if entry["content"] != "<|im_end|>"]
+    tokenizer["added_tokens"] = kept
 
 
 def garble_tokenizer(folder: Path) -> None:

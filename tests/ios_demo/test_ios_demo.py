@@ -124,17 +124,56 @@ def test_the_core_carries_what_python_has(name: str) -> None:
 
 
 def test_swift_runs_every_kind_of_fixture() -> None:
+    """Sampling has cases of its own there, also compared with transformers."""
     index = json.loads((ROOT / "app_fixtures/index.json").read_text("utf-8"))
     tests = (CORE / "Tests/BundleCoreTests/SharedFixtureTests.swift").read_text("utf-8")
     run = set(re.findall(r'forEach\("(\w+)"', tests))
-    assert run == {case["kind"] for case in index["cases"]}
+    assert run == {case["kind"] for case in index["cases"]} - {"sampling"}
 
 
-def test_the_core_is_foundation_only() -> None:
-    allowed = {"Foundation", "CryptoKit", "Crypto"}
+def test_the_core_is_foundation_and_one_library() -> None:
+    """CryptoKit, or swift-crypto where there is none, and in one file."""
     for path in (CORE / "Sources").rglob("*.swift"):
         imports = set(re.findall(r"^\s*import (\w+)", path.read_text("utf-8"), re.MULTILINE))
-        assert imports <= allowed, path.name
+        crypto = {"CryptoKit", "Crypto"} if path.name == "SystemCrypto.swift" else set()
+        assert imports <= {"Foundation"} | crypto, path.name
+        assert crypto <= imports, path.name
+
+
+def cryptography_of_our_own(text: str) -> list[str]:
+    """Constants and names that an implementation of SHA-2, Ed25519 or Base64 has."""
+    found = re.findall(
+        r"0x428a_?2f98|0x6a09_?e667|FIPS 180|RFC 8032|2\^255|curve.?25519(?!\.Signing)"
+        r"|ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefgh|rotate_?(?:left|right|d)",
+        text,
+        re.IGNORECASE,
+    )
+    return [str(word) for word in found]
+
+
+def test_the_core_has_no_cryptography_of_its_own() -> None:
+    uses = {path.name: cryptography_of_our_own(path.read_text("utf-8")) for path in SOURCES}
+    assert {name: found for name, found in uses.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "let k: [UInt32] = [0x428a2f98, 0x71374491]",
+        "func rotateRight(_ word: UInt32)",
+        "// FIPS 180-4",
+        "let p = 2^255 - 19",
+    ],
+)
+def test_cryptography_of_our_own_is_seen(line: str) -> None:
+    assert cryptography_of_our_own(line)
+
+
+def test_swift_crypto_is_an_ordinary_dependency() -> None:
+    package = (CORE / "Package.swift").read_text("utf-8")
+    url = r"https://github\.com/apple/swift-crypto\.git"
+    assert re.search(rf'\.package\(url: "{url}", "\d+\.\d+\.\d+"\.\.<"\d+\.0\.0"\)', package)
+    assert '.product(name: "Crypto", package: "swift-crypto", condition' in package
 
 
 def test_no_swift_file_is_longer_than_the_limit() -> None:
@@ -176,6 +215,35 @@ def test_a_folder_without_a_compiler_is_not_unpacked_into(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_compiler_that_reaches_no_package_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    swift = tmp_path / "swift"
+    swift.write_text("#!/bin/sh\necho cannot reach it >&2\nexit 1\n", "utf-8")
+    swift.chmod(0o755)
+    done = run("swift_crypto.sh", PATH=f"{tmp_path}:/usr/bin:/bin", SWIFT_CRYPTO_PATH="")
+    assert done.returncode == SKIPPED
+    assert "cannot reach it" in done.stderr
+    assert "no swift-crypto: SwiftPM cannot fetch it" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_checkout_of_swift_crypto_may_be_named() -> None:
+    done = run("swift_crypto.sh", SWIFT_CRYPTO_PATH="../swift-crypto")
+    assert (done.returncode, done.stdout) == (0, "../swift-crypto\n")
+
+
+def test_a_system_without_swift_crypto_downloads_none_unasked(tmp_path: Path) -> None:
+    swift = tmp_path / "usr/bin/swift"
+    swift.parent.mkdir(parents=True)
+    swift.touch(0o755)
+    nowhere = {"PATH": "/usr/bin:/bin", "SWIFT_SETUP": "no", "SWIFT_ROOT": str(tmp_path)}
+    if (Path("/usr/bin/swift")).exists():
+        pytest.skip("swift is a part of this system")
+    done = run("swift_crypto.sh", **nowhere, SWIFT_CRYPTO_PATH="")
+    assert done.returncode == SKIPPED
+    # Who may not enter the system hears of that first.
+    assert "no swift-crypto: " in done.stderr or "no Swift compiler: " in done.stderr
+
+
 @pytest.mark.slow
 def test_the_core_compiles_and_passes_and_the_app_parses() -> None:
     done = run("check.sh", SWIFT_SETUP="no")
@@ -184,6 +252,7 @@ def test_the_core_compiles_and_passes_and_the_app_parses() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
         "BundleCore: compiled with warnings as errors; its tests passed",
+        "with swift-crypto",
         "PARSED ONLY",
         "a planted syntax error is refused",
         "a planted wrong call of the core is refused",

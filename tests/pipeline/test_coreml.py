@@ -16,7 +16,7 @@ from torch import Tensor
 from llama_edge.backends import get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.graph import Cache, Call, Graph
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
@@ -77,7 +77,7 @@ def test_the_whole_gate_is_exact_end_to_end(bundles: dict[str, Bundle]) -> None:
     for recipe, bundle in bundles.items():
         manifest = bundle.manifest
         assert manifest.verdict is Verdict.PASSED
-        assert diagnose(bundle.root, None, SilentProgress()).findings == ()
+        assert examine(bundle.root, None, SilentProgress()).findings == ()
         assert manifest.backend == "coreml"
         assert manifest.artifact.activation_quantization == "none", "whatever the recipe"
         assert manifest.artifact.kv_cache == "float16"

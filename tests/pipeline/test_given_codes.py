@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle, open_bundle
 from llama_edge.bundle.full_precision import load_full_precision
 from llama_edge.bundle.manifest import Verdict
@@ -47,7 +47,7 @@ def text() -> TextAssets:
 @pytest.fixture(autouse=True)
 def _small_tokenizer(monkeypatch: pytest.MonkeyPatch, text: TextAssets) -> None:
     """Meta's has 128256 tokens; its own way is in tests/pipeline/test_llama32_shaped.py."""
-    monkeypatch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: text)
+    monkeypatch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: text)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def bundles(
 ) -> Mapping[str, Bundle]:
     place = tmp_path_factory.mktemp("bundles")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: text)
+        patch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: text)
         return {
             target: export_model(
                 replace(debug_request(folder, target, place / target), recipe=None),
@@ -116,7 +116,7 @@ def test_every_backend_holds_the_codes_of_the_pth(
 def test_the_bundle_says_what_it_was_measured_against(
     target: str, bundles: Mapping[str, Bundle]
 ) -> None:
-    assert diagnose(bundles[target].root, None, SilentProgress()).findings == ()
+    assert examine(bundles[target].root, None, SilentProgress()).findings == ()
     manifest = open_bundle(bundles[target].root).manifest
     assert manifest.recipe.name == SPINQUANT
     assert manifest.model.config.down_proj_rotation == (16, 16)

@@ -14,7 +14,7 @@ from llama_edge.backends import get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.executorch.blocks import BlockBuilder
 from llama_edge.backends.executorch.xnnpack_graph import Value, XnnpackGraph
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.artifact import Artifact, KVCacheDtype
 from llama_edge.core.errors import ArtifactError, CheckFailedError, UsageError
@@ -52,7 +52,7 @@ def test_the_bundle_passes_and_says_so(int8_bundle: Bundle, debug_folder: Path) 
     assert artifact.kv_cache == "int8"
     assert "int8 (2, 512, 1, 16)" in artifact.interface.cache
     assert int8_bundle.manifest.parity["blocks"]["severity"] < 0.1
-    assert diagnose(int8_bundle.root, None, SilentProgress()).findings == ()
+    assert examine(int8_bundle.root, None, SilentProgress()).findings == ()
     outcome = check_bundle(int8_bundle.root, str(debug_folder), SilentProgress())
     assert outcome.passed
     assert outcome.fidelity is not None

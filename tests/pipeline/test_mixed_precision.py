@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_edge.backends.base import LowerOptions
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.cli.report import print_bundles
@@ -64,7 +64,7 @@ def test_every_target_passes_the_gate_with_the_same_codes(bundles: Mapping[str, 
     assert len({manifest.mixed_precision for manifest in manifests}) == 1
     assert bundles["onnx, float activations"].manifest.parity["mean_kl"] < 1e-6
     for bundle in bundles.values():
-        assert diagnose(bundle.root, None, SilentProgress()).findings == ()
+        assert examine(bundle.root, None, SilentProgress()).findings == ()
 
 
 def test_the_manifest_says_which_linears_and_what_they_cost(

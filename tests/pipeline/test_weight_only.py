@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_edge.backends.base import LowerOptions
-from llama_edge.bundle.doctor import diagnose
+from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.errors import UsageError
@@ -28,7 +28,7 @@ def bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
 def test_the_rotated_artifact_is_exact_end_to_end(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.verdict is Verdict.PASSED
-    assert diagnose(bundle.root, None, SilentProgress()).findings == ()
+    assert examine(bundle.root, None, SilentProgress()).findings == ()
     assert manifest.artifact.activation_quantization == "none"
     assert manifest.recipe.activation_bits is None
     assert manifest.model.config.down_proj_rotation is not None

@@ -42,6 +42,8 @@ class CountingProgress(SilentProgress):
     def advance(self, steps: int = 1) -> None:
         self.done += steps
 
+    def remark(self, text: str) -> None: ...
+
     def skip(self, steps: int) -> None:
         self.done += steps
 

@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -69,6 +72,14 @@ class FakeRuntime:
             ctypes.string_at(0)
         if self.name == "refuses":
             raise SessionError(f"{artifact.path}: method forward failed to load, error 0x1")
+        if self.name.startswith("opens-"):
+            _report(lambda: Path(self.name.removeprefix("opens-")).read_bytes())
+        if self.name == "connects":
+            _report(lambda: socket.create_connection(("127.0.0.1", 9)))
+        if self.name == "starts":
+            _report(lambda: subprocess.run(["/bin/true"], check=False))
+        if self.name == "fills":
+            bytearray(24 << 30)
         if self.name == "absent":
             raise MissingComponentError("runtime absent: its package is not installed")
         return FakeSession()
@@ -102,6 +113,15 @@ class FakeRuntime:
             },
             head={"norm": np.full((len(calls), 4), 0.5, np.float32)},
         )
+
+
+def _report(act: Callable[[], object]) -> None:
+    """Say what comes of it."""
+    try:
+        act()
+    except OSError as error:
+        raise SessionError(f"denied: {error.strerror}") from error
+    raise SessionError("it was possible")
 
 
 def make(name: str) -> FakeRuntime:

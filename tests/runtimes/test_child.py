@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from llama_edge.core.errors import (
     SessionError,
 )
 from llama_edge.runtimes.child import PASSED_ON, ChildRuntime, ChildSession, ChildTimeouts
+from tests.confined.test_worker import has_landlock
 from tests.conftest import DEBUG_CONFIG
 
 SHORT = ChildTimeouts(open_s=60.0, call_s=1.0, trace_s=60.0)
@@ -95,6 +98,41 @@ def test_a_child_would_be_seen(artifact: Artifact) -> None:
     before = own_children()
     with open_child(artifact) as session:
         assert own_children() - before == {str(session.pid)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's means are Linux's")
+def test_a_model_gets_at_nothing_but_its_own_files(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.fake").write_text("x")
+    with pytest.raises(SessionError, match="it was possible"):
+        fake(f"opens-{tmp_path / 'model.fake'}").open(artifact)
+    for name in ("connects", "starts", *(["opens-/etc/passwd"] if has_landlock() else [])):
+        with pytest.raises(SessionError, match=r"denied: (Operation not permitted|Permission)"):
+            fake(name).open(artifact)
+    with pytest.raises(RuntimeCrashError, match="MemoryError"):
+        fake("fills").open(artifact)
+
+
+def test_another_artifact_gets_another_child(artifact: Artifact, tmp_path: Path) -> None:
+    """The first one's child has given up every folder but its own."""
+    calls = [(5, 6)]
+    runtime = fake()
+    pids = []
+    for look in (False, False, True, False):
+        if look:
+            runtime.trace_operators(artifact, calls, [0])
+        else:
+            runtime.trace(artifact, calls)
+        assert runtime._idle is not None
+        pids.append(runtime._idle.pid)
+    other = replace(artifact, root=tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    runtime.trace(other, calls)
+    assert runtime._idle is not None
+    pids.append(runtime._idle.pid)
+    runtime.close()
+    assert pids[0] == pids[1]
+    assert len(set(pids)) == 4
+    assert all(is_gone(pid) for pid in pids)
 
 
 def test_values_pass_unchanged(artifact: Artifact) -> None:

@@ -11,12 +11,12 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 
 
 def render(source: str) -> str:
-    return ChatTemplate(source, bos_token="<s>", eos_token="</s>").render(MESSAGES)
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(MESSAGES)
 
 
 def test_the_real_template(smollm2: Checkpoint) -> None:
     assert smollm2.text.chat_template is not None
-    template = ChatTemplate(smollm2.text.chat_template)
+    template = ChatTemplate(smollm2.text.chat_template, {})
     assert template.render([{"role": "user", "content": "Hi"}]) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -48,14 +48,14 @@ def test_what_published_templates_use(source: str, expected: str) -> None:
 
 
 def test_the_day_is_given(smollm2: Checkpoint) -> None:
-    template = ChatTemplate("{{ strftime_now('%Y') }}")
+    template = ChatTemplate("{{ strftime_now('%Y') }}", {})
     assert template.render([], today=date(2031, 1, 1)) == "2031"
 
 
 def test_rendering_leaves_the_messages_alone() -> None:
     messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(TokenizerError):
-        ChatTemplate("{{ messages.append(1) }}").render(messages)
+        ChatTemplate("{{ messages.append(1) }}", {}).render(messages)
     assert messages == [{"role": "user", "content": "Hi"}]
 
 
@@ -98,7 +98,7 @@ def test_hostile_and_broken_templates_are_refused(source: str) -> None:
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
         "{{ f(99) }}",
         "{{ 'x' * 99999999999 }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
         "{% set n = namespace(x='xx') %}{% for a in range(99) %}"
         "{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x='xx') %}{% for a in range(99) %}"

@@ -7,7 +7,9 @@ import pytest
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.text.text_assets import check_vocabulary, read_text_assets, write_text_assets
+from llama_edge.text.native import AddedToken, Changes, open_tokenizer
+from llama_edge.text.text_assets import fit_vocabulary, read_text_assets, write_text_assets
+from llama_edge.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -27,7 +29,8 @@ def test_what_is_written_is_read_back(text: TextAssets, tmp_path: Path) -> None:
 
 
 def test_a_text_without_bos_and_template_is_read_back(text: TextAssets, tmp_path: Path) -> None:
-    bare = replace(text, bos_token_id=None, chat_template=None)
+    named = {"eos_token": "<|im_end|>"}
+    bare = replace(text, bos_token_id=None, chat_template=None, special_tokens=named)
     write_text_assets(tmp_path, bare)
     assert read_text_assets(tmp_path) == bare
 
@@ -126,7 +129,16 @@ def test_bos_is_what_the_tokenizer_itself_adds_if_nothing_says(
         ("tokenizer.json", b"\xff\xfe", "UTF-8"),
         ("tokenizer_config.json", b"[]", "JSON object"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template"),
-        ("tokenizer_config.json", b'{"eos_token": "<none>"}', "<none>"),
+        ("tokenizer_config.json", b'{"eos_token": 3}', "eos_token is 3"),
+        ("tokenizer_config.json", b'{"pad_token": {"content": 3}}', "pad_token is"),
+        (
+            "tokenizer_config.json",
+            b'{"pad_token": {"content": "x", "lstrip": 3}}',
+            "has a flag that",
+        ),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [3]}', "added_tokens_decoder is a"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": "y"}}', "under 'x'"),
+        ("added_tokens.json", b'{"x": "y"}', "the id of 'x'"),
         ("generation_config.json", b'{"eos_token_id": "2"}', "eos_token_id"),
         ("generation_config.json", b'{"eos_token_id": 2, "top_p": "x"}', "top_p"),
         ("generation_config.json", b'{"eos_tok', "JSON"),
@@ -157,17 +169,41 @@ def test_no_end_token_at_all_is_an_error(text: TextAssets, tmp_path: Path) -> No
         read_text_assets(tmp_path)
 
 
-@pytest.mark.parametrize("vocab_size", [255, 256 + 1025])
-def test_a_tokenizer_of_another_size_is_refused(text: TextAssets, vocab_size: int) -> None:
-    with pytest.raises(TokenizerError, match="256 tokens"):
-        check_vocabulary("here", text, vocab_size)
+def test_tokens_without_a_row_are_named(text: TextAssets) -> None:
+    """255 rows: the last token of the vocabulary is a merge, which texts need."""
+    with pytest.raises(TokenizerError, match=r"256 tokens .* the token 'and' with the id 255"):
+        fit_vocabulary("here", text, 255)
 
 
-def test_padding_rows_are_accepted(text: TextAssets) -> None:
-    check_vocabulary("here", text, 256)
-    check_vocabulary("here", text, 256 + 1024)
+def test_an_added_token_without_a_row_is_left_out(text: TextAssets) -> None:
+    padded = open_tokenizer(
+        "here", text.tokenizer_json, Changes(added=(AddedToken(content="[PAD]", special=True),))
+    )
+    named = {**text.special_tokens, "pad_token": "[PAD]"}
+    given = replace(text, tokenizer_json=padded.tokenizer_json, special_tokens=named)
+    assert fit_vocabulary("here", given, 257) == given
+    fitted = fit_vocabulary("here", given, 256)
+    assert "pad_token" not in fitted.special_tokens
+    assert "'[PAD]' are left out" in fitted.warnings[-1]
+    assert Tokenizer(fitted).vocab_size == 256
+    assert Tokenizer(fitted).encode_rendered("a[PAD]") == Tokenizer(text).encode("a[PAD]")
+    written = replace(given, chat_template="{{ messages[0].content }}[PAD]")
+    with pytest.raises(TokenizerError, match=r"the token '\[PAD\]' with the id 256"):
+        fit_vocabulary("here", written, 256)
+
+
+@pytest.mark.parametrize("unused", [0, 1, 1024])
+def test_padding_rows_are_accepted(text: TextAssets, unused: int) -> None:
+    assert fit_vocabulary("here", text, 256 + unused).warnings == text.warnings
+
+
+def test_many_padding_rows_are_remarked(text: TextAssets) -> None:
+    assert fit_vocabulary("here", text, 256 + 2385).warnings == (
+        *text.warnings,
+        "2385 of the 2641 embedding rows have no token",
+    )
 
 
 def test_an_end_id_outside_the_vocabulary_is_refused(text: TextAssets) -> None:
     with pytest.raises(TokenizerError, match="999"):
-        check_vocabulary("here", replace(text, eos_token_ids=(0, 999)), 256)
+        fit_vocabulary("here", replace(text, eos_token_ids=(0, 999)), 256)

@@ -62,7 +62,9 @@ struct ByteLevelBPE: Sendable {
             throw TextError("model: vocab or merges are missing")
         }
         for (token, id) in vocabulary.members {
-            guard let id = id.intValue, id >= 0 else { throw TextError("model: the id of \(token) is not a number") }
+            guard let id = id.intValue, Tokenizer.ids.contains(id) else {
+                throw TextError("model: the id of \(JSONValue.string(token).compact) is no number from 0 to \(Tokenizer.ids.upperBound)")
+            }
             if let bytes = ByteLetters.bytes(of: token) { ids[bytes] = id }
         }
         for byte in 0..<256 { byteIDs[byte] = ids[[UInt8(byte)]] }
@@ -82,16 +84,24 @@ struct ByteLevelBPE: Sendable {
         merges[Pair(left: left, right: right)] = Merge(rank: rank, result: result)
     }
 
-    /// Ids of one piece of text. A byte that the vocabulary lacks is left out, as `tokenizers` does.
-    func encode(_ piece: Substring) -> [Int] {
+    /// Ids of one piece of text, none of those that are `forbidden` and longer than a byte: a vocabulary may hold a control
+    /// token as a word too. A byte that the vocabulary lacks is left out, as `tokenizers` does.
+    func encode(_ piece: Substring, forbidden: (Int) -> Bool) -> [Int] {
         let bytes = Array(piece.utf8)
-        if ignoreMerges, let id = ids[bytes] { return [id] }
+        if ignoreMerges, let id = ids[bytes], !forbidden(id) { return [id] }
+        return merged(bytes, forbidden: forbidden).ids
+    }
+
+    /// The ids, and how many pairs were considered: at most three for each byte, and each costs the logarithm of that.
+    func merged(_ bytes: [UInt8], forbidden: (Int) -> Bool = { _ in false }) -> (ids: [Int], considered: Int) {
         var chain = MergeChain(bytes.compactMap { byteIDs[Int($0)] })
-        var candidates = Heap<Candidate>()
+        var candidates = Heap<Candidate> { ($0.rank, $0.place) < ($1.rank, $1.place) }
+        var considered = 0
         func consider(_ place: Int) {
             guard let next = chain.next(place) else { return }
+            considered += 1
             let pair = Pair(left: chain.symbols[place], right: chain.symbols[next])
-            guard let merge = merges[pair] else { return }
+            guard let merge = merges[pair], !forbidden(merge.result) else { return }
             candidates.push(Candidate(rank: merge.rank, place: place, pair: pair, result: merge.result))
         }
         for place in chain.symbols.indices { consider(place) }
@@ -104,18 +114,15 @@ struct ByteLevelBPE: Sendable {
             if let previous = chain.previous(best.place) { consider(previous) }
             consider(best.place)
         }
-        return chain.remaining
+        return (chain.remaining, considered)
     }
 
-    private struct Candidate: Comparable {
+    /// A merge that may be made: the one that was learned first goes first, and of equal ones the leftmost.
+    private struct Candidate {
         let rank: Int
         let place: Int
         let pair: Pair
         let result: Int
-
-        /// The merge that was learned first, and of equal ones the leftmost.
-        static func < (a: Candidate, b: Candidate) -> Bool { (a.rank, a.place) < (b.rank, b.place) }
-        static func == (a: Candidate, b: Candidate) -> Bool { a.rank == b.rank && a.place == b.place }
     }
 }
 
@@ -148,33 +155,4 @@ private struct MergeChain {
     }
 
     var remaining: [Int] { symbols.filter { $0 >= 0 } }
-}
-
-/// A binary heap, the smallest first.
-private struct Heap<Element: Comparable> {
-    private var elements: [Element] = []
-
-    mutating func push(_ element: Element) {
-        elements.append(element)
-        var place = elements.count - 1
-        while place > 0, elements[place] < elements[(place - 1) / 2] {
-            elements.swapAt(place, (place - 1) / 2)
-            place = (place - 1) / 2
-        }
-    }
-
-    mutating func pop() -> Element? {
-        guard let first = elements.first, let last = elements.popLast() else { return nil }
-        guard !elements.isEmpty else { return first }
-        elements[0] = last
-        var place = 0
-        while true {
-            let children = [2 * place + 1, 2 * place + 2].filter { $0 < elements.count }
-            guard let least = children.min(by: { elements[$0] < elements[$1] }), elements[least] < elements[place] else {
-                return first
-            }
-            elements.swapAt(place, least)
-            place = least
-        }
-    }
 }

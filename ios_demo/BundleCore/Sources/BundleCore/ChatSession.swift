@@ -95,7 +95,7 @@ public actor ChatSession {
     private func answer(_ onEvent: @escaping @Sendable (ChatEvent) async -> Void) async throws -> (String, GenerationSummary) {
         let schemas = tools.isEmpty ? nil : tools.map(\.schema)
         func encode(_ messages: [JSONValue]) throws -> [Int] {
-            try bundle.tokenizer.encode(messages, with: bundle.template, tools: schemas, today: today)
+            try bundle.dialog.encode(messages, tools: schemas, today: today)
         }
         messages = try Dialog.trimmed(messages, limit: limit) { try encode($0).count }
         let said = SaidText()

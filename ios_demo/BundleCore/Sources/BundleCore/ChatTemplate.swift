@@ -5,6 +5,7 @@ import Foundation
 public struct ChatTemplate: @unchecked Sendable {
     // Statements are values that nothing changes; a namespace, which is shared, is made anew in each rendering.
     private let statements: [TemplateStatement]
+    let source: String
     private let bosToken: String
     private let eosToken: String
 
@@ -17,6 +18,7 @@ public struct ChatTemplate: @unchecked Sendable {
             throw TextError("the chat template has \(count) characters; at most \(Self.maxCharacters) are accepted")
         }
         statements = try TemplateParser.parse(source)
+        self.source = source
         self.bosToken = bosToken
         self.eosToken = eosToken
     }
@@ -26,9 +28,9 @@ public struct ChatTemplate: @unchecked Sendable {
         _ messages: [JSONValue], addGenerationPrompt: Bool = true, tools: [JSONValue]? = nil, today: TemplateDate = .reference
     ) throws -> String {
         let variables: [String: TemplateValue] = [
-            "messages": .list(messages.map { TemplateValue($0) }),
+            "messages": try TemplateValue(.array(messages)),
             "add_generation_prompt": .bool(addGenerationPrompt),
-            "tools": tools.map { .list($0.map { TemplateValue($0) }) } ?? .none,
+            "tools": try tools.map { try TemplateValue(.array($0)) } ?? .none,
             "bos_token": .string(bosToken),
             "eos_token": .string(eosToken),
         ]

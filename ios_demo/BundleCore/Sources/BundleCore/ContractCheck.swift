@@ -15,8 +15,9 @@ public struct AppTarget: Equatable, Sendable {
 public struct CheckedBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
-    public let tokenizer: Tokenizer
-    public let template: ChatTemplate
+    public let dialog: DialogEncoder
+
+    public var tokenizer: Tokenizer { dialog.tokenizer }
 
     /// The file or package to open: for Core ML the `.mlpackage` folder, else the first file.
     public var artifact: URL {
@@ -80,7 +81,9 @@ public struct ContractCheck: Sendable {
     private static func checkFiles(_ folder: URL, _ entries: Entries, _ manifest: Manifest) throws -> [Finding] {
         let listed = Set(manifest.files.map { ExactString($0.path) })
         let others = [Manifest.fileName, BundleSignature.fileName]
-        let unlisted = entries.files.filter { !listed.contains(ExactString($0)) && !others.contains($0) } + entries.emptyFolders
+        let unlisted =
+            entries.files.filter { !listed.contains(ExactString($0)) && !others.contains($0) } + entries.emptyFolders
+            + (entries.isCut ? ["and more than can be looked at"] : [])
         return try manifest.files.compactMap { try check($0, in: folder) }
             + unlisted.map {
                 Finding("files.unlisted", at: $0, expected: "the \(listed.count) files of \(Manifest.fileName) alone", found: "one more")
@@ -114,7 +117,8 @@ public struct ContractCheck: Sendable {
         let place = "\(Manifest.fileName): artifact"
         if artifact.maxContext > positions {
             findings.append(
-                Finding("context.exceeds_model", at: "\(place).max_context", expected: "at most \(positions) tokens", found: "\(artifact.maxContext)"))
+                Finding("context.exceeds_model", at: "\(place).max_context", expected: "at most \(positions) tokens", found: "\(artifact.maxContext)")
+            )
         }
         if artifact.maxPrefill > artifact.maxContext {
             findings.append(

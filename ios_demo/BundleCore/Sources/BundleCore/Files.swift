@@ -25,26 +25,35 @@ struct Entries {
     /// Named pipes, sockets and devices.
     private(set) var others: [String] = []
 
-    init(below folder: URL) {
-        add(folder, prefix: "")
-        files.sort()
-    }
+    /// Names that were found and not looked at, because there are too many.
+    private(set) var isCut = false
+    private static let maxEntries = 100_000
 
-    private mutating func add(_ folder: URL, prefix: String) {
-        let names = (try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []
-        if names.isEmpty && !prefix.isEmpty { emptyFolders.append(String(prefix.dropLast())) }
-        for name in names.sorted() {
-            let url = folder.appendingPathComponent(name)
-            let found = kind(url)
-            if found == .typeRegular {
-                files.append(prefix + name)
-            } else if found == .typeDirectory {
-                add(url, prefix: "\(prefix)\(name)/")
-            } else if found == .typeSymbolicLink {
-                links.append(prefix + name)
-            } else {
-                others.append(prefix + name)
+    init(below folder: URL) {
+        var left = Self.maxEntries
+        // Not recursive: a path may have two thousand folders.
+        var waiting = [(folder, "")]
+        while let (folder, prefix) = waiting.popLast() {
+            let names = (try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []
+            if names.isEmpty && !prefix.isEmpty { emptyFolders.append(String(prefix.dropLast())) }
+            left -= names.count
+            guard left >= 0 else {
+                isCut = true
+                break
+            }
+            for name in names {
+                let url = folder.appendingPathComponent(name)
+                switch kind(url) {
+                case .typeRegular?: files.append(prefix + name)
+                case .typeDirectory?: waiting.append((url, "\(prefix)\(name)/"))
+                case .typeSymbolicLink?: links.append(prefix + name)
+                default: others.append(prefix + name)
+                }
             }
         }
+        files.sort()
+        emptyFolders.sort()
+        links.sort()
+        others.sort()
     }
 }

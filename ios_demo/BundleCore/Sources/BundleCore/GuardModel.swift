@@ -19,7 +19,7 @@ public actor GuardModel {
         if let answer { messages.append(Self.message("assistant", answer)) }
         let said = SaidText()
         _ = try await generator.generate(
-            bundle.tokenizer.encode(messages, with: bundle.template), sampling: .greedy, maxNewTokens: Self.maxNewTokens
+            bundle.dialog.encode(messages), sampling: .greedy, maxNewTokens: Self.maxNewTokens
         ) { await said.append($0) }
         return Self.categories(in: await said.text)
     }

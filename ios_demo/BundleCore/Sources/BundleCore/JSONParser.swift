@@ -8,24 +8,31 @@ public struct JSONError: Error, CustomStringConvertible, Sendable {
     public var description: String { "\(message) at byte \(offset)" }
 }
 
+/// The text has more values than its reader asked for; the rest was not read.
+struct JSONTooManyValues: Error {
+    let limit: Int
+}
+
 extension JSONValue {
-    /// Parse UTF-8 JSON from an untrusted file.
-    public init(parsing data: Data) throws {
+    /// Enough for the tokenizer of the largest vocabulary: 128,000 tokens and 280,000 merges make a million.
+    public static let maxValues = 4_000_000
+
+    /// Parse UTF-8 JSON from an untrusted file. `maxValues` counts members and elements of all levels.
+    public init(parsing data: Data, maxValues: Int = Self.maxValues) throws {
         guard let text = String(validatingUTF8Bytes: data) else {
             throw JSONError(message: "not UTF-8", offset: 0)
         }
-        var parser = JSONParser(text)
-        self = try parser.document()
+        try self.init(parsing: text, maxValues: maxValues)
     }
 
-    public init(parsing text: String) throws {
-        var parser = JSONParser(text)
+    public init(parsing text: String, maxValues: Int = Self.maxValues) throws {
+        var parser = JSONParser(text, maxValues: maxValues)
         self = try parser.document()
     }
 
     /// Values that follow each other, parted by white space or `;`, lists opened; nil where the text is something else.
     static func row(_ text: String) -> [JSONValue]? {
-        var parser = JSONParser(text)
+        var parser = JSONParser(text, maxValues: maxValues)
         return try? parser.row()
     }
 }
@@ -37,16 +44,22 @@ extension String {
 }
 
 private struct JSONParser {
-    /// Python's reader gives up at about a thousand; no file of a bundle has ten.
-    private static let maxDepth = 200
+    /// No file of a bundle has ten; the Android app reads as many.
+    private static let maxDepth = 64
+    /// The largest double has 309 digits.
+    private static let maxNumberLength = 400
 
     private let bytes: [UInt8]
+    private var valuesLeft: Int
+    private let maxValues: Int
     private var place = 0
     private var depth = 0
     private var isBeyond64Bits = false
 
-    init(_ text: String) {
+    init(_ text: String, maxValues: Int) {
         bytes = Array(text.utf8)
+        self.maxValues = maxValues
+        valuesLeft = maxValues + 1  // the outermost is no member of anything
     }
 
     mutating func document() throws -> JSONValue {
@@ -86,6 +99,8 @@ private struct JSONParser {
 
     private mutating func value() throws -> JSONValue {
         skipSpace()
+        valuesLeft -= 1
+        guard valuesLeft >= 0 else { throw JSONTooManyValues(limit: maxValues) }
         guard let byte = next else { throw error("the text ends where a value must be") }
         switch byte {
         case UInt8(ascii: "{"): return .object(try nested { try $0.object() })
@@ -121,6 +136,8 @@ private struct JSONParser {
             skipSpace()
             guard next == UInt8(ascii: "\"") else { throw error("a member's name is missing") }
             let key = try string()
+            // Two readers that each take another of them would check one file and use the other.
+            guard object[key] == nil else { throw error("the member \(key.prefix(40).debugDescription) is there twice") }
             skipSpace()
             guard take(UInt8(ascii: ":")) else { throw error("no colon after a name") }
             object[key] = try value()
@@ -157,10 +174,13 @@ private struct JSONParser {
             if !take(UInt8(ascii: "+")) { _ = take(UInt8(ascii: "-")) }
             guard digits() > 0 else { throw error("no digit in the exponent") }
         }
+        guard place - start <= Self.maxNumberLength else {
+            throw error("a number of \(place - start) characters; \(Self.maxNumberLength) are read")
+        }
         let text = String(decoding: bytes[start..<place], as: UTF8.self)
         if isInteger, let value = Int(text) { return .int(value) }
         if isInteger { isBeyond64Bits = true }
-        guard let value = Double(text) else { throw error("not a number") }
+        guard let value = Double(text), value.isFinite else { throw error("a number beyond the range of a double") }
         return .double(value)
     }
 

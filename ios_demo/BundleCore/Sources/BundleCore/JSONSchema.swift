@@ -121,8 +121,7 @@ public struct JSONSchema: Sendable {
         case "minItems": try require(items.count >= rule.intValue ?? 0, path, "has too few entries")
         case "maxItems": try require(items.count <= rule.intValue ?? .max, path, "has too many entries")
         default:
-            let repeated = items.indices.contains { place in items[..<place].contains(items[place]) }
-            try require(rule.boolValue != true || !repeated, path, "has an entry twice")
+            try require(rule.boolValue != true || Set(items).count == items.count, path, "has an entry twice")
         }
     }
 

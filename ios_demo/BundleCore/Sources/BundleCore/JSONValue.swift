@@ -94,7 +94,7 @@ public enum JSONValue: Sendable {
     }
 }
 
-/// Members in the order of the text; of two with one name the last one counts, in the first one's place, as in Python.
+/// Members in the order in which they were first set. A text with one name twice is refused by `JSONParser`.
 public struct JSONObject: Sendable {
     public private(set) var members: [(key: String, value: JSONValue)] = []
     private var places: [ExactString: Int] = [:]
@@ -121,7 +121,7 @@ public struct JSONObject: Sendable {
     public var count: Int { members.count }
 }
 
-extension JSONValue: Equatable {
+extension JSONValue: Hashable {
     /// Numbers by value, strings by code points, objects whatever their order.
     public static func == (left: JSONValue, right: JSONValue) -> Bool {
         switch (left, right) {
@@ -134,6 +134,25 @@ extension JSONValue: Equatable {
         case (.object(let a), .object(let b)):
             return a.count == b.count && a.members.allSatisfy { member in b[member.key] == member.value }
         default: return false
+        }
+    }
+
+    public func hash(into hasher: inout Hasher) {
+        switch self {
+        case .null: hasher.combine(0)
+        case .bool(let value): hasher.combine(value)
+        case .int, .double: hasher.combine(doubleValue)
+        case .string(let value): hasher.combine(ExactString(value))
+        case .array(let values): hasher.combine(values)
+        case .object(let object):
+            // Their order does not count, so each is hashed for itself.
+            hasher.combine(
+                object.members.reduce(0) { sum, member in
+                    var single = Hasher()
+                    single.combine(ExactString(member.key))
+                    single.combine(member.value)
+                    return sum ^ single.finalize()
+                })
         }
     }
 }

@@ -111,9 +111,11 @@ extension Manifest {
     public init(json data: Data) throws {
         let value: JSONValue
         do {
-            value = try JSONValue(parsing: data)
+            value = try JSONValue(parsing: data, maxValues: Self.maxValues)
         } catch let error as JSONError {
             throw Finding("manifest.not_json", at: Self.fileName, expected: "a JSON object", found: "\(error)")
+        } catch is JSONTooManyValues {
+            throw Finding("manifest.too_large", at: Self.fileName, expected: "at most \(Self.maxValues) values", found: "more")
         }
         guard value.objectValue != nil else {
             throw Finding("manifest.not_json", at: Self.fileName, expected: "a JSON object", found: value.typeName)
@@ -122,9 +124,6 @@ extension Manifest {
             throw Finding(
                 "manifest.version", at: "\(Self.fileName): format_version", expected: "at most \(Self.version)",
                 found: "\(version)")
-        }
-        guard Self.count(value) <= Self.maxValues else {
-            throw Finding("manifest.too_large", at: Self.fileName, expected: "at most \(Self.maxValues) values", found: "more")
         }
         if let path = Self.strangePath(value) {
             throw Finding("files.name", at: "\(Self.fileName): files", expected: "letters, digits and ._-/ alone", found: path)
@@ -139,12 +138,6 @@ extension Manifest {
             generationDefaults[name] = number
         }
         try checkConfig()
-    }
-
-    private static func count(_ value: JSONValue) -> Int {
-        if let items = value.arrayValue { return items.count + items.map(count).reduce(0, +) }
-        if let object = value.objectValue { return object.members.count + object.members.map { count($0.1) }.reduce(0, +) }
-        return 0
     }
 
     /// The first path with a character that means something to a shell or a screen, which is escaped.
@@ -181,13 +174,20 @@ extension Manifest {
                 "num_attention_heads \(config.numAttentionHeads) is no multiple of num_key_value_heads \(config.numKeyValueHeads)"
             } else if config.headDim % 2 != 0 {
                 "head_dim \(config.headDim) is odd"
-            } else if let factors, factors.reduce(1, { $0.multipliedReportingOverflow(by: $1).partialValue }) != config.intermediateSize {
+            } else if let factors, Self.product(factors) != config.intermediateSize {
                 "down_proj_rotation \(factors) does not multiply to intermediate_size \(config.intermediateSize)"
             } else {
                 nil
             }
         if let breach {
             throw Finding("manifest.schema", at: "\(Self.fileName): model.config", expected: "a config without contradiction", found: breach)
+        }
+    }
+    /// nil beyond 64 bits
+    private static func product(_ factors: [Int]) -> Int? {
+        factors.reduce(1) { product, factor in
+            guard let (value, isOver) = product?.multipliedReportingOverflow(by: factor), !isOver else { return nil }
+            return value
         }
     }
 }

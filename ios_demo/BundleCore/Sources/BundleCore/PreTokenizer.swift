@@ -14,6 +14,8 @@ struct PreTokenizer: Sendable {
     /// GPT-2's, which `ByteLevel` with `use_regex` means. Source: `encoder.py` in openai/gpt-2.
     private static let gpt2Pattern = #"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"#
     private static let maxPatternLength = 4096
+    /// Llama's has two.
+    private static let maxSteps = 16
 
     // NSRegularExpression is immutable and thread-safe, which Foundation on Linux does not declare.
     nonisolated(unsafe) private var steps: [Step] = []
@@ -24,6 +26,7 @@ struct PreTokenizer: Sendable {
     }
 
     private mutating func add(_ value: JSONValue) throws {
+        guard steps.count < Self.maxSteps else { throw TextError("pre_tokenizer: more than \(Self.maxSteps) steps") }
         switch value["type"]?.stringValue {
         case "Sequence": for step in value["pretokenizers"]?.arrayValue ?? [] { try add(step) }
         case "Digits":
@@ -54,17 +57,34 @@ struct PreTokenizer: Sendable {
         }
     }
 
-    func pieces(of text: String) -> [Substring] {
+    /// Throws where a pattern takes too long, or gives up.
+    func pieces(of text: String, _ patience: Patience) throws -> [Substring] {
         var pieces = [text[...]]
         for step in steps {
-            pieces = pieces.flatMap { piece in
+            pieces = try pieces.flatMap { piece in
                 switch step {
                 case .digits: Self.splitDigits(piece)
-                case .split(let expression): Self.split(piece, expression)
+                case .split(let expression): try Self.split(piece, expression, patience)
                 }
             }
         }
         return pieces
+    }
+
+    /// How long the patterns of a stranger's file may take for one text. The regular expressions of Foundation report each ten
+    /// thousand or so of their steps; those of real tokenizers take one report for 2,500 letters.
+    final class Patience {
+        private var reports: Int
+
+        init(for text: String) {
+            reports = 1_000 + text.utf8.count / 500
+        }
+
+        /// Whether it has come to its end.
+        fileprivate func report() -> Bool {
+            reports -= 1
+            return reports < 0
+        }
     }
 
     private static func splitDigits(_ text: Substring) -> [Substring] {
@@ -87,20 +107,33 @@ struct PreTokenizer: Sendable {
         return pieces
     }
 
-    private static func split(_ text: Substring, _ expression: NSRegularExpression) -> [Substring] {
+    private static func split(_ text: Substring, _ expression: NSRegularExpression, _ patience: Patience) throws -> [Substring] {
         let whole = String(text)
         let units = whole.utf16
         var pieces: [Substring] = []
         var end = 0
         var last = whole.startIndex
-        expression.enumerateMatches(in: whole, range: NSRange(location: 0, length: units.count)) { match, _, _ in
-            guard let range = match?.range, range.length > 0 else { return }
+        var failure: String?
+        let all = NSRange(location: 0, length: units.count)
+        expression.enumerateMatches(in: whole, options: [.reportProgress, .reportCompletion], range: all) { match, flags, stop in
+            if flags.contains(.internalError) { failure = "gives up" }
+            guard let range = match?.range else {
+                if patience.report() {
+                    failure = "takes too long"
+                    stop.pointee = true
+                }
+                return
+            }
+            guard range.length > 0 else { return }
             let start = units.index(last, offsetBy: range.location - end)
             let after = units.index(start, offsetBy: range.length)
             if range.location > end { pieces.append(whole[last..<start]) }
             pieces.append(whole[start..<after])
             end = range.location + range.length
             last = after
+        }
+        if let failure {
+            throw TextError("pre_tokenizer: the pattern \(expression.pattern.prefix(60)) \(failure) on a text of \(units.count) letters")
         }
         if last < whole.endIndex { pieces.append(whole[last...]) }
         return pieces

@@ -121,8 +121,9 @@ struct PythonCallParser {
         let isNegative = take("-")
         _ = peek
         let start = place
-        while place < text.count, "0123456789.eE_".unicodeScalars.contains(text[place])
-            || ("+-".unicodeScalars.contains(text[place]) && place > start && "eE".unicodeScalars.contains(text[place - 1]))
+        while place < text.count,
+            "0123456789.eE_".unicodeScalars.contains(text[place])
+                || ("+-".unicodeScalars.contains(text[place]) && place > start && "eE".unicodeScalars.contains(text[place - 1]))
         {
             place += 1
         }

@@ -1,38 +1,8 @@
 import Foundation
 
-#if canImport(CryptoKit)
-    import CryptoKit
-#elseif canImport(Crypto)
-    import Crypto
-#endif
-
 /// Something that verifies Ed25519 signatures; a test may put its own in.
 public protocol SignatureVerifier: Sendable {
     func verifies(_ signature: Data, of message: Data, publicKey: Data) throws -> Bool
-}
-
-/// There is no Ed25519 here: without CryptoKit and without swift-crypto.
-public struct NoEd25519: Error {}
-
-/// CryptoKit's, or swift-crypto's.
-public struct SystemSignatureVerifier: SignatureVerifier {
-    public static var isAvailable: Bool {
-        #if canImport(CryptoKit) || canImport(Crypto)
-            true
-        #else
-            false
-        #endif
-    }
-
-    public init() {}
-
-    public func verifies(_ signature: Data, of message: Data, publicKey: Data) throws -> Bool {
-        #if canImport(CryptoKit) || canImport(Crypto)
-            try Curve25519.Signing.PublicKey(rawRepresentation: publicKey).isValidSignature(signature, for: message)
-        #else
-            throw NoEd25519()
-        #endif
-    }
 }
 
 /// `manifest.sig`: Ed25519 over the bytes of `manifest.json`, which names every other file's hash.
@@ -42,13 +12,6 @@ public struct BundleSignature: Sendable {
 
     let keyID: String
     let signature: Data
-
-    private struct Form: Decodable {
-        let algorithm: String
-        let formatVersion: Int
-        let keyId: String
-        let signature: String
-    }
 
     /// The finding, or nil where the signature holds, or where no key is trusted and nothing contradicts.
     public static func check(
@@ -73,14 +36,12 @@ public struct BundleSignature: Sendable {
     }
 
     private static func read(_ url: URL) -> BundleSignature? {
-        let decoder = JSONDecoder()
-        decoder.keyDecodingStrategy = .convertFromSnakeCase
         guard let size = fileSize(url), size <= maxBytes, let data = try? Data(contentsOf: url),
-            let form = try? decoder.decode(Form.self, from: data),
-            form.algorithm == "ed25519", form.formatVersion == 1,
-            let signature = Data(base64Encoded: form.signature), signature.count == 64
+            let form = try? JSONValue(parsing: data), form["algorithm"] == .string("ed25519"), form["format_version"] == .int(1),
+            let keyID = form["key_id"]?.stringValue, let text = form["signature"]?.stringValue,
+            let signature = Data(base64Encoded: text), signature.count == 64
         else { return nil }
-        return BundleSignature(keyID: form.keyId, signature: signature)
+        return BundleSignature(keyID: keyID, signature: signature)
     }
 
     /// The 32 bytes in a PEM file of `llama-edge keygen`; nil for anything else.

@@ -1,9 +1,20 @@
 import Foundation
 
+/// A part of an expression, and how high its tree is.
+private struct Node {
+    let value: TemplateExpression
+    let height: Int
+}
+
 /// Expressions, by Jinja's own order: conditional, or, and, not, comparison, sum, ~, product, unary, and behind each value its
 /// attributes, calls, filters and tests.
 struct ExpressionParser {
-    private static let maxDepth = 64
+    // A background thread has half a megabyte of stack. In a debug build, where it takes most, it suffices for three times the
+    // brackets and twice the chain.
+    /// Brackets in brackets: each is some fifteen calls of the parser.
+    private static let maxDepth = 20
+    /// What is in a chain, such as a + b + c, is evaluated recursively as well.
+    private static let maxHeight = 48
     private let tokens: [TemplateToken]
     private var place = 0
     private var depth = 0
@@ -44,6 +55,11 @@ struct ExpressionParser {
         return found
     }
 
+    mutating func expression() throws -> TemplateExpression { try conditional().value }
+
+    /// An expression in which `if` is the loop's.
+    mutating func withoutCondition() throws -> TemplateExpression { try disjunction().value }
+
     private func unexpected() -> TextError {
         guard let next else { return TextError("the chat template has an expression that ends too early") }
         let shown =
@@ -61,96 +77,101 @@ struct ExpressionParser {
         guard take(symbol) else { throw unexpected() }
     }
 
-    mutating func expression() throws -> TemplateExpression {
+    /// A node over others. A tree is never made higher than it could be freed.
+    private func node(_ parts: [Node], _ make: ([TemplateExpression]) -> TemplateExpression) throws -> Node {
+        let height = (parts.map(\.height).max() ?? 0) + 1
+        guard height <= Self.maxHeight else { throw TextError("the chat template chains more than \(Self.maxHeight) parts of an expression") }
+        return Node(value: make(parts.map(\.value)), height: height)
+    }
+
+    private func leaf(_ value: TemplateExpression) -> Node { Node(value: value, height: 1) }
+
+    private mutating func conditional() throws -> Node {
         depth += 1
         defer { depth -= 1 }
         guard depth <= Self.maxDepth else { throw TextError("the chat template nests an expression more than \(Self.maxDepth) deep") }
-        let value = try withoutCondition()
+        let value = try disjunction()
         guard takeName("if") else { return value }
-        let condition = try withoutCondition()
-        return .conditional(value, condition: condition, otherwise: takeName("else") ? try expression() : nil)
+        let condition = try disjunction()
+        let parts = [value, condition] + (takeName("else") ? [try conditional()] : [])
+        return try node(parts) { .conditional($0[0], condition: $0[1], otherwise: $0.count > 2 ? $0[2] : nil) }
     }
 
-    /// An expression in which `if` is the loop's.
-    mutating func withoutCondition() throws -> TemplateExpression {
+    private mutating func disjunction() throws -> Node {
         var left = try conjunction()
-        while takeName("or") { left = .binary("or", left, try conjunction()) }
+        while takeName("or") { left = try node([left, try conjunction()]) { .binary("or", $0[0], $0[1]) } }
         return left
     }
 
-    private mutating func conjunction() throws -> TemplateExpression {
+    private mutating func conjunction() throws -> Node {
         var left = try negation()
-        while takeName("and") { left = .binary("and", left, try negation()) }
+        while takeName("and") { left = try node([left, try negation()]) { .binary("and", $0[0], $0[1]) } }
         return left
     }
 
-    private mutating func negation() throws -> TemplateExpression {
+    private mutating func negation() throws -> Node {
         var count = 0
         while takeName("not") { count += 1 }
-        let value = try comparison()
-        return (0..<count).reduce(value) { inner, _ in .not(inner) }
+        var value = try comparison()
+        for _ in 0..<count { value = try node([value]) { .not($0[0]) } }
+        return value
     }
 
-    private mutating func comparison() throws -> TemplateExpression {
-        let left = try sum()
-        var steps: [(String, TemplateExpression)] = []
-        while true {
-            if let symbol = ["==", "!=", "<=", ">=", "<", ">"].first(where: { next == .symbol($0) }) {
-                place += 1
-                steps.append((symbol, try sum()))
-            } else if takeName("in") {
-                steps.append(("in", try sum()))
-            } else if next == .name("not"), place + 1 < tokens.count, tokens[place + 1] == .name("in") {
-                place += 2
-                steps.append(("not in", try sum()))
-            } else {
-                return steps.isEmpty ? left : .comparison(left, steps)
-            }
+    private mutating func comparison() throws -> Node {
+        var parts = [try sum()]
+        var symbols: [String] = []
+        while let symbol = takeComparison() {
+            symbols.append(symbol)
+            parts.append(try sum())
         }
+        if symbols.isEmpty { return parts[0] }
+        return try node(parts) { .comparison($0[0], Array(zip(symbols, $0.dropFirst()))) }
     }
 
-    private mutating func sum() throws -> TemplateExpression {
-        var left = try concatenation()
-        while let symbol = ["+", "-"].first(where: { next == .symbol($0) }) {
+    private mutating func takeComparison() -> String? {
+        for symbol in ["==", "!=", "<=", ">=", "<", ">"] where take(symbol) { return symbol }
+        if takeName("in") { return "in" }
+        guard next == .name("not"), place + 1 < tokens.count, tokens[place + 1] == .name("in") else { return nil }
+        place += 2
+        return "not in"
+    }
+
+    private mutating func sum() throws -> Node {
+        try chain(["+", "-"]) { try $0.concatenation() }
+    }
+
+    private mutating func concatenation() throws -> Node {
+        try chain(["~"]) { try $0.product() }
+    }
+
+    private mutating func product() throws -> Node {
+        try chain(["*", "/", "//", "%"]) { try $0.unary() }
+    }
+
+    /// Operands with operators of one rank between them, from the left.
+    private mutating func chain(_ symbols: [String], _ operand: (inout ExpressionParser) throws -> Node) throws -> Node {
+        var left = try operand(&self)
+        while let symbol = symbols.first(where: { next == .symbol($0) }) {
             place += 1
-            left = .binary(symbol, left, try concatenation())
+            left = try node([left, try operand(&self)]) { .binary(symbol, $0[0], $0[1]) }
         }
         return left
     }
 
-    private mutating func concatenation() throws -> TemplateExpression {
-        var left = try product()
-        while take("~") { left = .binary("~", left, try product()) }
-        return left
+    private mutating func unary() throws -> Node {
+        guard take("-") else { return try filtered(try trailed(try primary())) }
+        return try filtered(try node([try trailed(try primary())]) { .negative($0[0]) })
     }
 
-    private mutating func product() throws -> TemplateExpression {
-        var left = try unary()
-        while let symbol = ["*", "/", "//", "%"].first(where: { next == .symbol($0) }) {
-            place += 1
-            left = .binary(symbol, left, try unary())
-        }
-        return left
-    }
-
-    private mutating func unary() throws -> TemplateExpression {
-        if take("-") { return try filtered(.negative(try unaryOperand())) }
-        return try filtered(try unaryOperand())
-    }
-
-    private mutating func unaryOperand() throws -> TemplateExpression {
-        try trailed(try primary())
-    }
-
-    private mutating func primary() throws -> TemplateExpression {
+    private mutating func primary() throws -> Node {
         switch next {
         case .name(let name)?:
             place += 1
             switch name {
-            case "true", "True": return .literal(.bool(true))
-            case "false", "False": return .literal(.bool(false))
-            case "none", "None": return .literal(.none)
-            default: return .name(name)
+            case "true", "True": return leaf(.literal(.bool(true)))
+            case "false", "False": return leaf(.literal(.bool(false)))
+            case "none", "None": return leaf(.literal(.none))
+            default: return leaf(.name(name))
             }
         case .string(var text)?:
             place += 1
@@ -158,90 +179,106 @@ struct ExpressionParser {
                 text += more
                 place += 1
             }
-            return .literal(.string(text))
+            return leaf(.literal(.string(text)))
         case .int(let value)?:
             place += 1
-            return .literal(.int(value))
+            return leaf(.literal(.int(value)))
         case .double(let value)?:
             place += 1
-            return .literal(.double(value))
+            return leaf(.literal(.double(value)))
         default: return try bracketed()
         }
     }
 
-    private mutating func bracketed() throws -> TemplateExpression {
+    private mutating func bracketed() throws -> Node {
         if take("(") {
-            let first = try expression()
+            let first = try conditional()
             guard take(",") else {
                 try expect(")")
                 return first
             }
-            return .list([first] + (try list(until: ")")))
+            return try node([first] + (try list(until: ")"))) { .list($0) }
         }
-        if take("[") { return .list(try list(until: "]")) }
+        if take("[") { return try node(try list(until: "]")) { .list($0) } }
         try expect("{")
-        var entries: [(TemplateExpression, TemplateExpression)] = []
+        var entries: [Node] = []
         while !take("}") {
-            let key = try expression()
+            entries.append(try conditional())
             try expect(":")
-            entries.append((key, try expression()))
+            entries.append(try conditional())
             guard take(",") || next == .symbol("}") else { throw unexpected() }
         }
-        return .dictionary(entries)
+        return try node(entries) { parts in
+            .dictionary(stride(from: 0, to: parts.count, by: 2).map { (parts[$0], parts[$0 + 1]) })
+        }
     }
 
-    private mutating func list(until end: String) throws -> [TemplateExpression] {
-        var values: [TemplateExpression] = []
+    private mutating func list(until end: String) throws -> [Node] {
+        var values: [Node] = []
         while !take(end) {
-            values.append(try expression())
+            values.append(try conditional())
             guard take(",") || next == .symbol(end) else { throw unexpected() }
         }
         return values
     }
 
     /// Attributes, indices and calls behind a value.
-    private mutating func trailed(_ value: TemplateExpression) throws -> TemplateExpression {
+    private mutating func trailed(_ value: Node) throws -> Node {
         var value = value
         while true {
             if take(".") {
-                value = .attribute(value, try identifier())
+                let name = try identifier()
+                value = try node([value]) { .attribute($0[0], name) }
             } else if take("[") {
                 value = try subscripted(value)
             } else if take("(") {
-                value = .call(value, try arguments())
+                value = try called(value)
             } else {
                 return value
             }
         }
     }
 
-    private mutating func subscripted(_ value: TemplateExpression) throws -> TemplateExpression {
-        let start = next == .symbol(":") ? nil : try expression()
+    private mutating func subscripted(_ value: Node) throws -> Node {
+        let start = next == .symbol(":") ? nil : try conditional()
         guard take(":") else {
             try expect("]")
-            return .index(value, start ?? .literal(.undefined))
+            return try node([value, start ?? leaf(.literal(.undefined))]) { .index($0[0], $0[1]) }
         }
-        let end = next == .symbol("]") ? nil : try expression()
+        let end = next == .symbol("]") ? nil : try conditional()
         try expect("]")  // a step, `[::-1]`, is refused here
-        return .slice(value, start, end)
+        let none = leaf(.literal(.none))
+        return try node([value, start ?? none, end ?? none]) { .slice($0[0], $0[1], $0[2]) }
     }
 
-    private mutating func arguments() throws -> [TemplateArgument] {
-        var found: [TemplateArgument] = []
+    private mutating func called(_ value: Node) throws -> Node {
+        let (names, values) = try arguments()
+        return try node([value] + values) { .call($0[0], Self.arguments(names, $0.dropFirst())) }
+    }
+
+    /// Names of the arguments, nil for a positional one, and their values.
+    private mutating func arguments() throws -> ([String?], [Node]) {
+        var names: [String?] = []
+        var values: [Node] = []
         while !take(")") {
             if case .name(let name)? = next, place + 1 < tokens.count, tokens[place + 1] == .symbol("=") {
                 place += 2
-                found.append(TemplateArgument(name: name, value: try expression()))
+                names.append(name)
             } else {
-                found.append(TemplateArgument(name: nil, value: try expression()))
+                names.append(nil)
             }
+            values.append(try conditional())
             guard take(",") || next == .symbol(")") else { throw unexpected() }
         }
-        return found
+        return (names, values)
+    }
+
+    private static func arguments(_ names: [String?], _ values: ArraySlice<TemplateExpression>) -> [TemplateArgument] {
+        zip(names, values).map { TemplateArgument(name: $0, value: $1) }
     }
 
     /// Filters and tests behind a value.
-    private mutating func filtered(_ value: TemplateExpression) throws -> TemplateExpression {
+    private mutating func filtered(_ value: Node) throws -> Node {
         var value = value
         while true {
             if take("|") {
@@ -249,17 +286,18 @@ struct ExpressionParser {
                 guard TemplateFilters.names.contains(name) else {
                     throw TextError("the chat template has the filter \(name), which is not supported here")
                 }
-                value = .filter(value, name, take("(") ? try arguments() : [])
+                let (names, values) = take("(") ? try arguments() : ([], [])
+                value = try node([value] + values) { .filter($0[0], name, Self.arguments(names, $0.dropFirst())) }
             } else if takeName("is") {
-                let negated = takeName("not")
+                let isNegated = takeName("not")
                 let name = try identifier()
                 guard TemplateFilters.tests.contains(name) else {
                     throw TextError("the chat template has the test \(name), which is not supported here")
                 }
-                value = negated ? .not(.test(value, name)) : .test(value, name)
-            } else if next == .symbol("(") {
-                place += 1
-                value = .call(value, try arguments())
+                value = try node([value]) { .test($0[0], name) }
+                if isNegated { value = try node([value]) { .not($0[0]) } }
+            } else if take("(") {
+                value = try called(value)
             } else {
                 return value
             }

@@ -1,5 +1,41 @@
 import Foundation
 
+/// What a filter, a method or a function is called with.
+struct TemplateArguments {
+    let positional: [TemplateValue]
+    let named: [String: TemplateValue]
+
+    func value(_ place: Int, _ name: String) -> TemplateValue? {
+        place < positional.count ? positional[place] : named[name]
+    }
+
+    func text(_ place: Int, _ name: String) throws -> String {
+        guard let text = try optionalText(place, name) else { throw TextError("the chat template gives no \(name)") }
+        return text
+    }
+
+    /// nil where it is absent or none.
+    func optionalText(_ place: Int, _ name: String) throws -> String? {
+        guard let value = value(place, name), !value.isNone else { return nil }
+        guard let text = value.string else { throw TextError("the chat template gives a \(name) that is no text") }
+        return text
+    }
+
+    /// nil where it is absent or none.
+    func optionalInteger(_ place: Int, _ name: String) throws -> Int? {
+        guard let value = value(place, name), !value.isNone else { return nil }
+        guard let integer = value.integer else { throw TextError("the chat template gives a \(name) that is no whole number") }
+        return integer
+    }
+
+    /// No others than these, in their order.
+    func check(_ callee: String, takes names: String...) throws {
+        guard positional.count <= names.count, named.keys.allSatisfy(names.contains) else {
+            throw TextError("the chat template calls \(callee) with an argument that is not supported here")
+        }
+    }
+}
+
 /// Filters, tests and methods, as Jinja and Python define them.
 enum TemplateFilters {
     static let names: Set<String> = [
@@ -11,56 +47,94 @@ enum TemplateFilters {
         "undefined",
     ]
 
-    struct Arguments {
-        let positional: [TemplateValue]
-        let named: [String: TemplateValue]
-
-        func value(_ place: Int, _ name: String) -> TemplateValue? {
-            place < positional.count ? positional[place] : named[name]
-        }
-
-        func text(_ place: Int, _ name: String) throws -> String {
-            guard let text = value(place, name)?.string else { throw TextError("the chat template gives \(name) no text") }
-            return text
+    static func apply(
+        _ name: String, to value: TemplateValue, _ arguments: TemplateArguments, _ budget: TemplateBudget
+    ) throws -> TemplateValue {
+        switch name {
+        case "trim":
+            try arguments.check(name, takes: "chars")
+            return .string(try TextFilters(budget).strip(value.text(), arguments.optionalText(0, "chars")))
+        case "upper", "lower", "capitalize", "replace":
+            return .string(try TextFilters(budget).apply(name, to: value.text(), arguments))
+        case "tojson": return .string(try json(value, arguments, budget))
+        case "default", "d":
+            try arguments.check(name, takes: "default_value", "boolean")
+            let isMissing = value.isUndefined || (arguments.value(1, "boolean")?.isTrue == true && !value.isTrue)
+            return isMissing ? arguments.value(0, "default_value") ?? .string("") : value
+        case "int":
+            try arguments.check(name, takes: "default")
+            return try integer(value) ?? arguments.value(0, "default") ?? .int(0)
+        case "join":
+            try arguments.check(name, takes: "d")
+            return .string(try joined(value.items(budget), arguments.value(0, "d")?.text() ?? "", budget))
+        default:
+            try arguments.check(name)
+            return try plain(name, value, budget)
         }
     }
 
-    static func apply(_ name: String, to value: TemplateValue, _ arguments: Arguments) throws -> TemplateValue {
+    /// Filters without arguments.
+    private static func plain(_ name: String, _ value: TemplateValue, _ budget: TemplateBudget) throws -> TemplateValue {
         switch name {
-        case "trim": return .string(strip(try value.text(), try arguments.value(0, "chars").map { try $0.text() }))
+        case "string": return .string(try value.text())
         case "length", "count":
-            guard let count = value.count else { throw TextError("the chat template asks for the length of what has none") }
+            guard let count = try value.count(budget) else { throw TextError("the chat template asks for the length of what has none") }
             return .int(count)
-        case "upper", "lower", "capitalize", "replace", "string": return .string(try text(name, value.text(), arguments))
-        case "tojson":
-            let indent = arguments.value(1, "indent")?.integer
-            return .string(try value.json().dumped(indent: indent, sortKeys: arguments.named["sort_keys"]?.isTrue ?? false))
-        case "default", "d":
-            let otherwise = arguments.value(0, "default_value") ?? .string("")
-            if case .undefined = value { return otherwise }
-            return arguments.value(1, "boolean")?.isTrue == true && !value.isTrue ? otherwise : value
-        case "first": return try value.items().first ?? .undefined
-        case "last": return try value.items().last ?? .undefined
-        case "list": return .list(try value.items())
-        case "items": return pairs(value)
-        case "int": return .int(value.integer ?? value.number.map { Int($0) } ?? value.string.flatMap { Int($0) } ?? 0)
-        case "join":
-            let separator = try arguments.value(0, "d")?.text() ?? ""
-            return .string(try value.items().map { try $0.text() }.joined(separator: separator))
+        case "first":
+            if let text = value.string { return text.unicodeScalars.first.map { .string(String($0)) } ?? .undefined }
+            return try value.items(budget).first ?? .undefined
+        case "last":
+            if let text = value.string { return text.unicodeScalars.last.map { .string(String($0)) } ?? .undefined }
+            return try value.items(budget).last ?? .undefined
+        case "list": return .list(try TemplateList(value.items(budget)))
+        case "items": return try pairs(value, budget)
         default: throw TextError("the chat template has the filter \(name), which is not supported here")
         }
     }
 
-    private static func text(_ name: String, _ text: String, _ arguments: Arguments) throws -> String {
-        switch name {
-        case "upper": return text.uppercased()
-        case "lower": return text.lowercased()
-        case "capitalize":
-            guard let first = text.unicodeScalars.first else { return "" }
-            return first.properties.titlecaseMapping + String(text.unicodeScalars.dropFirst()).lowercased()
-        case "replace": return try replace(text, try arguments.text(0, "old"), try arguments.text(1, "new"))
-        default: return text
+    /// nil for what is no number, where Jinja takes the default.
+    private static func integer(_ value: TemplateValue) throws -> TemplateValue? {
+        if let integer = value.integer { return .int(integer) }
+        var number = value.number
+        if let text = value.string {
+            let digits = TextFilters.stripped(text, pythonSpaces)
+            if let integer = Int(digits) { return .int(integer) }
+            // Swift reads hexadecimal digits and names, Python does not.
+            guard digits.utf8.allSatisfy({ "0123456789+-.eE".utf8.contains($0) }) else { return nil }
+            number = Double(digits)
         }
+        guard let number, !number.isNaN else { return nil }
+        guard let integer = Int(exactly: number.rounded(.towardZero)) else {
+            throw TextError("the chat template has a number of over 64 bits")
+        }
+        return .int(integer)
+    }
+
+    /// As transformers' `tojson`, which takes what `json.dumps` does.
+    private static func json(_ value: TemplateValue, _ arguments: TemplateArguments, _ budget: TemplateBudget) throws -> String {
+        try arguments.check("tojson", takes: "ensure_ascii", "indent", "separators", "sort_keys")
+        guard arguments.value(0, "ensure_ascii")?.isTrue != true else {
+            throw TextError("the chat template calls tojson with ensure_ascii, which is not supported here")
+        }
+        var style = JSONStyle(indent: try arguments.optionalInteger(1, "indent"), sortKeys: arguments.value(3, "sort_keys")?.isTrue ?? false)
+        if let separators = arguments.value(2, "separators"), !separators.isNone {
+            let texts = try separators.items(budget).compactMap(\.string)
+            guard texts.count == 2 else { throw TextError("the chat template gives separators that are not two texts") }
+            (style.itemSeparator, style.keySeparator) = (texts[0], texts[1])
+        }
+        let text = try value.json(budget).dumped(style, limit: TemplateBudget.maxValueBytes)
+        try budget.make(text?.utf8.count)
+        return text ?? ""
+    }
+
+    private static func joined(_ values: [TemplateValue], _ separator: String, _ budget: TemplateBudget) throws -> String {
+        var size: Int? = product(separator.utf8.count, max(values.count - 1, 0))
+        for value in values {
+            try budget.node()
+            size = sum(size, try value.text().utf8.count)
+        }
+        try budget.make(size)
+        return try values.map { try $0.text() }.joined(separator: separator)
     }
 
     static func test(_ name: String, _ value: TemplateValue) throws -> Bool {
@@ -79,76 +153,57 @@ enum TemplateFilters {
         }
     }
 
-    static func call(_ name: String, on value: TemplateValue, _ arguments: Arguments) throws -> TemplateValue {
-        if case .object = value { return try callObject(name, value, arguments) }
+    // MARK: methods
+
+    static func call(
+        _ name: String, on value: TemplateValue, _ arguments: TemplateArguments, _ budget: TemplateBudget
+    ) throws -> TemplateValue {
+        if case .object(let object) = value { return try callObject(name, object, arguments, budget) }
         guard let text = value.string else {
             throw TextError("the chat template calls \(name) of a value that has no such method here")
         }
-        let chars = arguments.positional.first?.string
+        let texts = TextFilters(budget)
         switch name {
-        case "strip": return .string(strip(text, chars))
-        case "lstrip": return .string(strip(text, chars, end: false))
-        case "rstrip": return .string(strip(text, chars, start: false))
-        case "upper", "lower", "capitalize", "replace": return .string(try self.text(name, text, arguments))
-        case "startswith": return .bool(text.utf8.starts(with: try arguments.text(0, "prefix").utf8))
-        case "endswith": return .bool(text.utf8.reversed().starts(with: try arguments.text(0, "suffix").utf8.reversed()))
-        case "split": return .list(try split(text, chars).map { .string($0) })
+        case "strip", "lstrip", "rstrip":
+            try arguments.check(name, takes: "chars")
+            let chars = try arguments.optionalText(0, "chars")
+            return .string(try texts.strip(text, chars, start: name != "rstrip", end: name != "lstrip"))
+        case "upper", "lower", "capitalize", "replace": return .string(try texts.apply(name, to: text, arguments))
+        case "startswith", "endswith":
+            try arguments.check(name, takes: "part")
+            let part = try arguments.text(0, "part")
+            try budget.work(part.utf8.count)
+            return .bool(name == "startswith" ? text.utf8.starts(with: part.utf8) : text.utf8.reversed().starts(with: part.utf8.reversed()))
+        case "split":
+            try arguments.check(name, takes: "sep", "maxsplit")
+            let parts = try texts.split(text, arguments.optionalText(0, "sep"), limit: arguments.optionalInteger(1, "maxsplit"))
+            return .list(try TemplateList(parts.map { .string($0) }))
         default: throw TextError("the chat template calls the method \(name), which is not supported here")
         }
     }
 
-    private static func callObject(_ name: String, _ value: TemplateValue, _ arguments: Arguments) throws -> TemplateValue {
+    private static func callObject(
+        _ name: String, _ object: TemplateObject, _ arguments: TemplateArguments, _ budget: TemplateBudget
+    ) throws -> TemplateValue {
+        if name == "get" {
+            try arguments.check(name, takes: "key", "default")
+            return object[try arguments.text(0, "key")] ?? arguments.value(1, "default") ?? .none
+        }
+        try arguments.check(name)
         switch name {
-        case "items": return pairs(value)
-        case "keys": return .list(try value.items())
+        case "items": return try pairs(.object(object), budget)
+        case "keys": return .list(try TemplateList(TemplateValue.object(object).items(budget)))
         case "values":
-            guard case .object(let members) = value else { return .undefined }
-            return .list(members.map(\.value))
-        case "get":
-            let found = value.member(try arguments.text(0, "key"))
-            if case .undefined = found { return arguments.value(1, "default") ?? .none }
-            return found
+            try budget.makeEntries(object.members.count)
+            return .list(try TemplateList(object.members.map(\.value)))
         default: throw TextError("the chat template calls the method \(name), which is not supported here")
         }
     }
 
-    private static func pairs(_ value: TemplateValue) -> TemplateValue {
-        guard case .object(let members) = value else { return .list([]) }
-        return .list(members.map { .list([.string($0.key), $0.value]) })
-    }
-
-    private static func strip(_ text: String, _ chars: String?, start: Bool = true, end: Bool = true) -> String {
-        let gone = chars.map { Set($0.unicodeScalars) } ?? pythonSpaces
-        var scalars = text.unicodeScalars[...]
-        while start, let first = scalars.first, gone.contains(first) { scalars.removeFirst() }
-        while end, let last = scalars.last, gone.contains(last) { scalars.removeLast() }
-        return String(scalars)
-    }
-
-    private static func replace(_ text: String, _ old: String, _ new: String) throws -> String {
-        guard !old.isEmpty else { throw TextError("the chat template replaces an empty text, which is not supported here") }
-        return try split(text, old).joined(separator: new)
-    }
-
-    private static func split(_ text: String, _ separator: String?) throws -> [String] {
-        guard let separator else {
-            return text.unicodeScalars.split { pythonSpaces.contains($0) }.map { String($0) }
-        }
-        guard !separator.isEmpty else { throw TextError("the chat template splits at an empty text") }
-        let bytes = Array(text.utf8)
-        let mark = Array(separator.utf8)
-        var parts: [String] = []
-        var start = 0
-        var place = 0
-        while place + mark.count <= bytes.count {
-            guard bytes[place] == mark[0], bytes[place...].starts(with: mark) else {
-                place += 1
-                continue
-            }
-            parts.append(String(decoding: bytes[start..<place], as: UTF8.self))
-            place += mark.count
-            start = place
-        }
-        return parts + [String(decoding: bytes[start...], as: UTF8.self)]
+    private static func pairs(_ value: TemplateValue, _ budget: TemplateBudget) throws -> TemplateValue {
+        if value.isUndefined { return .list(try TemplateList([])) }
+        guard case .object(let object) = value else { throw TextError("the chat template asks for the items of what has no members") }
+        try budget.makeEntries(3 * object.members.count)
+        return .list(try TemplateList(object.members.map { .list(try TemplateList([.string($0.key), $0.value])) }))
     }
 }

@@ -24,7 +24,11 @@ public struct TemplateDate: Sendable {
         "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
     ]
 
+    /// Six letters of a month for two of the format are the most that it grows by.
+    static let growth = 5
+
     func formatted(_ format: String) throws -> String {
+        guard Self.months.indices.contains(month - 1) else { throw TextError("there is no month \(month)") }
         var text = ""
         var isCode = false
         for scalar in format.unicodeScalars {
@@ -53,38 +57,65 @@ public struct TemplateDate: Sendable {
 enum TemplateFunctions {
     static let names: Set<String> = ["namespace", "raise_exception", "range", "strftime_now"]
 
-    static func call(_ name: String, _ arguments: TemplateFilters.Arguments, today: TemplateDate) throws -> TemplateValue {
+    static func call(
+        _ name: String, _ arguments: TemplateArguments, today: TemplateDate, _ budget: TemplateBudget
+    ) throws -> TemplateValue {
         switch name {
-        case "raise_exception": throw TextError("the chat template refuses the dialog: \(try arguments.text(0, "message"))")
-        case "strftime_now": return .string(try today.formatted(try arguments.text(0, "format")))
+        case "raise_exception": throw TextError("the chat template refuses the dialog: \(try arguments.text(0, "message").prefix(1000))")
+        case "strftime_now":
+            let format = try arguments.text(0, "format")
+            try budget.make(product(format.utf8.count, TemplateDate.growth))
+            return .string(try today.formatted(format))
         case "namespace":
+            guard arguments.positional.isEmpty else { throw TextError("the chat template calls namespace with a value without a name") }
             let space = TemplateNamespace()
-            space.values = arguments.named
+            for (name, value) in arguments.named { try space.set(name, value) }
             return .namespace(space)
-        case "range":
-            let bounds = arguments.positional.compactMap(\.integer)
-            guard (1...2).contains(bounds.count), bounds.count == arguments.positional.count else {
-                throw TextError("the chat template calls range with a step, which is not supported here")
-            }
-            let (start, end) = bounds.count == 1 ? (0, bounds[0]) : (bounds[0], bounds[1])
-            guard end < start || end.subtractingReportingOverflow(start).partialValue <= TemplateRun.maxSteps else {
-                throw TextError("the chat template asks for a range of more than \(TemplateRun.maxSteps)")
-            }
-            return .list((start..<max(start, end)).map { .int($0) })
+        case "range": return try range(arguments, budget)
         default: throw TextError("the chat template calls \(name), which is not supported here")
         }
+    }
+
+    private static func range(_ arguments: TemplateArguments, _ budget: TemplateBudget) throws -> TemplateValue {
+        let bounds = arguments.positional.compactMap(\.integer)
+        guard (1...2).contains(bounds.count), bounds.count == arguments.positional.count, arguments.named.isEmpty else {
+            throw TextError("the chat template calls range with other than one or two numbers, which is not supported here")
+        }
+        let (start, end) = bounds.count == 1 ? (0, bounds[0]) : (bounds[0], bounds[1])
+        guard start < end else { return .list(try TemplateList([])) }
+        let (count, isOver) = end.subtractingReportingOverflow(start)
+        guard !isOver, count <= TemplateBudget.maxSteps else {
+            throw TextError("the chat template asks for a range of more than \(TemplateBudget.maxSteps)")
+        }
+        try budget.makeEntries(count)
+        return .list(try TemplateList((start..<end).map { .int($0) }))
     }
 }
 
 /// `+ - * / // %` and the order of values.
-enum TemplateArithmetic {
-    static func apply(_ symbol: String, _ left: TemplateValue, _ right: TemplateValue) throws -> TemplateValue {
-        if symbol == "+", let a = left.string, let b = right.string { return .string(a + b) }
-        if symbol == "+", case .list(let a) = left, case .list(let b) = right { return .list(a + b) }
-        if symbol == "*", let text = left.string ?? right.string, let count = left.integer ?? right.integer {
-            return .string(try repeated(text, max(count, 0)))
+struct TemplateArithmetic {
+    private let budget: TemplateBudget
+
+    init(_ budget: TemplateBudget) {
+        self.budget = budget
+    }
+
+    func apply(_ symbol: String, _ left: TemplateValue, _ right: TemplateValue) throws -> TemplateValue {
+        if symbol == "+", let a = left.string, let b = right.string {
+            try budget.make(sum(a.utf8.count, b.utf8.count))
+            return .string(a + b)
         }
-        if let a = left.integer, let b = right.integer, symbol != "/" { return .int(try integer(symbol, a, b)) }
+        if symbol == "+", case .list(let a) = left, case .list(let b) = right {
+            try budget.makeEntries(a.items.count + b.items.count)
+            return .list(try TemplateList(a.items + b.items))
+        }
+        if symbol == "*", let text = left.string ?? right.string, let count = left.integer ?? right.integer {
+            // Nothing, however often, is made at once.
+            guard !text.isEmpty, count > 0 else { return .string("") }
+            try budget.make(product(text.utf8.count, count))
+            return .string(String(repeating: text, count: count))
+        }
+        if let a = left.integer, let b = right.integer, symbol != "/" { return .int(try Self.integer(symbol, a, b)) }
         guard let a = left.number, let b = right.number else {
             throw TextError("the chat template joins values of different kinds with \(symbol)")
         }
@@ -97,14 +128,6 @@ enum TemplateArithmetic {
         case "//": return .double((a / b).rounded(.down))
         default: return .double(a - b * (a / b).rounded(.down))
         }
-    }
-
-    private static func repeated(_ text: String, _ count: Int) throws -> String {
-        let (size, overflows) = text.utf8.count.multipliedReportingOverflow(by: count)
-        guard !overflows, size <= TemplateRun.maxValueSize else {
-            throw TextError("the chat template makes a value of more than \(TemplateRun.maxValueSize) items")
-        }
-        return String(repeating: text, count: count)
     }
 
     private static func integer(_ symbol: String, _ a: Int, _ b: Int) throws -> Int {
@@ -126,12 +149,13 @@ enum TemplateArithmetic {
         return value
     }
 
-    static func isOrdered(_ symbol: String, _ left: TemplateValue, _ right: TemplateValue) throws -> Bool {
+    func isOrdered(_ symbol: String, _ left: TemplateValue, _ right: TemplateValue) throws -> Bool {
         let isLess: Bool
         let isMore: Bool
         if let a = left.number, let b = right.number {
             (isLess, isMore) = (a < b, a > b)
         } else if let a = left.string, let b = right.string {
+            try budget.work(2 * min(a.utf8.count, b.utf8.count))
             isLess = a.unicodeScalars.lexicographicallyPrecedes(b.unicodeScalars)
             isMore = b.unicodeScalars.lexicographicallyPrecedes(a.unicodeScalars)
         } else {

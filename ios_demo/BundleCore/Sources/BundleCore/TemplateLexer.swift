@@ -165,7 +165,10 @@ struct TemplateLexer {
         if place + 1 < source.count, source[place] == ".", ("0"..."9").contains(source[place + 1]) {
             place += 1
             while place < source.count, ("0"..."9").contains(source[place]) { place += 1 }
-            return .double(Double(Self.string(source[start..<place])) ?? 0)
+            guard let value = Double(Self.string(source[start..<place])), value.isFinite else {
+                throw TextError("the chat template has a number beyond the range of a double")
+            }
+            return .double(value)
         }
         guard let value = Int(Self.string(source[start..<place])) else { throw TextError("the chat template has a number of over 64 bits") }
         return .int(value)

@@ -7,7 +7,7 @@ indirect enum TemplateExpression {
     case dictionary([(TemplateExpression, TemplateExpression)])
     case attribute(TemplateExpression, String)
     case index(TemplateExpression, TemplateExpression)
-    case slice(TemplateExpression, TemplateExpression?, TemplateExpression?)
+    case slice(TemplateExpression, TemplateExpression, TemplateExpression)
     case call(TemplateExpression, [TemplateArgument])
     case filter(TemplateExpression, String, [TemplateArgument])
     case test(TemplateExpression, String)
@@ -41,7 +41,7 @@ indirect enum TemplateStatement {
 
 /// From parts to statements. What is not known is an error that names it, at loading, before any answer depends on it.
 struct TemplateParser {
-    private static let maxDepth = 64
+    private static let maxDepth = 24
 
     private let parts: [TemplatePart]
     private var place = 0

@@ -1,33 +1,103 @@
 import Foundation
 
-/// What `{% set ns = namespace() %}` makes: a value that inner blocks can change.
+/// What `{% set ns = namespace() %}` makes: a variable whose fields inner blocks can change. It is held by its name alone, so
+/// that none can hold itself or a chain of others.
 final class TemplateNamespace {
-    var values: [String: TemplateValue] = [:]
+    private var values: [String: TemplateValue] = [:]
+
+    subscript(name: String) -> TemplateValue? { values[name] }
+
+    func set(_ name: String, _ value: TemplateValue) throws {
+        _ = try value.depth()
+        values[name] = value
+    }
+}
+
+/// The values of a list, which nothing changes, and how deeply they are nested.
+final class TemplateList {
+    /// Values are compared, written and freed recursively.
+    static let maxDepth = 64
+
+    let items: [TemplateValue]
+    fileprivate let depth: Int
+
+    init(_ items: [TemplateValue]) throws {
+        self.items = items
+        depth = try deeper(items)
+    }
+}
+
+/// Members in the order in which they were first set, of two with one name the last one, as in Python.
+final class TemplateObject {
+    let members: [(key: String, value: TemplateValue)]
+    fileprivate let depth: Int
+    private let places: [ExactString: Int]
+
+    init(_ given: [(key: String, value: TemplateValue)]) throws {
+        var members: [(key: String, value: TemplateValue)] = []
+        var places: [ExactString: Int] = [:]
+        for member in given {
+            let place = places[ExactString(member.key), default: members.count]
+            if place < members.count {
+                members[place].value = member.value
+            } else {
+                places[ExactString(member.key)] = place
+                members.append(member)
+            }
+        }
+        self.members = members
+        self.places = places
+        depth = try deeper(members.lazy.map(\.value))
+    }
+
+    subscript(name: String) -> TemplateValue? {
+        places[ExactString(name)].map { members[$0].value }
+    }
+}
+
+/// One more than the depth of the deepest of `values`.
+private func deeper(_ values: some Sequence<TemplateValue>) throws -> Int {
+    let depth = try values.reduce(0) { max($0, try $1.depth()) } + 1
+    guard depth <= TemplateList.maxDepth else {
+        throw TextError("the chat template nests values more than \(TemplateList.maxDepth) deep")
+    }
+    return depth
 }
 
 /// A value while a template runs, with Python's meaning of truth, equality and text.
-indirect enum TemplateValue {
+enum TemplateValue {
     case undefined
     case none
     case bool(Bool)
     case int(Int)
     case double(Double)
     case string(String)
-    case list([TemplateValue])
-    case object([(key: String, value: TemplateValue)])
+    case list(TemplateList)
+    case object(TemplateObject)
     case namespace(TemplateNamespace)
 
-    init(_ json: JSONValue) {
-        self =
-            switch json {
-            case .null: .none
-            case .bool(let value): .bool(value)
-            case .int(let value): .int(value)
-            case .double(let value): .double(value)
-            case .string(let value): .string(value)
-            case .array(let values): .list(values.map { TemplateValue($0) })
-            case .object(let object): .object(object.members.map { ($0.key, TemplateValue($0.value)) })
-            }
+    init(_ json: JSONValue) throws {
+        switch json {
+        case .null: self = .none
+        case .bool(let value): self = .bool(value)
+        case .int(let value): self = .int(value)
+        case .double(let value): self = .double(value)
+        case .string(var value):
+            value.makeContiguousUTF8()  // a string of Foundation's counts its bytes one by one
+            self = .string(value)
+        case .array(let values): self = .list(try TemplateList(values.map { try TemplateValue($0) }))
+        case .object(let object): self = .object(try TemplateObject(object.members.map { ($0.key, try TemplateValue($0.value)) }))
+        }
+    }
+
+    /// Levels of lists and objects. A namespace has none that could be told.
+    fileprivate func depth() throws -> Int {
+        switch self {
+        case .list(let list): return list.depth
+        case .object(let object): return object.depth
+        case .namespace: throw TextError("the chat template puts a namespace into another value, which is not supported here")
+        default: return 0
+        }
     }
 
     var isTrue: Bool {
@@ -37,8 +107,8 @@ indirect enum TemplateValue {
         case .int(let value): value != 0
         case .double(let value): value != 0
         case .string(let value): !value.isEmpty
-        case .list(let values): !values.isEmpty
-        case .object(let members): !members.isEmpty
+        case .list(let list): !list.items.isEmpty
+        case .object(let object): !object.members.isEmpty
         case .namespace: true
         }
     }
@@ -66,6 +136,16 @@ indirect enum TemplateValue {
         return nil
     }
 
+    var isUndefined: Bool {
+        if case .undefined = self { return true }
+        return false
+    }
+
+    var isNone: Bool {
+        if case .none = self { return true }
+        return false
+    }
+
     /// As `{{ value }}` prints it. A list or an object would be printed in Python's own notation, which no model was trained on.
     func text() throws -> String {
         switch self {
@@ -79,7 +159,8 @@ indirect enum TemplateValue {
         }
     }
 
-    func json() throws -> JSONValue {
+    func json(_ budget: TemplateBudget) throws -> JSONValue {
+        try budget.node()
         switch self {
         case .undefined, .namespace: throw TextError("the chat template gives tojson what is not defined")
         case .none: return .null
@@ -87,26 +168,36 @@ indirect enum TemplateValue {
         case .int(let value): return .int(value)
         case .double(let value): return .double(value)
         case .string(let value): return .string(value)
-        case .list(let values): return .array(try values.map { try $0.json() })
-        case .object(let members): return .object(JSONObject(try members.map { ($0.key, try $0.value.json()) }))
+        case .list(let list):
+            try budget.makeEntries(list.items.count)
+            return .array(try list.items.map { try $0.json(budget) })
+        case .object(let object):
+            try budget.makeEntries(object.members.count)
+            return .object(JSONObject(try object.members.map { ($0.key, try $0.value.json(budget)) }))
         }
     }
 
     func member(_ name: String) -> TemplateValue {
         switch self {
-        case .object(let members): members.first { sameText($0.key, name) }?.value ?? .undefined
-        case .namespace(let space): space.values[name] ?? .undefined
+        case .object(let object): object[name] ?? .undefined
+        case .namespace(let space): space[name] ?? .undefined
         default: .undefined
         }
     }
 
-    func equals(_ other: TemplateValue) -> Bool {
+    func equals(_ other: TemplateValue, _ budget: TemplateBudget) throws -> Bool {
+        try budget.node()
         switch (self, other) {
         case (.undefined, .undefined), (.none, .none): return true
-        case (.string(let a), .string(let b)): return sameText(a, b)
-        case (.list(let a), .list(let b)): return a.count == b.count && zip(a, b).allSatisfy { $0.equals($1) }
+        case (.string(let a), .string(let b)):
+            guard a.utf8.count == b.utf8.count else { return false }
+            try budget.work(a.utf8.count)
+            return sameText(a, b)
+        case (.list(let a), .list(let b)):
+            return try a.items.count == b.items.count && zip(a.items, b.items).allSatisfy { try $0.equals($1, budget) }
         case (.object(let a), .object(let b)):
-            return a.count == b.count && a.allSatisfy { member in other.member(member.key).equals(member.value) }
+            return try a.members.count == b.members.count
+                && a.members.allSatisfy { try b[$0.key]?.equals($0.value, budget) ?? false }
         case (.namespace(let a), .namespace(let b)): return a === b
         default:
             guard let a = number, let b = other.number else { return false }
@@ -115,43 +206,52 @@ indirect enum TemplateValue {
     }
 
     /// What a loop goes through: items, keys, characters.
-    func items() throws -> [TemplateValue] {
+    func items(_ budget: TemplateBudget) throws -> [TemplateValue] {
         switch self {
         case .undefined: return []
-        case .list(let values): return values
-        case .object(let members): return members.map { .string($0.key) }
-        case .string(let text): return text.unicodeScalars.map { .string(String($0)) }
+        case .list(let list): return list.items
+        case .object(let object):
+            try budget.makeEntries(object.members.count)
+            return object.members.map { .string($0.key) }
+        case .string(let text):
+            try budget.work(text.utf8.count)
+            try budget.makeEntries(scalarCount(text))
+            return text.unicodeScalars.map { .string(String($0)) }
         default: throw TextError("the chat template loops over what has no items")
         }
     }
 
-    var count: Int? {
+    func count(_ budget: TemplateBudget) throws -> Int? {
         switch self {
-        case .undefined: 0
-        case .list(let values): values.count
-        case .object(let members): members.count
-        case .string(let text): text.unicodeScalars.count
-        default: nil
+        case .undefined: return 0
+        case .list(let list): return list.items.count
+        case .object(let object): return object.members.count
+        case .string(let text):
+            try budget.work(text.utf8.count)
+            return scalarCount(text)
+        default: return nil
         }
     }
 
-    func contains(_ item: TemplateValue) throws -> Bool {
-        guard case .string(let text) = self else {
-            return try items().contains { $0.equals(item) }
+    func contains(_ item: TemplateValue, _ budget: TemplateBudget) throws -> Bool {
+        switch self {
+        case .undefined: return false
+        case .list(let list): return try list.items.contains { try $0.equals(item, budget) }
+        case .object(let object): return item.string.flatMap { object[$0] } != nil
+        case .string(let text):
+            guard let part = item.string else { throw TextError("the chat template looks for what is no text in a text") }
+            return try part.isEmpty || !TextSearch(part, budget).places(in: text, limit: 1).isEmpty
+        default: throw TextError("the chat template looks for a value in what has no items")
         }
-        guard let part = item.string else { throw TextError("the chat template looks for what is no text in a text") }
-        return part.isEmpty || Array(text.utf8).contains(Array(part.utf8))
     }
 }
 
-extension Array where Element: Equatable {
-    /// Whether these elements are somewhere in a row.
-    func contains(_ part: [Element]) -> Bool {
-        firstIndex(of: part) != nil
-    }
-
-    func firstIndex(of part: [Element]) -> Int? {
-        guard part.count <= count else { return nil }
-        return (0...count - part.count).first { self[$0...].starts(with: part) }
+/// Code points, counted by the bytes that begin one.
+private func scalarCount(_ text: String) -> Int {
+    var text = text
+    return text.withUTF8 { bytes in
+        var count = 0
+        for byte in bytes where byte & 0xC0 != 0x80 { count += 1 }
+        return count
     }
 }

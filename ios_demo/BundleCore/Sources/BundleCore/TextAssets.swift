@@ -5,6 +5,9 @@ struct TextAssets {
     static let tokenizerConfigFile = "tokenizer_config.json"
     static let generationConfigFile = "generation_config.json"
     static let templateFile = "chat_template.jinja"
+    /// tokenizer_config.json of a thousand added tokens has half a megabyte.
+    private static let maxConfigBytes = 16 << 20
+    private static let maxConfigValues = 400_000
     /// Tokens that end a document, whatever the template.
     private static let documentEnds = ["<|end_of_text|>", "<|endoftext|>"]
     /// A template that mentions the first token lets the model end its turn by any of the second.
@@ -22,7 +25,7 @@ struct TextAssets {
     let tokenizerConfig: JSONObject
 
     init(folder: URL) throws {
-        let data = try Self.contents(folder.appendingPathComponent(Tokenizer.fileName))
+        let data = try Self.contents(folder.appendingPathComponent(Tokenizer.fileName), maxBytes: Tokenizer.maxBytes)
         tokenizerSHA256 = sha256(of: data)
         tokenizer = try Tokenizer(json: data)
         tokenizerConfig = try Self.object(folder, Self.tokenizerConfigFile)
@@ -66,25 +69,36 @@ struct TextAssets {
         }
     }
 
-    private static func contents(_ url: URL) throws -> Data {
-        guard let size = fileSize(url), size <= Tokenizer.maxBytes, let data = try? Data(contentsOf: url) else {
-            throw TextError("\(url.lastPathComponent) is missing, or larger than \(Tokenizer.maxBytes) bytes")
-        }
+    private static func contents(_ url: URL, maxBytes: Int) throws -> Data {
+        let name = url.lastPathComponent
+        guard isRegularFile(url), let size = fileSize(url) else { throw TextError("\(name) is missing") }
+        guard size <= maxBytes else { throw TextError("\(name) has \(size) bytes; at most \(maxBytes) are read") }
+        guard let data = try? Data(contentsOf: url) else { throw TextError("\(name) cannot be read") }
         return data
     }
 
     private static func object(_ folder: URL, _ name: String) throws -> JSONObject {
         let url = folder.appendingPathComponent(name)
         guard isRegularFile(url) else { return JSONObject() }
-        guard let object = (try? JSONValue(parsing: contents(url)))?.objectValue else { throw TextError("\(name) is no JSON object") }
-        return object
+        do {
+            guard let object = try JSONValue(parsing: contents(url, maxBytes: maxConfigBytes), maxValues: maxConfigValues).objectValue else {
+                throw TextError("\(name) is no JSON object")
+            }
+            return object
+        } catch let error as JSONError {
+            throw TextError("\(name) is no JSON: \(error)")
+        } catch let error as JSONTooManyValues {
+            throw TextError("\(name) has more than \(error.limit) values")
+        }
     }
 
     /// `chat_template.jinja` goes before tokenizer_config.json, as in transformers.
     private static func template(_ folder: URL, _ config: JSONObject) throws -> String? {
         let url = folder.appendingPathComponent(templateFile)
         if isRegularFile(url) {
-            guard let text = String(validatingUTF8Bytes: try contents(url)) else { throw TextError("\(templateFile) is not UTF-8") }
+            guard let text = String(validatingUTF8Bytes: try contents(url, maxBytes: maxConfigBytes)) else {
+                throw TextError("\(templateFile) is not UTF-8")
+            }
             return text
         }
         var value = config["chat_template"]

@@ -5,8 +5,8 @@ public struct Tokenizer: Sendable {
     /// Llama 3's own tokenizer.json has 17 MB.
     public static let maxBytes = 128 << 20
     public static let fileName = "tokenizer.json"
-    /// Stands inside a control token that a message spells, while the dialog is rendered: a noncharacter, in no text.
-    private static let quote = Unicode.Scalar(0xFDD0 as UInt32)!
+    /// No vocabulary has a tenth of these.
+    static let ids = 0...(1 << 24)
 
     private let bpe: ByteLevelBPE
     private let added: AddedTokens
@@ -25,6 +25,8 @@ public struct Tokenizer: Sendable {
             value = try JSONValue(parsing: json)
         } catch let error as JSONError {
             throw TextError("tokenizer.json is no JSON: \(error)")
+        } catch let error as JSONTooManyValues {
+            throw TextError("tokenizer.json has more than \(error.limit) values")
         }
         guard value["normalizer"]?.isNull ?? true else { throw TextError("normalizer: none is supported") }
         guard let model = value["model"], let pre = value["pre_tokenizer"] else {
@@ -57,52 +59,24 @@ public struct Tokenizer: Sendable {
 
     /// Ids of text, without BOS.
     ///
-    /// With `controlTokens`, those that the text spells count as such (a rendered template); without, they stay text.
-    public func encode(_ text: String, controlTokens: Bool) -> [Int] {
-        added.split(text) { controlTokens || !$0.isSpecial }.flatMap { piece in
+    /// With `controlTokens`, those that the text spells count as such (a rendered template); without, special ones stay text.
+    /// Throws `TextError` where the file's own pattern takes too long.
+    public func encode(_ text: String, controlTokens: Bool) throws -> [Int] {
+        try encode(text) { !controlTokens && specialIDs.contains($0) }
+    }
+
+    /// Ids of text, without BOS; tokens of which `isText` is true stay text.
+    func encode(_ text: String, where isText: (Int) -> Bool) throws -> [Int] {
+        let patience = PreTokenizer.Patience(for: text)
+        return try added.split(text) { !isText($0.id) }.flatMap { piece in
             switch piece {
             case .token(let id): [id]
-            case .text(let text): preTokenizer.pieces(of: text).flatMap(bpe.encode)
+            case .text(let text): try preTokenizer.pieces(of: text, patience).flatMap { bpe.encode($0, forbidden: isText) }
             }
         }
     }
 
-    /// Ids of a dialog through its template; control tokens that a message spells stay text, so nobody who pastes a web page
-    /// lets it speak as the system.
-    public func encode(
-        _ messages: [JSONValue], with template: ChatTemplate, addGenerationPrompt: Bool = true, tools: [JSONValue]? = nil,
-        today: TemplateDate = .reference
-    ) throws -> [Int] {
-        let rendered = try template.render(
-            messages.map(quoted), addGenerationPrompt: addGenerationPrompt, tools: tools, today: today)
-        guard rendered.unicodeScalars.contains(Self.quote) else { return encode(rendered, controlTokens: true) }
-        return added.split(rendered, where: \.isSpecial).flatMap { piece in
-            switch piece {
-            case .token(let id): [id]
-            case .text(let text):
-                encode(String(String.UnicodeScalarView(text.unicodeScalars.filter { $0 != Self.quote })), controlTokens: false)
-            }
-        }
-    }
-
-    /// The message, no control token in its content being one any more.
-    private func quoted(_ message: JSONValue) -> JSONValue {
-        guard case .object(var object) = message, let content = object["content"]?.stringValue else { return message }
-        var clean = String.UnicodeScalarView()
-        for scalar in content.unicodeScalars { clean.append(scalar == Self.quote ? "\u{FFFD}" : scalar) }
-        var text = ""
-        for piece in added.split(String(clean), where: \.isSpecial) {
-            switch piece {
-            case .text(let plain): text += plain
-            case .token(let id):
-                var scalars = (added.tokens.first { $0.id == id }?.content ?? "").unicodeScalars
-                scalars.insert(Self.quote, at: scalars.index(after: scalars.startIndex))
-                text += String(scalars)
-            }
-        }
-        object["content"] = .string(text)
-        return .object(object)
-    }
+    func controlTokens(template source: String?) -> [AddedTokens.Token] { added.controlTokens(template: source) }
 
     /// The bytes that a token stands for; none for control tokens.
     public func bytes(of id: Int) -> [UInt8] {

@@ -21,19 +21,12 @@ final class PartsTests: XCTestCase {
         let value = try JSONValue(parsing: #" {"b": [1, 1.0, -2e3, true, null], "a": "\u00fc\ud83d\ude00\n\"", "b2": {}} "#)
         XCTAssertEqual(value.dumped(), #"{"b": [1, 1.0, -2000.0, true, null], "a": "ü😀\n\"", "b2": {}}"#)
         XCTAssertEqual(
-            try JSONValue(parsing: #"{"b":[1,{}],"a":[]}"#).dumped(indent: 1, sortKeys: true),
+            try JSONValue(parsing: #"{"b":[1,{}],"a":[]}"#).dumped(JSONStyle(indent: 1, sortKeys: true)),
             "{\n \"a\": [],\n \"b\": [\n  1,\n  {}\n ]\n}")
         XCTAssertNotEqual(JSONValue.bool(true), .int(1))
         XCTAssertEqual(JSONValue.int(1), .double(1))
         // The same to Swift's own ==, and two keys to JSON.
         XCTAssertEqual(try JSONValue(parsing: "{\"\u{e9}\": 1, \"e\u{301}\": 2}").objectValue?.count, 2)
-    }
-
-    func testWrongJSONIsRefused() {
-        for text in ["", "{", "[1,]", "{\"a\":1,}", "01", "+1", ".5", "1.", "tru", "\"\n\"", "\"\\ud800\"", "\"\\x\"", "1 2", "NaN", "'a'"] {
-            XCTAssertThrowsError(try JSONValue(parsing: text), text) { XCTAssertTrue($0 is JSONError, text) }
-        }
-        XCTAssertThrowsError(try JSONValue(parsing: String(repeating: "[", count: 100_000)))
     }
 
     func testASchemaWithAnUnknownKeywordRefusesEverything() throws {
@@ -57,15 +50,6 @@ final class PartsTests: XCTestCase {
         XCTAssertTrue(FindingCatalog.shared.codes.allSatisfy { FindingCatalog.shared[$0]?.remedy.hasSuffix(".") ?? false })
     }
 
-    func testALongWordCostsNoSquare() throws {
-        let tokenizer = try Tokenizer(json: Fixtures.data("tokenizers/llama3.json"))
-        let text = String(repeating: "thing", count: 40_000)
-        let start = ContinuousClock.now
-        XCTAssertGreaterThan(tokenizer.encode(text, controlTokens: false).count, 40_000)
-        // Its square, 4e10 steps, would take minutes on any machine.
-        XCTAssertLessThan(ContinuousClock.now - start, .seconds(60))
-    }
-
     func testTokenizersOfAnotherKindAreRefused() throws {
         let good = try Fixtures.text("tokenizers/llama3.json")
         let changes = [
@@ -78,24 +62,6 @@ final class PartsTests: XCTestCase {
             XCTAssertThrowsError(try Tokenizer(json: Data(good.replacingOccurrences(of: old, with: new).utf8)), new) {
                 XCTAssertTrue($0 is TextError, new)
             }
-        }
-    }
-
-    func testTemplatesRenderAsJinjaDoes() throws {
-        // Expected values are Jinja 3.1's, with the settings of transformers.
-        let cases = [
-            ("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc"), ("{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 7 / 2 }}", "3 -4 2 3.5"),
-            ("{{ 'ab'[0] }}{{ 'abc'[1:] }}{{ [1, 2, 3][-1] }}{{ 'x' * 3 }}", "abc3xxx"), ("{{ none }} {{ true }} {{ nothing }}|", "None True |"),
-            ("{% for x in [1, 2, 3] if x != 2 %}{{ loop.index }}{{ x }}{% if not loop.last %},{% endif %}{% endfor %}", "11,23"),
-            ("{% for x in [] %}a{% else %}b{% endfor %}{% set x = 1 %}{% for y in [1] %}{% set x = 2 %}{% endfor %}{{ x }}", "b1"),
-            ("{% set n = namespace(a=1) %}{% for y in [1, 2] %}{% set n.a = n.a + y %}{% endfor %}{{ n.a }}", "4"),
-            ("{{ ' a ' | trim }}{{ 'A' | lower ~ 1 }}{{ 'a,b'.split(',') | join('+') }}{{ {'k': 1}.get('z', 5) }}", "aa1a+b5"),
-            ("{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "a1b2"), ("{# c #}x{#- d -#} y", "xy"),
-            ("{{ 'b' if 1 > 2 else 'c' }}{{ 1 < 2 < 3 }}{{ 'a' in 'cat' and 2 not in [1] }}", "cTrueTrue"),
-            ("{% set t %}a{{ 1 }}{% endset %}{{ t }}{{ t is string }}{{ messages | length }}", "a1True0"),
-        ]
-        for (source, expected) in cases {
-            XCTAssertEqual(try ChatTemplate(source).render([]), expected, source)
         }
     }
 
@@ -138,7 +104,6 @@ final class PartsTests: XCTestCase {
     }
 
     func testEd25519OfTheStandard() throws {
-        try XCTSkipUnless(SystemSignatureVerifier.isAvailable, "no CryptoKit, and no swift-crypto in SWIFT_CRYPTO_PATH")
         // RFC 8032, section 7.1, test 1: the empty message.
         let key = try XCTUnwrap(Data(base64Encoded: "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="))
         let signature = try XCTUnwrap(

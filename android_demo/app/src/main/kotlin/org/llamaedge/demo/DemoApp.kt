@@ -4,7 +4,7 @@ import android.app.Activity
 import android.app.Application
 import android.content.ComponentCallbacks2
 import android.os.Bundle
-import android.util.Base64
+import java.util.Base64
 
 /** Holds what outlives a screen, and lets the model's memory go when nobody looks. */
 class DemoApp : Application(), Application.ActivityLifecycleCallbacks {
@@ -16,7 +16,7 @@ class DemoApp : Application(), Application.ActivityLifecycleCallbacks {
 
     override fun onCreate() {
         super.onCreate()
-        val key = PUBLIC_KEY_BASE64.ifEmpty { null }?.let { Base64.decode(it, Base64.DEFAULT) }
+        val key = PUBLIC_KEY_BASE64.ifEmpty { null }?.let { Base64.getDecoder().decode(it) }
         models = ModelHolder(key)
         conversation = Conversation(this)
         registerActivityLifecycleCallbacks(this)

@@ -148,6 +148,8 @@ private class Entries(root: File) {
             when {
                 // What is listed and does not exist is a link to nothing, which has no other canonical path.
                 entry.canonicalFile != File(place, entry.name) || !entry.exists() -> add("files.symlink", name, "a symbolic link")
+                // Deeper than any bundle: what is below is as unlisted as the folder itself.
+                entry.isDirectory && name.count { it == '/' } >= MAX_DEPTH -> names.add(name)
                 entry.isDirectory -> add(entry, "$name/")
                 entry.isFile -> names.add(name)
                 else -> add("files.kind", name, "neither a file nor a folder")
@@ -158,57 +160,8 @@ private class Entries(root: File) {
     private fun add(code: String, name: String, found: String) {
         strange.add(Finding(code, name, "a file of the bundle's own", found))
     }
-}
 
-/** `manifest.sig`: Ed25519 over the bytes of the manifest; docs/signing.md has the format. */
-internal class SignatureFile(private val root: File) {
-    fun check(manifest: ByteArray, publicKey: ByteArray?): Finding? {
-        val file = File(root, NAME)
-        val keyId = publicKey?.let { BundleReader.hex(java.security.MessageDigest.getInstance("SHA-256").digest(it)) }
-        val trusted = if (keyId == null) "a signature" else "a signature with the key $keyId"
-        if (!file.isFile) return if (publicKey == null) null else Finding("signature.missing", NAME, trusted, "no such file")
-        val value = read(file)
-        val signature = value?.get("signature")?.let { base64(it as? String ?: "") }
-        val known = value?.get("algorithm") == "ed25519" && value["format_version"] == 1L && value["key_id"] is String
-        if (!known || signature == null || signature.size != 64) {
-            return Finding("signature.unreadable", NAME, trusted, "another format")
-        }
-        if (publicKey == null) return null
-        if (value["key_id"] != keyId) return Finding("signature.unknown_key", NAME, trusted, "one with ${value["key_id"]}")
-        if (Ed25519.verify(publicKey, manifest, signature)) return null
-        return Finding("signature.invalid", NAME, trusted, "a signature of other bytes")
-    }
-
-    @Suppress("UNCHECKED_CAST")
-    private fun read(file: File): Map<String, Any?>? = try {
-        if (file.length() > MAX_BYTES) null else Json.parse(BundleReader.readAll(file)) as? Map<String, Any?>
-    } catch (_: Json.ParseException) {
-        null
-    }
-
-    /** The class library's decoder is younger than the oldest class library that this module compiles against. */
-    private fun base64(text: String): ByteArray? {
-        val digits = text.trimEnd('=')
-        if (text.length % 4 != 0 || text.length - digits.length > 2) return null
-        var bits = 0
-        var count = 0
-        val out = java.io.ByteArrayOutputStream()
-        for (c in digits) {
-            val digit = BASE64.indexOf(c)
-            if (digit < 0) return null
-            bits = (bits shl 6 or digit) and 0xffffff
-            count += 6
-            if (count >= 8) {
-                count -= 8
-                out.write(bits shr count and 0xff)
-            }
-        }
-        return out.toByteArray()
-    }
-
-    companion object {
-        const val NAME = "manifest.sig"
-        private const val MAX_BYTES = 1L shl 16
-        private const val BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    private companion object {
+        const val MAX_DEPTH = 32
     }
 }

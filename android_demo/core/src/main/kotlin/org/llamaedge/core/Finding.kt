@@ -23,3 +23,8 @@ object Catalog {
 
 internal fun resource(name: String): ByteArray =
     checkNotNull(Catalog::class.java.getResourceAsStream("/llama_edge/$name")) { "$name was not packaged" }.use { it.readBytes() }
+
+/** A message that may hold a stranger's text, short enough for a screen. */
+internal fun shown(message: String): String = if (message.length <= MAX_SHOWN) message else message.take(MAX_SHOWN) + "…"
+
+private const val MAX_SHOWN = 300

@@ -55,7 +55,9 @@ class Manifest private constructor(private val value: Map<String, Any?>) {
         /** Throws [Refused] with the first fault. */
         fun parse(bytes: ByteArray): Manifest {
             val value = try {
-                Json.parse(bytes)
+                Json.parse(bytes, MAX_VALUES)
+            } catch (_: Json.TooManyValues) {
+                throw Refused(Finding("manifest.too_large", FILE, "at most $MAX_VALUES values", "more"))
             } catch (error: Json.ParseException) {
                 throw Refused(Finding("manifest.not_json", FILE, "a JSON object", error.message.orEmpty()))
             }
@@ -65,19 +67,12 @@ class Manifest private constructor(private val value: Map<String, Any?>) {
                 val place = "$FILE: format_version"
                 throw Refused(Finding("manifest.version", place, "at most $VERSION", "format_version $version"))
             }
-            if (count(value) > MAX_VALUES) throw Refused(Finding("manifest.too_large", FILE, "at most $MAX_VALUES values", "more"))
             strangePath(value)?.let { throw Refused(Finding("files.name", "$FILE: files", "letters, digits and ._-/ alone", it)) }
             schema.breach(value)?.let {
                 val place = if (it.field.isEmpty()) FILE else "$FILE: ${it.field}"
                 throw Refused(Finding("manifest.schema", place, "what the schema says", "${it.field} ${it.message}".trim()))
             }
             return Manifest(value.asObject())
-        }
-
-        private fun count(value: Any?): Int = when (value) {
-            is Map<*, *> -> value.size + value.values.sumOf { count(it) }
-            is List<*> -> value.size + value.sumOf { count(it) }
-            else -> 0
         }
 
         /** The first path with a character that means something to a shell or a screen, which is escaped. */

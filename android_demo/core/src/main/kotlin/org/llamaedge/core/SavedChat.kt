@@ -25,7 +25,9 @@ class SavedChat(val bundle: String, val messages: List<Message>) {
         } catch (_: TooLong) {
             return null
         }
-        return if (kept.isEmpty()) null else Json.write(mapOf("bundle" to bundle, "messages" to kept))
+        // A keyboard may leave half of a character, which JSON refuses; as bytes it is a question mark.
+        val whole = kept.map { it + ("content" to String((it["content"] as String).toByteArray())) }
+        return if (kept.isEmpty()) null else Json.write(mapOf("bundle" to bundle, "messages" to whole))
     }
 
     companion object {

@@ -1,33 +1,45 @@
 package org.llamaedge.core
 
 /** The template is not the part of Jinja that chat templates use, or it fails. */
-class TemplateException(message: String) : Exception(message)
+class TemplateException(message: String) : Exception(shown(message))
 
-internal sealed interface Expr
+/** A tree no deeper than [MAX_DEPTH], so that a walk over it needs no more of the stack than that. */
+internal sealed class Expr(parts: List<Expr?> = emptyList()) {
+    private val depth: Int = 1 + (parts.maxOfOrNull { it?.depth ?: 0 } ?: 0)
 
-internal class Literal(val value: Any?) : Expr
+    init {
+        if (depth > MAX_DEPTH) throw TemplateException("an expression of more than $MAX_DEPTH operations, each of the last one's result")
+    }
 
-internal class ListExpr(val items: List<Expr>) : Expr
+    private companion object {
+        const val MAX_DEPTH = 128
+    }
+}
 
-internal class DictExpr(val items: List<Pair<Expr, Expr>>) : Expr
+internal class Literal(val value: Any?) : Expr()
 
-internal class Name(val name: String) : Expr
+internal class ListExpr(val items: List<Expr>) : Expr(items)
 
-internal class Attribute(val target: Expr, val key: Expr) : Expr
+internal class DictExpr(val items: List<Pair<Expr, Expr>>) : Expr(items.flatMap { it.toList() })
 
-internal class Slice(val target: Expr, val from: Expr?, val to: Expr?) : Expr
+internal class Name(val name: String) : Expr()
 
-internal class CallExpr(val target: Expr, val arguments: List<Expr>, val named: Map<String, Expr>) : Expr
+internal class Attribute(val target: Expr, val key: Expr) : Expr(listOf(target, key))
 
-internal class Filter(val target: Expr, val name: String, val arguments: List<Expr>, val named: Map<String, Expr>) : Expr
+internal class Slice(val target: Expr, val from: Expr?, val to: Expr?) : Expr(listOf(target, from, to))
 
-internal class Test(val target: Expr, val name: String) : Expr
+internal class CallExpr(val target: Expr, val arguments: List<Expr>, val named: Map<String, Expr>) : Expr(arguments + named.values + target)
 
-internal class Unary(val operator: String, val operand: Expr) : Expr
+internal class Filter(val target: Expr, val name: String, val arguments: List<Expr>, val named: Map<String, Expr>) :
+    Expr(arguments + named.values + target)
 
-internal class Binary(val operator: String, val left: Expr, val right: Expr) : Expr
+internal class Test(val target: Expr, val name: String) : Expr(listOf(target))
 
-internal class Conditional(val condition: Expr, val then: Expr, val otherwise: Expr?) : Expr
+internal class Unary(val operator: String, val operand: Expr) : Expr(listOf(operand))
+
+internal class Binary(val operator: String, val left: Expr, val right: Expr) : Expr(listOf(left, right))
+
+internal class Conditional(val condition: Expr, val then: Expr, val otherwise: Expr?) : Expr(listOf(condition, then, otherwise))
 
 internal sealed interface Node
 
@@ -125,11 +137,26 @@ internal class ExpressionParser(private val source: String) {
                 at++
                 continue
             }
-            val word = WORD.matchAt(source, at)?.value ?: throw TemplateException("${source[at]} is not understood in: $source")
+            val end = if (source[at] == '"' || source[at] == '\'') endOfText(at) else WORD.matchAt(source, at)?.let { it.range.last + 1 }
+            val word = source.substring(at, end ?: throw TemplateException("${source[at]} is not understood in: $source"))
+            if (word[0].isDigit() && word.length > MAX_DIGITS) throw TemplateException("a number of ${word.length} digits")
             found += word
-            at += word.length
+            at = end
         }
         words = found
+    }
+
+    /** By hand: for a pattern of repeated groups Java's matcher recurses once for each character. */
+    private fun endOfText(start: Int): Int? {
+        var at = start + 1
+        while (at < source.length) {
+            when (source[at]) {
+                source[start] -> return at + 1
+                '\\' -> at += 2
+                else -> at++
+            }
+        }
+        return null
     }
 
     val atEnd: Boolean get() = place >= words.size
@@ -152,24 +179,27 @@ internal class ExpressionParser(private val source: String) {
         if (!atEnd) fail("${peek()} is not expected")
     }
 
-    fun expression(withConditional: Boolean = true): Expr {
-        if (++depth > MAX_DEPTH) fail("nested more than $MAX_DEPTH deep")
+    fun expression(withConditional: Boolean = true): Expr = nested {
         val value = or()
-        val result = if (withConditional && take("if")) {
+        if (withConditional && take("if")) {
             val condition = or()
             Conditional(condition, value, if (take("else")) expression() else null)
         } else {
             value
         }
-        depth--
-        return result
+    }
+
+    /** Wherever the parser calls itself. */
+    private inline fun nested(parse: () -> Expr): Expr {
+        if (++depth > MAX_DEPTH) fail("nested more than $MAX_DEPTH deep")
+        return parse().also { depth-- }
     }
 
     private fun or(): Expr = left(::and, "or")
 
     private fun and(): Expr = left(::not, "and")
 
-    private fun not(): Expr = if (take("not")) Unary("not", not()) else comparison()
+    private fun not(): Expr = if (take("not")) Unary("not", nested { not() }) else comparison()
 
     private fun left(operand: () -> Expr, vararg operators: String): Expr {
         var value = operand()
@@ -198,7 +228,7 @@ internal class ExpressionParser(private val source: String) {
 
     private fun product(): Expr = left(::unary, "*", "/", "//", "%")
 
-    private fun unary(): Expr = if (take("-")) Unary("-", unary()) else postfix(primary())
+    private fun unary(): Expr = if (take("-")) Unary("-", nested { unary() }) else postfix(primary())
 
     private fun postfix(start: Expr): Expr {
         var value = start
@@ -297,11 +327,8 @@ internal class ExpressionParser(private val source: String) {
 
     private companion object {
         const val MAX_DEPTH = 64
-        val WORD = Regex(
-            "\"(?:[^\"\\\\]|\\\\.)*\"|'(?:[^'\\\\]|\\\\.)*'|[0-9]+(?:\\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_]*|" +
-                "==|!=|<=|>=|//|[-+*/%~<>=(){}\\[\\],:.|]",
-            RegexOption.DOT_MATCHES_ALL,
-        )
+        const val MAX_DIGITS = 30
+        val WORD = Regex("[0-9]+(?:\\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_]*|==|!=|<=|>=|//|[-+*/%~<>=(){}\\[\\],:.|]")
         val NAME = Regex("[A-Za-z_][A-Za-z0-9_]*")
         val COMPARISONS = setOf("==", "!=", "<", ">", "<=", ">=")
         val KEYWORDS = setOf("and", "or", "not", "in", "is", "if", "else")

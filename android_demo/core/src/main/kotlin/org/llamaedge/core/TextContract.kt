@@ -7,11 +7,15 @@ internal class TextContract(private val root: File, private val manifest: Manife
     private val findings = ArrayList<Finding>()
 
     fun check(): Bundle {
-        val files = read()
-        checkTokenizer(files.tokenizer, files.config)
-        checkEndTokens(files)
-        checkDefaults(files.generation)
-        val text = checkTemplate(files.tokenizer, files.template)
+        val text = try {
+            val files = read()
+            checkTokenizer(files)
+            checkEndTokens(files)
+            checkDefaults(files.generation)
+            checkTemplate(files.tokenizer, files.template)
+        } catch (error: TokenizerException) {
+            throw Refused(Finding("tokenizer.unreadable", TOKENIZER, "files that can be read", error.message.orEmpty()))
+        }
         if (findings.isNotEmpty() || text == null) throw Refused(findings)
         return Bundle(root, manifest, text)
     }
@@ -24,12 +28,10 @@ internal class TextContract(private val root: File, private val manifest: Manife
         val tokenizer: Tokenizer, val config: Map<String, Any?>, val generation: Map<String, Any?>, val template: String?,
     )
 
-    private fun read(): Files = try {
+    private fun read(): Files {
         val tokenizer = Tokenizer(bytes(TOKENIZER) ?: throw TokenizerException("the file is missing"))
         val config = json(CONFIG)
-        Files(tokenizer, config, json(GENERATION), template(config))
-    } catch (error: TokenizerException) {
-        throw Refused(Finding("tokenizer.unreadable", TOKENIZER, "files that can be read", error.message.orEmpty()))
+        return Files(tokenizer, config, json(GENERATION), template(config))
     }
 
     /** `chat_template.jinja` goes before the config, as in transformers; of several named ones in the config, the default. */
@@ -44,7 +46,9 @@ internal class TextContract(private val root: File, private val manifest: Manife
     private fun bytes(name: String): ByteArray? {
         val file = File(root, name)
         if (!file.isFile) return null
-        if (file.length() > MAX_BYTES) throw TokenizerException("$name has more than $MAX_BYTES bytes")
+        if (file.length() > MAX_BYTES) {
+            throw TokenizerException("$name has ${file.length()} bytes; at most $MAX_BYTES are accepted")
+        }
         return BundleReader.readAll(file)
     }
 
@@ -55,15 +59,17 @@ internal class TextContract(private val root: File, private val manifest: Manife
         throw TokenizerException("$name: ${error.message}")
     }
 
-    private fun checkTokenizer(tokenizer: Tokenizer, config: Map<String, Any?>) {
+    private fun checkTokenizer(files: Files) {
+        val (tokenizer, config) = files.tokenizer to files.config
         val sha256 = BundleReader.sha256(File(root, TOKENIZER))
         if (sha256 != manifest.tokenizerSha256) add("tokenizer.sha256", TOKENIZER, manifest.tokenizerSha256, sha256)
         val bos = content(config["bos_token"])?.let { tokenizer.idOf(it) }
         if (bos != manifest.bosTokenId) add("tokenizer.bos", "$CONFIG: bos_token", manifest.bosTokenId, bos)
         val addBos = config["add_bos_token"] == true && bos != null
         if (addBos != manifest.addBos) add("tokenizer.bos", "$CONFIG: add_bos_token", manifest.addBos, addBos)
+        val control = controlTokens(tokenizer.added, files.template, manifest.eosTokenIds + listOfNotNull(manifest.bosTokenId))
         manifest.goldenTokens.forEachIndexed { index, golden ->
-            val tokens = tokenizer.encode(golden.text, controlTokens = false)
+            val tokens = tokenizer.encode(golden.text, asText = control)
             if (tokens != golden.tokens) {
                 val place = "$TOKENIZER: golden_tokens[$index] (${golden.language})"
                 val (wanted, found) = firstDifference(golden.tokens, tokens)
@@ -158,7 +164,8 @@ internal class TextContract(private val root: File, private val manifest: Manife
         const val CONFIG = "tokenizer_config.json"
         const val GENERATION = "generation_config.json"
         const val TEMPLATE = "chat_template.jinja"
-        const val MAX_BYTES = 128L shl 20
+        /** A phone gives an app some 256 MB, and the text of a file takes twice its bytes. */
+        const val MAX_BYTES = 32L shl 20
         val GENERATION_KEYS = setOf("do_sample", "min_p", "repetition_penalty", "temperature", "top_k", "top_p")
     }
 }

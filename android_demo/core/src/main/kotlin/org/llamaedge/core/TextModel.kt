@@ -9,39 +9,29 @@ class TextModel(
 ) {
     private val bosToken = bosTokenId?.let { tokenizer.tokenOf(it) }.orEmpty()
     private val template = ChatTemplate(templateSource, bosToken, mainEndToken(tokenizer, templateSource, eosTokenIds).orEmpty())
+    private val control = controlTokens(tokenizer.added, templateSource, eosTokenIds + listOfNotNull(bosTokenId))
+    private val quoting = Quoting(control)
 
     fun render(messages: List<Message>, tools: List<Map<String, Any?>>? = null, today: Day = Day.REFERENCE): String =
         template.render(messages, tools, today = today)
 
     /**
-     * Token ids of a dialog. Control tokens that a message's content spells stay text, so that a person (or a page that a
-     * person pasted) cannot end a turn or speak as the system.
+     * Token ids of a dialog. Only what the template itself writes becomes a control token: one that a message or a tool spells, in
+     * whatever field, stays text, so that a person (or a page that a person pasted) cannot end a turn or speak as the system.
      */
     fun encode(messages: List<Message>, tools: List<Map<String, Any?>>? = null, today: Day = Day.REFERENCE): List<Int> {
-        val rendered = template.render(messages.map { quoted(it) }, tools, today = today)
-        if (QUOTE !in rendered) return tokenizer.encode(rendered, controlTokens = true)
-        val ids = ArrayList<Int>()
-        var place = 0
-        for (match in tokenizer.specialPattern?.findAll(rendered) ?: emptySequence()) {
-            ids += plain(rendered.substring(place, match.range.first))
-            ids += tokenizer.encode(match.value, controlTokens = true)
-            place = match.range.last + 1
-        }
-        return ids + plain(rendered.substring(place))
-    }
-
-    private fun plain(text: String) = tokenizer.encode(text.replace(QUOTE, ""), controlTokens = false)
-
-    private fun quoted(message: Message): Message {
-        val content = message["content"] as? String ?: return message
-        val clean = content.replace(QUOTE, Utf8Stream.REPLACEMENT.toString())
-        val pattern = tokenizer.specialPattern ?: return message + ("content" to clean)
-        return message + ("content" to pattern.replace(clean) { it.value.take(1) + QUOTE + it.value.drop(1) })
+        val rendered = template.render(messages.map { quoting.quoted(it) }, tools?.map { quoting.quoted(it) }, today = today)
+        if (Quoting.MARK !in rendered) return tokenizer.encode(rendered)
+        val ids = IntList()
+        quoting.cut(
+            rendered,
+            onText = { tokenizer.encode(it, asText = control, out = ids) },
+            onToken = { ids.add(checkNotNull(tokenizer.idOf(it))) },
+        )
+        return ids.toList()
     }
 
     companion object {
-        /** Stands inside a spelled control token while the dialog is rendered; a noncharacter, so no text has it. */
-        private const val QUOTE = "\ufdd0"
         private val DOCUMENT_ENDS = listOf("<|end_of_text|>", "<|endoftext|>")
         private val TURN_ENDS = mapOf("<|eot_id|>" to listOf("<|eot_id|>", "<|eom_id|>"), "<|im_end|>" to listOf("<|im_end|>"))
 

@@ -129,7 +129,7 @@ private class PythonCalls(private val text: String) {
     }
 
     private fun call(): ToolCall {
-        val name = name(DOTTED)
+        val name = dottedName()
         val arguments = LinkedHashMap<String, Any?>()
         items('(', ')') {
             val argument = name(NAME)
@@ -145,6 +145,18 @@ private class PythonCalls(private val text: String) {
         val found = pattern.matchAt(text, place)?.value ?: fail("a name is missing")
         place += found.length
         return found
+    }
+
+    /** No pattern with a repeated group: Java's matcher recurses once for each repetition. */
+    private fun dottedName(): String {
+        skipSpace()
+        val start = place
+        name(NAME)
+        while (place < text.length && text[place] == '.') {
+            val part = NAME.matchAt(text, place + 1) ?: break
+            place = part.range.last + 1
+        }
+        return text.substring(start, place)
     }
 
     private fun value(depth: Int): Any? {
@@ -209,14 +221,15 @@ private class PythonCalls(private val text: String) {
 
     private fun code(digits: Int): String {
         val number = text.substring(place, minOf(place + digits, text.length)).toIntOrNull(16)
-        if (number == null || number !in 0..0x10ffff || place + digits > text.length) fail("an unknown character")
+        if (number == null || number !in 0..0x10ffff || number in 0xd800..0xdfff || place + digits > text.length) {
+            fail("an unknown character")
+        }
         place += digits
         return String(Character.toChars(number))
     }
 
     private companion object {
         val NAME = Regex("[A-Za-z_][A-Za-z0-9_]*")
-        val DOTTED = Regex("[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z_][A-Za-z0-9_]*)*")
         val NUMBER = Regex("-?([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([eE][+-]?[0-9]+)?")
     }
 }

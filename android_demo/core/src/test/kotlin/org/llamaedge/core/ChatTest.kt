@@ -1,7 +1,6 @@
 package org.llamaedge.core
 
 import java.io.File
-import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertThrows
@@ -30,7 +29,7 @@ class ChatTest {
         ): StopReason {
             val answer = answers[prompts.size]
             prompts += text.tokenizer.decode(prompt)
-            for (token in text.tokenizer.encode(answer, controlTokens = false)) if (!onToken(token)) return StopReason.CANCELLED
+            for (token in text.tokenizer.encode(answer)) if (!onToken(token)) return StopReason.CANCELLED
             return StopReason.END_TOKEN
         }
 
@@ -163,67 +162,10 @@ class ChatTest {
     }
 
     @Test
-    fun samplesAsPythonDoes() {
-        val logits = floatArrayOf(1f, 3f, 2f, 0f)
-        assertEquals(1, Sampler(Sampling()).choose(logits))
-        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topK = 2)).candidates(logits).first)
-        assertEquals(listOf(1, 2), Sampler(Sampling(temperature = 1.0, topP = 0.7)).candidates(logits).first)
-        assertEquals(listOf(1), Sampler(Sampling(temperature = 1.0, topP = 0.6)).candidates(logits).first)
-        val drawn = Sampler(Sampling(temperature = 1.0)).let { sampler -> List(4000) { sampler.choose(logits) } }
-        assertEquals(0.644, drawn.count { it == 1 } / 4000.0, 0.03)
-    }
-
-    @Test
     fun anythingButSafeIsUnsafe() {
         assertTrue(GuardVerdict.parse("\n\nsafe").safe)
         assertEquals(listOf("S1", "S9"), GuardVerdict.parse("unsafe\nS1, S9").categories)
         assertFalse(GuardVerdict.parse("It is safe.").safe)
         assertFalse(GuardVerdict.parse("").safe)
-    }
-
-    @Test
-    fun ed25519AgreesWithTheClassLibrary() {
-        val generator = java.security.KeyPairGenerator.getInstance("Ed25519")
-        repeat(8) { round ->
-            val pair = generator.generateKeyPair()
-            val key = pair.public.encoded.takeLast(32).toByteArray()
-            val message = ByteArray(round * 37) { it.toByte() }
-            val signature = java.security.Signature.getInstance("Ed25519").run {
-                initSign(pair.private)
-                update(message)
-                sign()
-            }
-            assertTrue(Ed25519.verify(key, message, signature))
-            assertFalse(Ed25519.verify(key, message + 1, signature))
-            for (place in listOf(0, 31, 32, 63)) {
-                val wrong = signature.copyOf().also { it[place] = (it[place].toInt() xor 1).toByte() }
-                assertFalse(Ed25519.verify(key, message, wrong))
-            }
-        }
-        // RFC 8032, section 7.1, test 1.
-        fun bytes(hex: String) = hex.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
-        val key = bytes("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
-        val signature = bytes(
-            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
-        )
-        assertTrue(Ed25519.verify(key, ByteArray(0), signature))
-    }
-
-    @Test
-    fun jsonIsStrictAndBounded() {
-        for (wrong in listOf("", "{", "[1,]", "{\"a\":1,}", "01", "1 2", "nul", "'a'", "\"\u0001\"", "\"\\x\"", "NaN", "1e999")) {
-            assertThrows(wrong, Json.ParseException::class.java) { Json.parse(wrong) }
-        }
-        assertThrows(Json.ParseException::class.java) { Json.parse("[".repeat(100_000)) }
-        val value = Json.parse("{\"a\": [1, -2.5, true, null, \"\\ud83d\\udc4d\\n\"]}")
-        assertEquals("{\"a\": [1, -2.5, true, null, \"👍\\n\"]}", Json.write(value))
-        assertArrayEquals(arrayOf("1e-05", "1e+16", "0.0001", "100000.0"), listOf(1e-5, 1e16, 1e-4, 1e5).map { Json.write(it) }.toTypedArray())
-    }
-
-    @Test
-    fun whatATemplateMayNotUseIsAnError() {
-        for (source in listOf("{{ messages | map('x') }}", "{{ a.b.c }}", "{% macro m() %}{% endmacro %}", "{{ messages }}", "{% endif %}")) {
-            assertThrows(source, TemplateException::class.java) { ChatTemplate(source, "", "").render(listOf(message("user", "x"))) }
-        }
     }
 }

@@ -40,6 +40,9 @@ class SavedChatTest {
     }
 
     @Test
+    fun halfACharacterLosesNothingElse() = assertEquals("a?b👍", again(listOf(message("user", "a\ud83db👍")))!!.messages.single()["content"])
+
+    @Test
     fun nothingSaidIsNothingToKeep() = assertNull(again(emptyList()))
 
     @Test

@@ -77,10 +77,11 @@ class SharedFixturesTest {
     }
 
     @Test
-    fun tokens() = each("tokens", 20) { case ->
+    fun tokens() = each("tokens", 60) { case ->
         val tokenizer = Tokenizer(fixture(case["tokenizer"]).readBytes())
         val tokens = case["tokens"].asInts()
-        assertEquals(tokens, tokenizer.encode(case["text"] as String, case["control_tokens"] as Boolean))
+        val asText = if (case["control_tokens"] as Boolean) emptySet() else controlTokens(tokenizer.added, null, emptyList())
+        assertEquals(tokens, tokenizer.encode(case["text"] as String, asText))
         assertEquals(case["decoded"], tokenizer.decode(tokens))
     }
 
@@ -108,6 +109,20 @@ class SharedFixturesTest {
             null
         }
         assertEquals(case["text"], rendered)
+    }
+
+    /** Which tokens may be chosen, and how probable each is; the draw itself differs between languages. */
+    @Test
+    fun sampling() = each("sampling", 20) { case ->
+        val logits = case["logits"].asList().map { (it as Number).toFloat() }.toFloatArray()
+        val (temperature, topP) = listOf("temperature", "top_p").map { (case[it] as Number).toDouble() }
+        val found = Sampler(Sampling(temperature, topP, case["top_k"].asInt())).candidates(logits)
+        val sum = found.weights.take(found.count).sum()
+        val probabilities = (0 until found.count).map { found.tokens[it] to found.weights[it] / sum }.sortedBy { it.first }
+        assertEquals(case["tokens"].asInts(), probabilities.map { it.first })
+        case["probabilities"].asList().zip(probabilities).forEach { (wanted, token) ->
+            assertEquals((wanted as Number).toDouble(), token.second, 1e-12)
+        }
     }
 
     @Test

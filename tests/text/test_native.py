@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +12,10 @@ import transformers
 
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import TokenizerError
-from llama_edge.text import tokenizer_trial
-from llama_edge.text.text_assets import parse_tokenizer, read_text_assets
+from llama_edge.text import native
+from llama_edge.text.native import NativeTokenizer, open_tokenizer
+from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
-from llama_edge.text.tokenizer_trial import require_harmless
 from tests.cli.conftest import Program, program
 from tests.conftest import debug_text
 from tests.faults.forging import edit_manifest, put, rehash
@@ -63,7 +62,7 @@ def split(regex: str) -> dict[str, Any]:
 CRASHES: Final[Mapping[str, tuple[Change, str]]] = {
     "an abort": (
         field("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
-        r"SIGABRT on it \(memory allocation of \d+ bytes failed\)",
+        r"SIGABRT \(memory allocation of \d+ bytes failed\)",
     ),
     "memory": (field("normalizer", replace("a", "b" * 2_000_000)), "memory allocation"),
     "a panic while it parses": (
@@ -100,45 +99,55 @@ CRASHES: Final[Mapping[str, tuple[Change, str]]] = {
 def test_what_ends_the_library_is_an_error(kind: str) -> None:
     change, message = CRASHES[kind]
     with pytest.raises(TokenizerError, match=message) as found:
-        parse_tokenizer("tokenizer.json", changed(change))
+        open_tokenizer("tokenizer.json", changed(change)).encode("a" * 4096)
     assert len(str(found.value)) < 500
     assert str(found.value).isprintable()
 
 
-def test_what_never_ends_is_stopped() -> None:
+def test_what_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_LIMITS", dataclasses.replace(native._LIMITS, cpu_s=1))
     doubling = {"type": "Sequence", "decoders": [replace("a", "aa")] * 40}
-    text = changed(field("decoder", doubling))
-    fault = tokenizer_trial._try(text.encode(), cpu_s=1)
-    assert fault is not None
-    assert "took more than 1 s" in fault
+    with pytest.raises(TokenizerError, match=r"takes more than (1 s of processor time|1536 MiB)"):
+        open_tokenizer("tokenizer.json", changed(field("decoder", doubling)))
 
 
 def test_a_text_that_is_no_unicode_is_refused() -> None:
     with pytest.raises(TokenizerError, match="is not valid Unicode"):
-        require_harmless("tokenizer.json", "\ud800")
+        open_tokenizer("tokenizer.json", "\ud800")
 
 
-def test_each_text_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad = changed(field("truncation", TRUNCATION)), changed(field("version", "9.8"))
-    require_harmless("first", good)
+def test_each_text_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = changed(field("model", json.loads(debug_text().tokenizer_json)["model"])), "{}"
+    opened = open_tokenizer("first", good)
     with pytest.raises(TokenizerError, match="first: not a"):
-        require_harmless("first", bad)
+        open_tokenizer("first", bad)
 
     def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("a second trial")
+        raise AssertionError("opened a second time")
 
-    monkeypatch.setattr(subprocess, "run", forbidden)
-    require_harmless("second", good)
+    monkeypatch.setattr(native, "NativeTokenizer", forbidden)
+    assert open_tokenizer("second", good) is opened
     with pytest.raises(TokenizerError, match="second: not a"):
-        require_harmless("second", bad)
+        open_tokenizer("second", bad)
 
 
-def test_a_panic_on_the_users_text_is_an_error() -> None:
-    """One that no trial can know."""
+def test_a_panic_on_the_users_text_is_an_error_and_not_the_end() -> None:
     hidden = changed(field("pre_tokenizer", split(r"^((☃)+.)+Q(☃)+$")))
     tokenizer = Tokenizer(dataclasses.replace(debug_text(), tokenizer_json=hidden))
-    with pytest.raises(TokenizerError, match="the tokenizers library fails on this text"):
+    with pytest.raises(TokenizerError, match=r"the tokenizers library was stopped on it: .*Panic"):
         tokenizer.encode("☃" * 4096 + "!")
+    assert tokenizer.decode(tokenizer.encode("On")) == "On"
+
+
+def test_a_child_that_was_killed_is_replaced() -> None:
+    tokenizer = NativeTokenizer(debug_text().tokenizer_json)
+    process = tokenizer._worker._process
+    assert process is not None
+    process.popen.kill()
+    process.popen.wait()
+    with pytest.raises(TokenizerError, match="SIGKILL"):
+        tokenizer.encode("a")
+    assert tokenizer.encode("a") == tokenizer.letter
 
 
 def test_lengths_are_reset_as_transformers_does(debug_folder: Path, tmp_path: Path) -> None:
