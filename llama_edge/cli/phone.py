@@ -57,4 +57,4 @@ def serve(
     from llama_edge.generate.serve import BundleModel
     from llama_edge.generate.serve import serve as answer
 
-    answer(BundleModel(bundle, runtime, trust_in(public_key)), sys.stdin, sys.stdout)
+    answer(BundleModel(bundle, runtime, trust_in(public_key)), sys.stdin.buffer, sys.stdout)

@@ -1,5 +1,6 @@
 """Text generation over any session: prefill the prompt, then choose and decode token by token."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_edge.core.errors import UsageError
+from llama_edge.core.errors import SessionError, UsageError
 from llama_edge.core.session import FloatArray, Session
 
 
@@ -28,12 +29,14 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
+        if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
             raise UsageError(f"top_k is {self.top_k}; it must be 0 (keep all) or above")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; it must be 0 or above")
 
 
 GREEDY = SamplingConfig()
@@ -55,9 +58,11 @@ def token_probabilities(logits: FloatArray, sampling: SamplingConfig) -> NDArray
 
     The order is that of transformers' `LogitsProcessorList` in `generation/utils.py`.
     """
-    scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order] - scaled[order[0]])
+    order = np.argsort(-logits, kind="stable")
+    below = logits[order].astype(np.float64) - np.float64(logits[order[0]])
+    # However small the temperature, the most probable token has 0 / temperature = 0.
+    with np.errstate(over="ignore"):
+        weights = np.exp(below / sampling.temperature)
     if sampling.top_k:
         weights[sampling.top_k :] = 0.0
     weights /= weights.sum()
@@ -73,7 +78,7 @@ class Generation:
 
     Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. The
     session holds `used` tokens, and none by default. Iterating raises `SessionError` when the
-    prompt is empty or too long.
+    prompt is empty or too long, or the highest logit is not finite.
     """
 
     def __init__(
@@ -96,6 +101,9 @@ class Generation:
         self._random = np.random.default_rng(sampling.seed)
 
     def _choose(self, logits: FloatArray) -> int:
+        highest = float(np.max(logits))  # NaN where one of them is
+        if not math.isfinite(highest):
+            raise SessionError(f"the model's highest logit is {highest}; no token follows from it")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
         probabilities = token_probabilities(logits, self._sampling)
