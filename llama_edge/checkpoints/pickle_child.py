@@ -270,8 +270,11 @@ def _read_zip(file: BinaryIO) -> tuple[object, _Places]:
 def _member_place(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise RefusedError("is a compressed or encrypted archive; torch.save writes neither")
-    file.seek(member.header_offset)
-    header = file.read(_LOCAL_HEADER.size)
+    header = b""
+    # Before the file's start, where bytes are missing in front of the archive's directory.
+    if 0 <= member.header_offset < _LARGEST:
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size:
         raise RefusedError("is truncated or damaged; download or copy it again")
     _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,6 +20,9 @@ from llama_edge.checkpoints.torch_file import TorchFile
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.json_files import MAX_INDEX_BYTES, read_json_object
 from llama_edge.core.regular import open_regular
+
+#: Of a file, in every file system.
+_MAX_NAME_BYTES: Final = 255
 
 
 class WeightFile(Protocol):
@@ -143,11 +146,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_bare_name(shard):
             raise CheckpointError(
-                f"{index}: {name} is said to be in {shard!r}; a shard must be a file of this folder"
+                f"{index}: {name[:60]} is said to be in {str(shard)[:60]!r}; a shard must be a "
+                "file of this folder"
             )
     return weight_map
 
 
 def _is_bare_name(name: str) -> bool:
     """No folder, drive or parent in it; the file itself may be a link, as in the hub's cache."""
-    return PurePosixPath(name).name == name not in ("", "..") and not set(name) & set("\\:\0")
+    is_one = PurePosixPath(name).name == name not in ("", "..") and not set(name) & set("\\:\0")
+    return is_one and len(name.encode()) <= _MAX_NAME_BYTES
