@@ -233,7 +233,18 @@ def test_a_weight_in_two_shards(hf_folder: Path, debug_weights: dict[str, Tensor
 
 @pytest.mark.parametrize(
     "shard",
-    ["../outside.safetensors", "/etc/passwd", "a/../../b", "..", "", "c:\\x", "a\\b", "a\0b", 7],
+    [
+        "../outside.safetensors",
+        "/etc/passwd",
+        "a/../../b",
+        "..",
+        "",
+        "c:\\x",
+        "a\\b",
+        "a\0b",
+        7,
+        "x" * 256,
+    ],
 )
 def test_an_index_may_not_leave_its_folder(
     hf_folder: Path, debug_weights: dict[str, Tensor], shard: object

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,31 @@ def test_archives_that_torch_does_not_write(state: dict[str, Tensor], tmp_path: 
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as other:
         other.writestr("readme.txt", "hello")
     assert "a zip archive without data.pkl" in refusal(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("offset", [2**32 - 1, 2**63, 2**64 - 1])
+def test_a_member_outside_the_file(offset: int, state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pth", state)
+    data = path.read_bytes()
+    missing = tmp_path / "missing.pth"
+    missing.write_bytes(data[:70] + data[100:])  # the directory's offsets become negative
+    assert "truncated or damaged" in refusal(missing)
+
+    far = tmp_path / "far.pth"
+    entry = data.rindex(b"PK\x01\x02")
+    name_bytes, extra_bytes = struct.unpack_from("<HH", data, entry + 28)
+    extra = struct.pack("<HHQ", 1, 8, offset)
+    at = entry + 46 + name_bytes
+    changed = bytearray(data[:at] + extra + data[at + extra_bytes :])
+    struct.pack_into("<H", changed, entry + 30, len(extra))
+    struct.pack_into("<I", changed, entry + 42, 2**32 - 1)
+    end = changed.rindex(b"PK\x05\x06")
+    size = struct.unpack_from("<I", changed, end + 12)[0]
+    struct.pack_into("<I", changed, end + 12, size + len(extra) - extra_bytes)
+    # Without the newer form of its end, which has the size as well.
+    newer = changed.rfind(b"PK\x06\x06")
+    far.write_bytes(changed if newer < 0 else changed[:newer] + changed[end:])
+    assert "truncated or damaged" in refusal(far)
 
 
 def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
