@@ -256,7 +256,7 @@ def _read_zip(file: BinaryIO) -> tuple[object, _Places]:
     start, end = places["data.pkl"]
     if end - start > _MAX_PICKLE_BYTES:
         raise RefusedError(f"its pickle has {end - start} bytes; at most {_MAX_PICKLE_BYTES} are")
-    file.seek(start)
+    _go_to(file, start)
     with _pickle():
         value = _Unpickler(file).load()
     storages = {
@@ -270,11 +270,9 @@ def _read_zip(file: BinaryIO) -> tuple[object, _Places]:
 def _member_place(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise RefusedError("is a compressed or encrypted archive; torch.save writes neither")
-    header = b""
     # Before the file's start, where bytes are missing in front of the archive's directory.
-    if 0 <= member.header_offset < _LARGEST:
-        file.seek(member.header_offset)
-        header = file.read(_LOCAL_HEADER.size)
+    _go_to(file, member.header_offset)
+    header = file.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size:
         raise RefusedError("is truncated or damaged; download or copy it again")
     _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
@@ -282,9 +280,16 @@ def _member_place(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, int]:
     return start, start + member.file_size
 
 
+def _go_to(file: BinaryIO, place: int) -> None:
+    """Read on at a place, which the file says and may not have."""
+    if not 0 <= place <= os.fstat(file.fileno()).st_size:
+        raise RefusedError("is truncated or damaged; download or copy it again")
+    file.seek(place)
+
+
 def _bytes(file: BinaryIO, place: tuple[int, int]) -> bytes:
     start, end = place
-    file.seek(start)
+    _go_to(file, start)
     return file.read(min(end - start, 64))
 
 
@@ -304,7 +309,7 @@ def _read_old(file: BinaryIO) -> tuple[object, _Places]:
             start = file.tell()
             end = start + _count(count, "the storage") * unpickler.element_bytes[key]
             places[key] = start, end
-            file.seek(end)
+            _go_to(file, end)
     return value, places
 
 

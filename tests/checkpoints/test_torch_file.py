@@ -234,6 +234,14 @@ def test_a_member_outside_the_file(offset: int, state: dict[str, Tensor], tmp_pa
     assert "truncated or damaged" in refusal(far)
 
 
+def test_a_storage_beyond_the_largest_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pth", {"a": torch.ones(3)}, new=False)
+    data = path.read_bytes()
+    at = data.rindex(struct.pack("<q", 3))
+    path.write_bytes(data[:at] + struct.pack("<q", 2**47) + data[at + 8 :])
+    assert "truncated or damaged" in refusal(path)
+
+
 def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
     script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))  # type: ignore[no-untyped-call]
     script.save(str(tmp_path / "x.pt"))
