@@ -155,6 +155,12 @@ def read_text(metadata: Fields) -> TextAssets:
 def _source(metadata: Fields) -> _Source:
     model, pre = (metadata.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     is_sentencepiece = model == _SENTENCEPIECE
+    if model == "gpt2" and pre is None:
+        raise TokenizerError(
+            f"{metadata.path}: does not say how text is split before it is encoded "
+            "(tokenizer.ggml.pre), as files that llama.cpp made before May 2024; any guess may "
+            "give other tokens than the model knows: take a newer conversion"
+        )
     known = isinstance(pre, str) and pre in _TOKENIZERS
     if not is_sentencepiece and not (model == "gpt2" and known):
         raise TokenizerError(

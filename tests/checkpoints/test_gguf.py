@@ -201,6 +201,7 @@ def keyed(key: str, layout: str, *values: int) -> bytes:
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba", "mamba"),
         (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0ll\xffma", "UTF-8"),
         (b"smollm", b"qwenxx", "pre-tokenizer 'qwenxx'"),
+        (b"tokenizer.ggml.pre", b"tokenizer.ggml.prx", "does not say how text is split"),
         (b"gpt2", b"bert", "'bert'"),
         (b"token_embd.weight", b"token_type.weight", "token_embd"),
         (b"blk.1.attn_q.weight", b"blk.1.attn_x.weight", "missing"),
