@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from llama_edge.checkpoints.adapter_config import JOINT
 from llama_edge.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_path
 from llama_edge.checkpoints.recognise import CONFIG_FILE, recognise
 from llama_edge.core.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ __all__ = [
     "checkpoint_form",
     "load_checkpoint",
     "load_config",
+    "split_adapters",
 ]
 
 #: Opens a path; the second argument is how the user named the model.
@@ -65,6 +67,9 @@ def checkpoint_form(path: Path) -> str:
 def load_checkpoint(model: str) -> Checkpoint:
     """Open a built-in name, a local folder or file, or a Hugging Face id, in this order.
 
+    Args:
+        model: Its name; and for each adapter that is merged into it, `+` and the adapter's folder.
+
     Raises:
         CheckpointError: Nothing readable is there, or it is damaged, hostile or no plain Llama.
         TokenizerError: The tokenizer is damaged or of another model.
@@ -72,10 +77,36 @@ def load_checkpoint(model: str) -> Checkpoint:
     """
     from llama_edge.text.text_assets import fit_vocabulary
 
-    found = recognise(_local_path(model))
-    checkpoint = FORMS[found.form]()(found.path, model)
+    base, adapters = split_adapters(model)
+    found = recognise(_local_path(base))
+    checkpoint = FORMS[found.form]()(found.path, base)
+    if adapters:
+        from llama_edge.checkpoints.adapters import merge_adapter
+
+        for folder in adapters:
+            checkpoint = merge_adapter(checkpoint, folder, _published_names(base))
     text = fit_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
     return replace(checkpoint, text=text)
+
+
+def split_adapters(model: str) -> tuple[str, list[Path]]:
+    """The model's own name, and the folders of the adapters that are merged into it."""
+    parts, names = model.split(JOINT), []
+    while parts:
+        # A path may have the sign in it.
+        sizes = range(len(parts), 0, -1)
+        size = next((n for n in sizes if Path(JOINT.join(parts[:n])).exists()), 1)
+        names.append(JOINT.join(parts[:size]))
+        parts = parts[size:]
+    return names[0], [Path(name) for name in names[1:]]
+
+
+def _published_names(model: str) -> list[str]:
+    from llama_edge.checkpoints.hub import is_repository, parse_hub_id
+
+    if model in BUILTIN_MODELS:
+        return [BUILTIN_MODELS[model].published]
+    return [parse_hub_id(model).name] if is_repository(model) else []
 
 
 def load_config(model: str) -> ModelConfig:
@@ -85,7 +116,10 @@ def load_config(model: str) -> ModelConfig:
         CheckpointError: As `load_checkpoint`.
         MissingComponentError: A built-in model's package is not installed.
     """
-    found = recognise(_local_path(model, config_only=True))
+    base, adapters = split_adapters(model)
+    if adapters:  # which may bring rows
+        return load_checkpoint(model).config
+    found = recognise(_local_path(base, config_only=True))
     if found.form == "huggingface":
         from llama_edge.checkpoints.huggingface_config import read_config
 

