@@ -299,7 +299,7 @@ class MLPackage:
                 f"{self.path}: names {name!r:.80}, which is no path of a file: {error!s:.80}; copy "
                 "or export the package again"
             ) from error
-        if "\0" in name or not inside:
+        if not inside:
             raise ArtifactError(f"{self.path}: names {name!r}, which lies outside of the package")
         if not found:
             raise ArtifactError(f"{path}: the file is missing; copy or export the package again")
