@@ -3,7 +3,7 @@ package org.llamaedge.core
 /**
  * Keeps control tokens that messages spell apart from those that the template writes: while a dialog is rendered, [MARK] follows
  * each character of a message that a control token could begin with. So no part of a message begins one, whatever the template
- * joins it with, cuts out of it or replaces in it; and since its own operations do not see the marks ([Unmarked]), the template
+ * joins it with, cuts out of it or replaces in it, and none of a single character is one; and since its own operations do not see the marks ([Unmarked]), the template
  * decides as without them.
  */
 internal class Quoting(control: Set<String>) {
@@ -37,7 +37,7 @@ internal class Quoting(control: Set<String>) {
     /** Cuts what was rendered into the control tokens that the template wrote, and texts, without marks, between them. */
     inline fun cut(rendered: String, onText: (String) -> Unit, onToken: (String) -> Unit) {
         var start = 0
-        finder.each(rendered) { index, token ->
+        finder.each(rendered, unless = MARK) { index, token ->
             onText(unmarked(rendered.substring(start, index)))
             onToken(token)
             start = index + token.length

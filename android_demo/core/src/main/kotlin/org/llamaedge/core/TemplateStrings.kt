@@ -131,8 +131,8 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
         if (part.length <= text.length) budget.charge(text.length + (text.length - part.length + 1L) * part.length / 16)
     }
 
-    private companion object {
-        const val MAX_STRIPPED = 256
+    companion object {
+        private const val MAX_STRIPPED = 256
 
         /** What Python's `str.strip` takes away. */
         fun isSpace(codePoint: Int) =
