@@ -13,6 +13,7 @@ from llama_edge.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from llama_edge.core.walk import walk
 
 
 def _executorch() -> Exporter:
@@ -177,7 +178,7 @@ def artifact_backend(path: Path) -> str:
         ArtifactError: There is no such file, or more than one.
     """
     is_folder = path.is_dir() and path.suffix not in SUFFIXES
-    files = sorted(path.iterdir()) if is_folder else [path]
+    files = [path / entry.name for entry in walk(path, depth=1)] if is_folder else [path]
     found = [file for file in files if file.suffix in SUFFIXES and file.exists()]
     if len(found) != 1:
         raise ArtifactError(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from multiprocessing import Pipe
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -260,7 +261,9 @@ class ChildRuntime(ClosesOnExit):
     """A `Runtime` that runs the runtime called `name` in a child process.
 
     A child that has answered `version` or `trace` is kept for the next request, since starting one
-    takes seconds; `close` ends it. An opened session takes the child with it.
+    takes seconds; `close` ends it. An opened session takes the child with it. With its first
+    artifact a child gives up what only other artifacts and requests need (`child_main`), and those
+    get a new one.
 
     Args:
         name: What the factory is called with.
@@ -279,16 +282,27 @@ class ChildRuntime(ClosesOnExit):
         self._factory = factory
         self._timeouts = timeouts
         self._idle: _Child | None = None
+        #: what the waiting child is confined to; None: it has met no artifact
+        self._confined_to: tuple[Path, bool] | None = None
 
-    def _take_child(self) -> _Child:
-        child, self._idle = self._idle or _Child(self._factory, self.name), None
+    def _take_child(self, wanted: tuple[Path, bool] | None = None) -> _Child:
+        """The waiting child, unless it gave up what is wanted now; or a new one."""
+        if None not in (wanted, self._confined_to) and wanted != self._confined_to:
+            self.close()
+        child, self._idle = self._idle, None
+        if child is None:
+            self._confined_to = None
+            child = _Child(self._factory, self.name)
+        self._confined_to = self._confined_to or wanted
         return child
 
     def _ask(
         self, method: str, *arguments: object, timeout_s: float
     ) -> tuple[Any, list[FloatArray]]:
         """One request to a child that is kept when it answers, and killed when it does not."""
-        child = self._take_child()
+        artifact = next((each for each in arguments if isinstance(each, Artifact)), None)
+        starts_processes = method == "trace_operators"
+        child = self._take_child(None if artifact is None else (artifact.root, starts_processes))
         answered = False
         try:
             reply = child.request(method, *arguments, timeout_s=timeout_s)

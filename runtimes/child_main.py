@@ -41,7 +41,7 @@ class _Worker:
         self._session: Session | None = None
         self._is_confined = False
 
-    def _confine(self, artifact: Artifact) -> None:
+    def _confine(self, artifact: Artifact, *, children: bool = False) -> None:
         """Before the first foreign file is opened; later ones are this artifact's as well."""
         if self._is_confined:
             return
@@ -53,6 +53,7 @@ class _Worker:
             file_bytes=_BASE_MEMORY_BYTES,
             readable=(root,),
             writable=Path(tempfile.gettempdir()),
+            children=children,
         )
         self._is_confined = True
 
@@ -84,7 +85,8 @@ class _Worker:
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> Reply:
-        self._confine(artifact)
+        # ExecuTorch's compiler of flatbuffers is a program of its own.
+        self._confine(artifact, children=True)
         trace = self._runtime.trace_operators(artifact, calls, layers)
         value = {
             "tokens": trace.tokens,

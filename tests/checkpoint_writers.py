@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama_edge.checkpoints.huggingface import ARCHITECTURES
+from llama_edge.checkpoints.huggingface_config import ARCHITECTURES
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES, META_BLOCK_PARTS, META_NAMES
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.model_config import ModelConfig, RopeScaling
@@ -78,7 +78,7 @@ def huggingface_config(config: ModelConfig) -> dict[str, object]:
     value = {**config.to_json(), "family": config.family}
     family = value.pop("family")
     if config.rope_scaling is not None:
-        value["rope_scaling"] = {**value["rope_scaling"], "rope_type": "llama3"}
+        value["rope_scaling"] = {"rope_type": "llama3", **value["rope_scaling"]}
     return {
         **value,
         "architectures": [ARCHITECTURES[family]],
@@ -218,7 +218,7 @@ def write_gguf(
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     add_gguf_text(writer, text, pre)
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, RopeScaling):
         plain = inverse_frequencies(replace(config, rope_scaling=None))
         factors = llama3_frequency_factors(plain, config.rope_scaling)
         writer.add_tensor("rope_freqs.weight", factors.numpy())

@@ -41,6 +41,12 @@ LATEST = pytest.StashKey[float | None]()
 #: The SDKs that are not installed here.
 MISSING = pytest.StashKey[frozenset[str]]()
 
+DEBUG_SCALING = RopeScaling(
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
 #: Three query heads a key/value head, llama3 rope scaling that bites within a short context.
 DEBUG_CONFIG = ModelConfig(
     hidden_size=96,
@@ -52,12 +58,7 @@ DEBUG_CONFIG = ModelConfig(
     vocab_size=256,
     rms_norm_eps=1e-5,
     rope_theta=10000.0,
-    rope_scaling=RopeScaling(
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=64,
-    ),
+    rope_scaling=DEBUG_SCALING,
     max_position_embeddings=512,
     tie_word_embeddings=True,
 )

@@ -114,3 +114,14 @@ def test_the_actions_commands_run(
         ["bash", "-e", "-c", checks[0]], env={**shell, **given}, capture_output=True, check=False
     )
     assert damaged.returncode == 1
+
+
+def test_every_field_case_has_its_test() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs/field-cases.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|") and "::" in line]
+    named = re.findall(r"`([a-z/]+)/([a-z0-9_]+)::(test_[a-z0-9_]+)` \|$", text, re.MULTILINE)
+    assert len(named) == len(rows) > 40
+    for folder, module, name in named:
+        source = (root / "tests" / folder / f"test_{module}.py").read_text("utf-8")
+        assert f"def {name}(" in source, name

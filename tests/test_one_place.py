@@ -71,12 +71,14 @@ PRIVATE: Final[Mapping[tuple[str, str], str]] = {
     ("quantize/sequential.py", "mkdir"): "in the work folder of one calibration",
     ("runtimes/executorch.py", "TemporaryDirectory"): "the system's, for its owner alone",
     ("runtimes/child.py", "TemporaryFile"): "has no name",
+    ("llama_edge/confined/worker.py", "TemporaryFile"): "has no name",
+    ("llama_edge/confined/worker.py", "TemporaryDirectory"): "the system's, for its owner alone",
+    ("llama_edge/confined/child.py", "open"): "the null device",
 }
 #: Where the terminal is written to.
 SPEAKERS: Final[Mapping[str, str]] = {
     "llama_edge/cli/console.py": "the one place",
     "llama_edge/debug/repro_script.py": "runs alone; its words were made visible when written",
-    "llama_edge/text/tokenizer_trial.py": "a child's, into a pipe",
     "llama_edge/generate/serve.py": "JSON lines in ASCII, for a program",
 }
 

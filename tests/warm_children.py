@@ -16,16 +16,24 @@ from llama_edge.core.session import FloatArray
 from llama_edge.runtimes.child import _Child
 
 _REGISTRY = "llama_edge.runtimes:get_runtime"
+#: The request before which a child keeps the right to start processes.
+_NEEDS_PROCESSES = "trace_operators"
 
 
 class _Lease:
     """A child for one user, who cannot tell it from a new one; then it is the next one's."""
 
-    def __init__(self, child: _Child, idle: list[_Child]) -> None:
-        self._child = child
-        self._idle = idle
+    def __init__(self, name: str, pool: dict[str, list[_Child]]) -> None:
+        self._name = name
+        self._pool = pool
+        self._take("")
         self._over = False
         self._answered = True
+
+    def _take(self, right: str) -> None:
+        """A child that has, or had when it met its first artifact, the right to do it."""
+        self._idle = self._pool[self._name + right]
+        self._child = self._idle.pop() if self._idle else _Child(_REGISTRY, self._name)
 
     @property
     def pid(self) -> int:
@@ -36,6 +44,9 @@ class _Lease:
     ) -> tuple[object, list[FloatArray]]:
         if self._over:
             raise SessionError("the session is closed; open it again")
+        if method == _NEEDS_PROCESSES and self._idle is self._pool[self._name]:
+            self._idle.append(self._child)
+            self._take(method)
         self._answered = False
         reply = self._child.request(method, *arguments, timeout_s=timeout_s)
         self._answered = True
@@ -62,7 +73,7 @@ def warm_children() -> Iterator[None]:
     def lend(factory: str, name: str) -> _Child | _Lease:
         if factory != _REGISTRY:
             return _Child(factory, name)
-        return _Lease(idle[name].pop() if idle[name] else _Child(factory, name), idle[name])
+        return _Lease(name, idle)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llama_edge.runtimes.child._Child", lend)

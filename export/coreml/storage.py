@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from llama_edge.backends.coreml.package import CODED, mil_name
 from llama_edge.core.artifact import StoredBytes
+from llama_edge.core.walk import walk
 from llama_edge.formats.mlpackage import MLPackage, StoredTensor
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.models.weight_names import HEAD_ROTATION
@@ -85,4 +86,5 @@ def _float_kind(name: str) -> str:
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    files = (path / entry.name for entry in walk(path) if not entry.is_folder)
+    return sum(file.stat().st_size for file in files if file.is_file())

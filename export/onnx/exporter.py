@@ -41,6 +41,8 @@ _FLOAT_LEVEL: Final = 0
 _INT8_LEVEL: Final = 4
 #: The blocks that MatMulNBits takes: powers of two from 16.
 _MIN_BLOCK: Final = 16
+#: With RoPE, which is done in it, GroupQueryAttention refuses other heads when the model runs.
+_HEAD_MULTIPLE: Final = 16
 
 
 class OnnxExporter:
@@ -75,18 +77,7 @@ class OnnxExporter:
                 f"recipe {recipe.name}: group_size {group}; int8 activations are checked in "
                 f"blocks of {ACTIVATION_BLOCK}: choose accuracy_level 0, or another recipe"
             )
-        widths = {"hidden_size": config.hidden_size}
-        if recipe.extra_bytes:
-            widths |= {
-                "query_size": config.query_size,
-                "intermediate_size": config.intermediate_size,
-            }
-        for name, width in widths.items():
-            if width % INT8_BLOCK:
-                raise ConfigError(
-                    f"config: {name} {width} is not a multiple of {INT8_BLOCK}, MatMulNBits' block "
-                    "in int8 linears"
-                )
+        _check_widths(config, recipe)
 
     def lower(
         self,
@@ -149,6 +140,26 @@ class WrittenOnnx:
     def end_tokens(self) -> tuple[int, ...]:
         """See `WrittenArtifact`."""
         return read_end_tokens(self.artifact.root)
+
+
+def _check_widths(config: ModelConfig, recipe: Recipe) -> None:
+    if config.head_dim % _HEAD_MULTIPLE:
+        raise ConfigError(
+            f"config: head_dim {config.head_dim} is not a multiple of {_HEAD_MULTIPLE}, which ONNX "
+            "Runtime's GroupQueryAttention needs; choose --target android or ios"
+        )
+    widths = {"hidden_size": config.hidden_size}
+    if recipe.extra_bytes:
+        widths |= {
+            "query_size": config.query_size,
+            "intermediate_size": config.intermediate_size,
+        }
+    for name, width in widths.items():
+        if width % INT8_BLOCK:
+            raise ConfigError(
+                f"config: {name} {width} is not a multiple of {INT8_BLOCK}, MatMulNBits' block "
+                "in int8 linears"
+            )
 
 
 def _accuracy_level(recipe: Recipe, options: LowerOptions) -> int:

@@ -44,7 +44,7 @@ def read_runner_values(folder: Path) -> tuple[RunnerValue, ...]:
     config = read_json_object(folder / CONFIG_FILE)
     model = _part(config, "model", CONFIG_FILE)
     decoder = _part(model, "decoder", CONFIG_FILE)
-    search = config.get("search") or {}
+    search = _optional(config, "search", CONFIG_FILE)
     return (
         *_numbers(model, _MODEL_NUMBERS, "model"),
         *_numbers(decoder, _DECODER_NUMBERS, "model.decoder"),
@@ -74,6 +74,10 @@ def _part(value: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     return part
 
 
+def _optional(value: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    return {} if value.get(key) is None else _part(value, key, where)
+
+
 def _numbers(
     part: Mapping[str, Any], fields: Mapping[str, RunnerField], place: str
 ) -> Iterator[RunnerValue]:
@@ -98,7 +102,7 @@ def _end_tokens(model: Mapping[str, Any]) -> Iterator[RunnerValue]:
 
 def _graph_values(path: Path, decoder: Mapping[str, Any]) -> Iterator[RunnerValue]:
     graph = load_graph(path).graph
-    names = decoder.get("inputs") or {}
+    names = _optional(decoder, "inputs", CONFIG_FILE)
     pattern = names.get("past_key_names", _DEFAULT_PAST_KEY)
     keys = [value for value in graph.input if _is_past_key(value.name, pattern)]
     if keys:
@@ -112,7 +116,7 @@ def _graph_values(path: Path, decoder: Mapping[str, Any]) -> Iterator[RunnerValu
             {1: RunnerField.NUM_KEY_VALUE_HEADS, 3: RunnerField.HEAD_DIM},
             f"{path.name}: input {keys[0].name}",
         )
-    outputs = decoder.get("outputs") or {}
+    outputs = _optional(decoder, "outputs", CONFIG_FILE)
     logits = outputs.get("logits", _DEFAULT_LOGITS)
     for value in graph.output:
         if value.name == logits:

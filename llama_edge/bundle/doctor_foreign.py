@@ -17,7 +17,7 @@ from llama_edge.bundle.text_files import (
     optional_json,
     token_id,
 )
-from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.runner_values import RunnerField, RunnerValue, RunnerWord
 from llama_edge.core.text_assets import TextAssets

@@ -13,9 +13,10 @@ from llama_edge.bundle.examination import Diagnosis, Examination
 from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.bundle.manifest import MANIFEST_FILE
 from llama_edge.bundle.signing import load_public_key
-from llama_edge.checkpoints.huggingface import CONFIG_FILE as MODEL_CONFIG_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE as MODEL_CONFIG_FILE
 from llama_edge.core.errors import ArtifactError, UsageError
 from llama_edge.core.progress import Progress
+from llama_edge.core.walk import walk
 
 #: ONNX Runtime GenAI's own file.
 _GENAI_FILE: Final = "genai_config.json"
@@ -75,4 +76,5 @@ def _has_one_model(path: Path) -> bool:
 def _model_path(path: Path) -> Path:
     if path.suffix in SUFFIXES:
         return path
-    return next(file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES)
+    files = (path / entry.name for entry in walk(path, depth=1))
+    return next(file for file in files if file.suffix in SUFFIXES)

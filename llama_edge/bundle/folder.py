@@ -5,6 +5,7 @@ tokenizer as Hugging Face's tools expect it. The manifest lists every other file
 nothing else may be in the folder.
 """
 
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -145,8 +146,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` is a folder with a manifest, whatever the manifest says."""
-    return (path / MANIFEST_FILE).is_file()
+    """Whether `path` is a folder with something called as a manifest is, whatever it is."""
+    return os.path.lexists(path / MANIFEST_FILE)
 
 
 def open_bundle(folder: Path, trust: Trust = NO_KEY) -> Bundle:

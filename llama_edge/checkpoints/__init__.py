@@ -1,6 +1,7 @@
 """Checkpoint readers: whatever form a model has, a `Checkpoint` comes out.
 
-A form is one file of this folder, one line in `FORMS`, and one sign in `checkpoint_form`.
+A form is one file of this folder, one line in `FORMS`, and one sign in
+`recognise`.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_edge.checkpoints.builtin import BUILTIN_MODELS, BuiltinModel, builtin_path
+from llama_edge.checkpoints.recognise import CONFIG_FILE, recognise
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
@@ -52,23 +54,12 @@ FORMS: Final[Mapping[str, Callable[[], Reader]]] = {
 
 
 def checkpoint_form(path: Path) -> str:
-    """Which of `FORMS` a path is, by its name or by the file that only this form has.
+    """Which of `FORMS` a path is.
 
     Raises:
-        CheckpointError: None of them; the message lists what was looked for.
+        CheckpointError: None of them; the message says what it is.
     """
-    if (path / "params.json").is_file():
-        return "meta"
-    if (path / "config.json").is_file():
-        return "huggingface"
-    from llama_edge.checkpoints.gguf_parts import find_gguf
-
-    if find_gguf(path) is not None:
-        return "gguf"
-    raise CheckpointError(
-        f"{path}: not a checkpoint; looked for a folder with config.json (Hugging Face), a folder "
-        "with params.json (Meta), or a file ending in .gguf"
-    )
+    return recognise(path).form
 
 
 def load_checkpoint(model: str) -> Checkpoint:
@@ -81,8 +72,8 @@ def load_checkpoint(model: str) -> Checkpoint:
     """
     from llama_edge.text.text_assets import fit_vocabulary
 
-    path = _local_path(model)
-    checkpoint = FORMS[checkpoint_form(path)]()(path, model)
+    found = recognise(_local_path(model))
+    checkpoint = FORMS[found.form]()(found.path, model)
     text = fit_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
     return replace(checkpoint, text=text)
 
@@ -94,24 +85,23 @@ def load_config(model: str) -> ModelConfig:
         CheckpointError: As `load_checkpoint`.
         MissingComponentError: A built-in model's package is not installed.
     """
-    path = _local_path(model, config_only=True)
-    form = checkpoint_form(path)
-    if form == "huggingface":
-        from llama_edge.checkpoints.huggingface import CONFIG_FILE, read_config
+    found = recognise(_local_path(model, config_only=True))
+    if found.form == "huggingface":
+        from llama_edge.checkpoints.huggingface_config import read_config
 
-        return read_config(path / CONFIG_FILE)
-    return FORMS[form]()(path, model).config
+        return read_config(found.path / CONFIG_FILE)
+    return FORMS[found.form]()(found.path, model).config
 
 
 def _local_path(model: str, *, config_only: bool = False) -> Path:
-    from llama_edge.checkpoints.hub import ALLOWED_FILES, CONFIG_FILES, download, is_hub_id
+    from llama_edge.checkpoints.hub import download, is_hub_id
 
     if model in BUILTIN_MODELS:
         return builtin_path(model)
     if Path(model).exists():
         return Path(model)
     if is_hub_id(model):
-        return download(model, CONFIG_FILES if config_only else ALLOWED_FILES)
+        return download(model, config_only=config_only)
     raise CheckpointError(
         f"{model}: neither a built-in model ({', '.join(BUILTIN_MODELS)}), nor a file or folder "
         "here, nor a Hugging Face id of the form owner/name"

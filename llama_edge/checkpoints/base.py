@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
+from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.models.weights import weight_shapes
 
 
@@ -38,10 +39,7 @@ class CheckedWeights:
         missing = [name for name in self._expected if name not in found]
         extra = [name for name in found if name not in self._expected]
         if missing:
-            raise CheckpointError(
-                f"{where}: {_list(missing)} missing; the config asks for {len(self._expected)} "
-                f"weights and {len(found)} are there: the checkpoint is incomplete"
-            )
+            raise CheckpointError(f"{where}: {_what_is_missing(missing, extra, len(found))}")
         if extra:
             raise CheckpointError(
                 f"{where}: {_list(extra)} unexpected; a plain Llama has no such weight, and "
@@ -71,6 +69,26 @@ class CheckedWeights:
                 "the file is damaged or the training run diverged"
             )
         return tensor
+
+
+def _what_is_missing(missing: list[str], extra: list[str], found: int) -> str:
+    """Why weights that the config asks for are not there."""
+    if missing == [LM_HEAD] and not extra:
+        return (
+            f"{LM_HEAD} is missing. If the model's head is its embedding, as in Llama 3.2 1B, set "
+            "tie_word_embeddings to true in config.json; if the model was saved without its head "
+            "(LlamaModel), save it as LlamaForCausalLM"
+        )
+    if len(extra) == found:
+        named = f", such as {extra[0]}" if extra else ""
+        return (
+            f"{_list(missing)} missing; the {found} weights that are there have other names"
+            f"{named}: it is no Llama, or was saved by a program with names of its own"
+        )
+    return (
+        f"{_list(missing)} missing, of the weights that the config asks for; {found} weights are "
+        "there: the checkpoint is incomplete, or the config of another model"
+    )
 
 
 def _list(names: list[str]) -> str:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
-from llama_edge.checkpoints.gguf_parts import GgufModel, find_gguf, open_gguf
+from llama_edge.checkpoints.gguf_parts import GgufModel, open_gguf
 from llama_edge.checkpoints.gguf_text import read_text
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.checkpoints.names import GGUF_BLOCK_PARTS, GGUF_NAMES
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 from llama_edge.models.rope import inverse_frequencies, llama3_frequency_factors
 from llama_edge.models.weight_names import block_weight
 
@@ -41,14 +41,14 @@ def load_gguf(path: Path, source: str) -> Checkpoint:
     """Open a GGUF file, or all parts of a split one; tensors are dequantized one by one when read.
 
     Args:
-        path: The file, any part, or a folder with one model.
+        path: The file, or any part.
         source: How the user named the model.
 
     Raises:
         CheckpointError: It is damaged, incomplete, lies about itself, or is not a plain Llama.
         TokenizerError: Its tokenizer is of another kind, damaged or of another model.
     """
-    file = open_gguf(find_gguf(path) or path)
+    file = open_gguf(path)
     metadata = Fields(file.path, file.metadata)
     _require_model(file)
     config = _config(file, metadata)
@@ -132,7 +132,7 @@ def _config(file: GgufModel, metadata: Fields) -> ModelConfig:
         vocab_size=file.tensors[_EMBEDDING].shape[0],
         rms_norm_eps=_as_written(metadata, "llama.attention.layer_norm_rms_epsilon"),
         rope_theta=_as_written(metadata, "llama.rope.freq_base", 10000.0),
-        rope_scaling=None,
+        rope_scaling=_linear_scaling(metadata),
         max_position_embeddings=metadata.integer("llama.context_length"),
         tie_word_embeddings=_is_tied(file),
     )
@@ -144,7 +144,24 @@ def _refuse_unsupported(metadata: Fields, head_dim: int) -> None:
     metadata.require("llama.expert_count", 0)
     metadata.require("llama.rope.dimension_count", head_dim)
     metadata.require("llama.attention.value_length", head_dim)
-    metadata.require("llama.rope.scaling.type", "none")
+    scaling = metadata.values.get("llama.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise CheckpointError(
+            f"{metadata.path}: has RoPE scaling of type {scaling!r}; 'linear' is supported, and "
+            "Llama 3's, which GGUF stores as factors"
+        )
+
+
+def _linear_scaling(metadata: Fields) -> LinearRopeScaling | None:
+    """By the key of today, or the one that came before it; a factor of 1 or 0 is none."""
+    factor = metadata.number(
+        "llama.rope.scaling.factor", metadata.number("llama.rope.scale_linear", 1.0)
+    )
+    is_named = metadata.values.get("llama.rope.scaling.type") == "linear"
+    is_old = metadata.values.get("llama.rope.scale_linear") is not None
+    if not (is_named or is_old) or factor in (0.0, 1.0):
+        return None
+    return LinearRopeScaling(factor=factor)
 
 
 def _is_tied(file: GgufModel) -> bool:

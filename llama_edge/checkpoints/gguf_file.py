@@ -19,10 +19,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+from llama_edge.checkpoints.recognise import GGUF_MAGIC
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.regular import open_regular
 
-MAGIC: Final = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS: Final = {
     0: "<B",
@@ -162,7 +162,7 @@ class GgufFile:
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise CheckpointError(f"{path}: cannot be opened: {error}") from error
         cursor = _Cursor(path, self._data)
-        if cursor.take(4, "the magic") != MAGIC:
+        if cursor.take(4, "the magic") != GGUF_MAGIC:
             raise CheckpointError(f"{path}: does not begin with GGUF; it is another kind of file")
         number = cursor.scalar(4, "the version")
         if number & 0xFFFF == 0:

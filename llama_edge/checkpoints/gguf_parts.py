@@ -14,11 +14,9 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from llama_edge.checkpoints.gguf_file import MAGIC, GgufFile, TensorRecord
+from llama_edge.checkpoints.gguf_file import GgufFile, TensorRecord
 from llama_edge.checkpoints.json_fields import Fields
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.regular import open_regular
-from llama_edge.core.walk import walk
 
 _NUMBER, _COUNT, _TENSOR_COUNT = "split.no", "split.count", "split.tensors.count"
 _MAX_PARTS: Final = (1 << 16) - 1  # llama.cpp stores the count as uint16
@@ -46,44 +44,6 @@ class GgufModel:
     def read(self, name: str) -> Tensor:
         """See `GgufFile`."""
         return self.files[name].read(name)
-
-
-def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that a path means: itself, whatever its name, or the only one of a folder.
-
-    Returns:
-        The file, or the first part of a split one; None: there is none.
-
-    Raises:
-        CheckpointError: A folder holds several models.
-    """
-    if not path.is_dir():
-        return path if _begins_as_gguf(path) or _is_named_so(path.name) else None
-    names = sorted(e.name for e in walk(path, CheckpointError, depth=1) if _is_named_so(e.name))
-    firsts = [name for name in names if not _is_later_part(name)]
-    if len(firsts) > 1:
-        raise CheckpointError(
-            f"{path}: holds {len(firsts)} GGUF models; give one of the files: {', '.join(firsts)}"
-        )
-    return path / (firsts or names)[0] if names else None
-
-
-def _is_named_so(name: str) -> bool:
-    return name.lower().endswith(".gguf")
-
-
-def _is_later_part(name: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return match is not None and int(match["number"]) > 1
-
-
-def _begins_as_gguf(path: Path) -> bool:
-    """By its first bytes: models are also kept under the hash of their content."""
-    try:
-        with open_regular(path, CheckpointError) as stream:
-            return stream.read(len(MAGIC)) == MAGIC
-    except CheckpointError:
-        return False
 
 
 def open_gguf(path: Path) -> GgufModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_edge.core.errors import CheckpointError
+from llama_edge.core.json_files import read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Fields:
             raise CheckpointError(f"{self.path}: {key} is {value!r}; true or false is needed")
         return value
 
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there with null, where that differs from an absent key."""
+        return key in self.values and self.values[key] is None
+
     def require(self, key: str, *plain: object) -> None:
         """Refuse any value but those that a plain Llama has; absent is fine.
 
@@ -56,12 +61,28 @@ class Fields:
         """
         value = self.values.get(key)
         if value is not None and value not in plain:
-            accepted = " or ".join(repr(each) for each in plain) or "nothing"
+            accepted = " or ".join(repr(each) for each in plain) or "null"
             raise CheckpointError(
-                f"{self.path}: {key} is {value!r}; only {accepted} is supported, because any "
+                f"{self.path}: {key} is {_short(value)}; only {accepted} is supported, because any "
                 "other changes what the model computes"
             )
 
     def _value(self, key: str, default: object) -> object:
         value = self.values.get(key)
         return default if value is None else value
+
+
+def read_fields(path: Path) -> Fields:
+    """Of a JSON file.
+
+    Raises:
+        CheckpointError: It is missing or no JSON object.
+    """
+    return Fields(path, read_json_object(path, CheckpointError))
+
+
+def _short(value: object) -> str:
+    """A value in a message; of an object or a list only that it is one."""
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, list) else repr(value)[:80]

@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from llama_edge.checkpoints.base import CheckedWeights, unpermute_heads
-from llama_edge.checkpoints.json_fields import Fields
-from llama_edge.checkpoints.meta_file import FLOATS, load_shard, shard_paths
+from llama_edge.checkpoints.json_fields import Fields, read_fields
+from llama_edge.checkpoints.meta_file import FLOATS, Shard, shard_paths
 from llama_edge.checkpoints.meta_quantized import MetaCodes, QuantizedMetaTensors, read_scheme
-from llama_edge.checkpoints.tiktoken import read_tiktoken
+from llama_edge.checkpoints.meta_text import read_meta_text
+from llama_edge.checkpoints.recognise import PARAMS_FILE
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
-from llama_edge.core.files import read_json_object
 from llama_edge.core.hadamard import hadamard_factors
 from llama_edge.core.model_config import ModelConfig, RopeScaling
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 
-PARAMS_FILE: Final = "params.json"
 TOKENIZER_FILE: Final = "tokenizer.model"
 
 #: params.json says only `use_scaled_rope`; the factor is known by the model's (dim, n_layers).
@@ -55,19 +54,19 @@ def load_meta(folder: Path, source: str) -> Checkpoint:
         TokenizerError: Its tokenizer is damaged or of another kind.
     """
     path = folder / PARAMS_FILE
-    fields = Fields(path, read_json_object(path, CheckpointError))
+    fields = read_fields(path)
     for key in ("vision_model", "moe_args"):
         fields.require(key)
     if fields.values.get("quantization_args") is not None:
         return _load_quantized(folder, source, fields)
     fields.require("lora_args")
-    stored = _MetaTensors(folder, [load_shard(path) for path in shard_paths(folder)], fields)
+    stored = _MetaTensors(folder, [Shard(path) for path in shard_paths(folder)], fields)
     config = _config(fields, stored.shapes().get(EMBEDDING, (0,))[0], tied=stored.tied)
     return Checkpoint(
         source=source,
         config=config,
         weights=CheckedWeights(str(folder), config, stored),
-        text=read_tiktoken(folder / TOKENIZER_FILE),
+        text=read_meta_text(folder / TOKENIZER_FILE),
     )
 
 
@@ -79,11 +78,12 @@ def _load_quantized(folder: Path, source: str, fields: Fields) -> Checkpoint:
         raise CheckpointError(
             f"{folder}: has {len(paths)} files; a checkpoint with quantization_args is one file"
         )
-    stored = QuantizedMetaTensors(folder, load_shard(paths[0], (*FLOATS, torch.int8)), scheme)
+    shard = Shard(paths[0], (*FLOATS, torch.int8))
+    stored = QuantizedMetaTensors(folder, {name: shard.load(name) for name in shard.shapes}, scheme)
     config = _config(fields, stored.vocabulary, tied=stored.tied)
     weights = CheckedWeights(str(folder), config, stored)
     stored.check(config)
-    text = read_tiktoken(folder / TOKENIZER_FILE)
+    text = read_meta_text(folder / TOKENIZER_FILE)
     if scheme.lora is not None:
         return Checkpoint(
             source=source, config=config, weights=weights, text=text, note=scheme.lora.note
@@ -97,10 +97,11 @@ def _load_quantized(folder: Path, source: str, fields: Fields) -> Checkpoint:
 class _MetaTensors:
     """`StoredTensors` of all shards; a sliced tensor is put together when it is read."""
 
-    def __init__(self, folder: Path, shards: list[dict[str, Tensor]], fields: Fields) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], fields: Fields) -> None:
+        first = shards[0].shapes
         for number, shard in enumerate(shards):
-            if shard.keys() != shards[0].keys():
-                odd = min(shard.keys() ^ shards[0].keys())
+            if shard.shapes.keys() != first.keys():
+                odd = min(shard.shapes.keys() ^ first.keys())
                 raise CheckpointError(
                     f"{folder}: consolidated.{number:02}.pth and consolidated.00.pth do not both "
                     f"hold {odd}; the files belong to different models"
@@ -112,7 +113,7 @@ class _MetaTensors:
             "q_proj.weight": heads,
             "k_proj.weight": fields.integer("n_kv_heads", heads),
         }
-        self._names = list(shards[0])
+        self._names = list(first)
         # Meta stores the head of a tied model as well: the embedding's values once more.
         self.tied = LM_HEAD not in self._names or (
             EMBEDDING in self._names and torch.equal(self._whole(LM_HEAD), self._whole(EMBEDDING))
@@ -134,27 +135,27 @@ class _MetaTensors:
 
     def _axis(self, name: str) -> int | None:
         """The axis of the slices; None for a norm, which every shard holds whole."""
-        first = self._shards[0][name]
-        if first.dim() != 2 or len(self._shards) == 1:
+        first = self._shards[0].shapes[name]
+        if len(first) != 2 or len(self._shards) == 1:
             return None
         # Llama 3 slices the embedding by vocabulary, as fairscale's VocabParallelEmbedding does;
         # Llama 2 sliced it by width.
-        by_width = name == EMBEDDING and first.shape[1] != self._hidden
+        by_width = name == EMBEDDING and first[1] != self._hidden
         return 1 if by_width or name.endswith(_ROW_PARALLEL) else 0
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        shape = list(self._shards[0][name].shape)
+        shape = list(self._shards[0].shapes[name])
         axis = self._axis(name)
         if axis is not None:
-            shape[axis] = sum(shard[name].shape[axis] for shard in self._shards)
+            shape[axis] = sum(shard.shapes[name][axis] for shard in self._shards)
         return tuple(shape)
 
     def _whole(self, name: str) -> Tensor:
         axis = self._axis(name)
         if axis is None:
-            return self._shards[0][name]
+            return self._shards[0].load(name)
         try:
-            return torch.cat([shard[name] for shard in self._shards], dim=axis)
+            return torch.cat([shard.load(name) for shard in self._shards], dim=axis)
         except RuntimeError as error:
             raise CheckpointError(f"{name}: its slices do not fit together: {error}") from error
 

@@ -1,6 +1,7 @@
-"""The tables from Meta's and GGUF's weight names to ours."""
+"""From the names that weights are stored under to ours."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from llama_edge.models.weight_names import EMBEDDING, FINAL_NORM, LM_HEAD
@@ -39,3 +40,28 @@ GGUF_BLOCK_PARTS: Final[Mapping[str, str]] = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+
+#: What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+_WRAPPER: Final = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def plain_names(names: Iterable[str], anchor: str) -> dict[str, str]:
+    """Names without what wrappers of the model put around them.
+
+    Args:
+        names: As they are stored.
+        anchor: A plain name that every model has. What is in front of it is a prefix of the whole
+            model (`module.`, `base_model.model.`), if all names have it.
+
+    Returns:
+        Plain name -> stored name; all as they are stored if two would get the same.
+    """
+    stored = tuple(names)
+    plain = {_WRAPPER.sub("", name): name for name in stored}
+    if len(plain) < len(stored):
+        return {name: name for name in stored}
+    anchored = next((name for name in plain if f".{name}".endswith(f".{anchor}")), anchor)
+    prefix = anchored.removesuffix(anchor)
+    if not all(name.startswith(prefix) for name in plain):
+        return plain
+    return {name.removeprefix(prefix): own_name for name, own_name in plain.items()}

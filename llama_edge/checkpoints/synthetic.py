@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_edge.checkpoints.huggingface import CONFIG_FILE, INDEX_FILE
+from llama_edge.checkpoints.recognise import CONFIG_FILE, INDEX_FILE
 from llama_edge.checkpoints.synthetic_text import synthetic_text
 from llama_edge.core.files import require_free_space, write_json
 from llama_edge.core.model_config import ModelConfig
@@ -125,7 +125,7 @@ def _huggingface_config(config: ModelConfig, text: TextAssets) -> dict[str, Any]
     for ours in ("down_proj_rotation", "head_rotation"):
         del value[ours]
     if config.rope_scaling is not None:
-        value["rope_scaling"]["rope_type"] = "llama3"
+        value["rope_scaling"].setdefault("rope_type", "llama3")
     return {
         **value,
         "architectures": ["LlamaForCausalLM"],

@@ -2,15 +2,19 @@
 
 import base64
 import binascii
+import re
 from pathlib import Path
 from typing import Final
 
 from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
 from llama_edge.core.errors import TokenizerError
+from llama_edge.core.regular import read_regular
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import build_text_assets
 
-_MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
+MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
+_MAX_TOKEN_BYTES: Final = 256  # Llama 3's longest has 128; work grows with the square
+_LINE: Final = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+")
 LLAMA3_BEGIN: Final = "<|begin_of_text|>"
 
 #: Llama 3's control tokens in id order, after the ranks. Source: llama_models' `tokenizer.py`.
@@ -56,6 +60,12 @@ LLAMA3_TEMPLATE: Final = """\
 """
 
 
+def is_tiktoken(data: bytes) -> bool:
+    """Whether a `tokenizer.model` begins with a line of base64 and a rank."""
+    line, _, _ = data[:1024].partition(b"\n")
+    return _LINE.fullmatch(line.strip()) is not None
+
+
 def read_tiktoken(path: Path) -> TextAssets:
     """Llama 3's tokenizer and dialog format.
 
@@ -80,12 +90,7 @@ def read_tiktoken(path: Path) -> TextAssets:
 
 def _read_ranks(path: Path) -> list[bytes]:
     """Tokens in rank order, from lines of base64 and rank."""
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise TokenizerError(f"{path}: has over {_MAX_FILE_BYTES} bytes; no tokenizer needs it")
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = read_regular(path, MAX_FILE_BYTES, TokenizerError).splitlines()
     tokens = []
     for number, line in enumerate(filter(None, lines)):
         try:
@@ -97,6 +102,11 @@ def _read_ranks(path: Path) -> list[bytes]:
                 f"{path}: line {number + 1} is not a base64 token and its rank; Llama 3's "
                 "tiktoken file is needed, not a SentencePiece model"
             ) from error
+        if len(tokens[-1]) > _MAX_TOKEN_BYTES:
+            raise TokenizerError(
+                f"{path}: line {number + 1} has a token of {len(tokens[-1])} bytes; at most "
+                f"{_MAX_TOKEN_BYTES} are read"
+            )
         if not in_order or not tokens[-1]:
             raise TokenizerError(f"{path}: line {number + 1} has rank {rank!r}, not {number}")
     missing = 256 - len({token for token in tokens if len(token) == 1})

@@ -131,6 +131,11 @@ def run_program(arguments: list[str]) -> int:
     except LlamaEdgeError as error:
         print_error(error, as_json=as_json)
         return error.exit_code
+    except OSError as error:  # a name that is too long, a disk that fails: the system's own words
+        path = "" if error.filename is None else f"{error.filename}: "
+        failure = LlamaEdgeError(f"{path}{error.strerror or error}")
+        print_error(failure, as_json=as_json)
+        return failure.exit_code
     except _UsageError as error:
         print_usage_error(error)
         code = BAD_USAGE

@@ -14,6 +14,7 @@ from llama_edge.cli.console import (
     progress_on_stderr,
     trust_in,
 )
+from llama_edge.cli.model import Revision, all_revised
 
 
 def parity(
@@ -23,6 +24,7 @@ def parity(
         str | None,
         typer.Option(help="The full-precision MODEL; by default the built-in one it came from."),
     ] = None,
+    revision: Revision = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -30,6 +32,7 @@ def parity(
     from llama_edge.cli.report import print_gate
     from llama_edge.gate.check_bundle import check_bundle
 
+    (against,) = all_revised((against,), revision)
     with progress_on_stderr() as progress:
         outcome = check_bundle(bundle, against, progress, trust_in(public_key))
     if as_json:

@@ -15,6 +15,7 @@ from llama_edge.cli.console import (
     say,
     trust_in,
 )
+from llama_edge.cli.model import Revision, all_revised
 
 
 def bisect(
@@ -28,6 +29,7 @@ def bisect(
             "came from."
         ),
     ] = None,
+    revision: Revision = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write bisect.json, layers.png and repro/; bisect/BUNDLE."),
@@ -47,6 +49,7 @@ def bisect(
     from llama_edge.debug.bisect import bisect as search
     from llama_edge.debug.bisect_repro import bisection_json, write_bisection
 
+    (against,) = all_revised((against,), revision)
     place = out or Path("bisect") / bundle.resolve().name
     require_place(place, force=force)
     with progress_on_stderr() as progress:

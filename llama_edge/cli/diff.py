@@ -14,6 +14,7 @@ from llama_edge.cli.console import (
     say,
     trust_in,
 )
+from llama_edge.cli.model import Revision, all_revised
 
 _WHAT: Final = "A bundle, a .pte, .onnx folder or .mlpackage, a quantized checkpoint, or a MODEL."
 #: Differences of one kind that the table shows; `--json` has them all.
@@ -24,6 +25,7 @@ def diff(
     first: Annotated[str, typer.Argument(metavar="A", help=_WHAT)],
     second: Annotated[str, typer.Argument(metavar="B", help="Likewise, of any format.")],
     *,
+    revision: Revision = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -36,8 +38,9 @@ def diff(
     """
     from llama_edge.debug.diff import diff as hold
 
+    one, two = map(str, all_revised((first, second), revision))
     with progress_on_stderr() as progress:
-        report = hold(first, second, progress, trust_in(public_key))
+        report = hold(one, two, progress, trust_in(public_key))
     if as_json:
         print_json(report.to_json())
     else:

@@ -16,6 +16,7 @@ from llama_edge.cli.console import (
     say,
     trust_in,
 )
+from llama_edge.cli.model import Revision, all_revised
 from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, TaskScore
 from llama_edge.evaluate.report import (
     DEFAULT_WINDOW,
@@ -61,6 +62,7 @@ def evaluate(
         str | None,
         typer.Option(help="A bundle's full-precision MODEL; by default the built-in one."),
     ] = None,
+    revision: Revision = None,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
@@ -68,8 +70,9 @@ def evaluate(
     """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
     from llama_edge.evaluate.evaluate import evaluate as measure
 
+    *subjects, against = all_revised((subject, other, against), revision)
     request = EvalRequest(
-        subjects=(subject,) if other is None else (subject, other),
+        subjects=tuple(each for each in subjects if each is not None),
         texts=tuple(text or ()),
         tasks=tuple(tasks or ()),
         window=window,

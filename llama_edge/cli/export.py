@@ -15,14 +15,11 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
+from llama_edge.cli.model import Model, Revision, revised
 from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.recipe import Device
 from llama_edge.quantize import DEFAULT_RECIPE
 
-Model = Annotated[
-    str,
-    typer.Argument(help="A built-in name, a folder or file on this machine, or a Hugging Face id."),
-]
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -46,6 +43,7 @@ def export(
     model: Model,
     *,
     target: Annotated[str, typer.Option(help=f"One of: {', '.join(TARGETS)}.")],
+    revision: Revision = None,
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +100,7 @@ def export(
         prefill=prefill,
     )
     request = ExportRequest(
-        model=model,
+        model=revised(model, revision),
         target=target,
         format=file_format,
         recipe=recipe,
@@ -123,6 +121,7 @@ def export(
 def quantize(
     model: Model,
     *,
+    revision: Revision = None,
     recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
@@ -137,7 +136,7 @@ def quantize(
     from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
     request = QuantizeRequest(
-        model=model,
+        model=revised(model, revision),
         recipe=recipe,
         calibration=tuple(calibration or ()),
         device=device,

@@ -10,6 +10,7 @@ import typer
 
 from llama_edge.backends import TARGETS
 from llama_edge.cli.console import JsonOption, print_json, print_next, print_table, say
+from llama_edge.cli.model import Revision, revised
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.plan.devices import DEVICES
@@ -41,6 +42,7 @@ def plan(
         ),
     ],
     *,
+    revision: Revision = None,
     device: Annotated[
         list[str] | None,
         typer.Option(help=f"As often as needed; by default all: {', '.join(DEVICES)}."),
@@ -72,7 +74,7 @@ def plan(
     from llama_edge.plan.plan import PlanRequest, plan_model
 
     request = PlanRequest(
-        model=model,
+        model=revised(model, revision),
         recipes=(recipe,) if recipe else (),
         targets=(target,) if target else (),
         devices=tuple(device or ()),

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Final
 
 from llama_edge.core.errors import OutputError
 from llama_edge.core.json_files import canonical_json
-from llama_edge.core.json_files import read_json_object as read_json_object
 from llama_edge.core.ownership import RECORD_FILE, record_of, remove_tree, require_own
 from llama_edge.core.regular import NO_LINK, NO_WAITING, open_inside
 from llama_edge.core.unfinished import (

@@ -23,6 +23,8 @@ _MAX_DIGITS: Final = 40
 _MAX_DEPTH: Final = 64
 #: Of a number that is too long, or a key, in a message.
 _SHOWN: Final = 40
+#: As a shell's `echo '{...}'` leaves it on Windows, or Python's `print`.
+_SINGLE_QUOTED: Final = re.compile(r"\s*(?:'|\{\s*')")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -105,7 +107,9 @@ def parse_json(source: str | bytes, where: str, error_class: ErrorClass = Artifa
     except RecursionError as error:
         raise error_class(f"{where}: not readable as JSON: {_too_deep()}") from error
     except ValueError as error:
-        raise error_class(f"{where}: not readable as JSON: {error}") from error
+        is_quoted = _SINGLE_QUOTED.match(text) is not None
+        hint = "; JSON has double quotes, and no quotes around the whole" if is_quoted else ""
+        raise error_class(f"{where}: not readable as JSON: {error}{hint}") from error
     return value
 
 

@@ -61,6 +61,24 @@ class RopeScaling:
             )
 
 
+#: `rope_type` of positions that are divided by a factor.
+LINEAR: Final = "linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRopeScaling:
+    """Positions divided by a factor (`rope_type: linear`), as in LongChat and Vicuna 16k."""
+
+    factor: float
+    #: always this; in JSON it tells the two scalings apart
+    rope_type: str = LINEAR
+
+    def __post_init__(self) -> None:
+        _require_number("rope_scaling", "factor", self.factor, low=0, high=1e6)
+        if self.rope_type != LINEAR:
+            raise ConfigError(f"rope_scaling: rope_type is {self.rope_type!r}; {LINEAR!r} is known")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything that the network's arithmetic depends on, and nothing else."""
@@ -74,7 +92,7 @@ class ModelConfig:
     vocab_size: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeScaling | LinearRopeScaling | None
     max_position_embeddings: int
     tie_word_embeddings: bool
     #: R4 online: orders (a, b) of the two Hadamard matrices that turn down_proj's input
@@ -183,7 +201,9 @@ class ModelConfig:
             fields = {**value}
             scaling = fields.get("rope_scaling")
             if scaling is not None:
-                fields["rope_scaling"] = RopeScaling(**scaling)
+                is_linear = isinstance(scaling, Mapping) and "rope_type" in scaling
+                kind = LinearRopeScaling if is_linear else RopeScaling
+                fields["rope_scaling"] = kind(**scaling)
             rotation = fields.get("down_proj_rotation")
             if rotation is not None:
                 fields["down_proj_rotation"] = tuple(rotation)

@@ -12,7 +12,7 @@ from llama_edge.bundle.folder import is_bundle, read_manifest
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.meta import PARAMS_FILE
+from llama_edge.checkpoints.recognise import PARAMS_FILE
 from llama_edge.core.artifact import Artifact, GraphOperator
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import ArtifactError, QuantizeError, TokenizerError
@@ -20,6 +20,7 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor
 from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.core.text_assets import TextAssets
+from llama_edge.core.walk import walk
 from llama_edge.formats.quantized_checkpoint import (
     CONFIG_FILE,
     quantized_names,
@@ -106,14 +107,16 @@ def _holds_artifact(path: Path) -> bool:
     if path.suffix in SUFFIXES and path.exists():
         return True
     is_plain = path.is_dir() and not (path / PARAMS_FILE).is_file()
-    return is_plain and any(file.suffix in SUFFIXES for file in path.iterdir())
+    return is_plain and any(Path(each.name).suffix in SUFFIXES for each in walk(path, depth=1))
 
 
 def _files(path: Path) -> dict[str, int]:
     if path.is_file():
         return {path.name: path.stat().st_size}
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
+    # Links are followed, since a checkpoint from the Hugging Face cache is made of them.
+    names = (entry.name for entry in walk(path) if not entry.is_folder)
+    found = {name: path / name for name in sorted(names)}
+    return {name: file.stat().st_size for name, file in found.items() if file.is_file()}
 
 
 def _artifact(path: Path, backend: str, manifest: Manifest | None) -> Side:

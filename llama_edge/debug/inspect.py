@@ -8,7 +8,7 @@ from llama_edge.bundle.folder import is_bundle, list_tensors, read_manifest
 from llama_edge.bundle.manifest import TensorEntry
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.meta import PARAMS_FILE
+from llama_edge.checkpoints.recognise import PARAMS_FILE
 from llama_edge.core.artifact import Artifact, Interface, Placement, StoredBytes
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.progress import Progress

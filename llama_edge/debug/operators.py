@@ -10,7 +10,7 @@ it, and the next one that can be seen is judged.
 Shape legend: T tokens, D hidden, Q query_size, K key/value heads, H head_dim.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -25,7 +25,7 @@ from llama_edge.core.cache_rows import quantize_rows
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.session import FloatArray
 from llama_edge.gate.block_errors import BROKEN, Errors, explain_rows, relative_errors
-from llama_edge.gate.rounding import Flips, RowRun, distance_to, with_flips
+from llama_edge.gate.rounding import Flips, RowRun, target_of, with_flips
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -377,10 +377,9 @@ def _explain(model: Reference, compared: Comparison, raw: Errors) -> "_Rows":
 
         return run
 
-    distance: Callable[[int], Callable[[Tensor], list[float]]] = lambda row: distance_to(  # noqa: E731
-        compared.found[row]
+    found = explain_rows(
+        model, raw, row_run, lambda row: target_of(compared.found[row]), compared.row_limit
     )
-    found = explain_rows(model, raw, row_run, distance, compared.row_limit)
     return _Rows(found.explained, found.flips)
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.gate.rounding import (
-    Distance,
+    TIE_STEPS,
     Flips,
     RowRun,
     StagedRow,
-    distance_to,
+    Target,
+    border_flips,
     explain_row,
+    target_of,
     with_flips,
 )
 from llama_edge.gate.teacher import empty_cache
@@ -93,7 +95,7 @@ def attention_errors(
         if errors[token] <= limit * _ATTENTION_SHARE or unexplained >= _MAX_UNEXPLAINED:
             continue
         run = _attention_run(model, layer, exact[token], _before(cache, layer, token))
-        flips, _ = explain_row(model, run, distance_to(found_TQ[token]), limit * _ATTENTION_SHARE)
+        flips, _ = explain_row(model, run, target_of(found_TQ[token]), limit * _ATTENTION_SHARE)
         if not flips:
             unexplained += 1
             continue
@@ -142,7 +144,7 @@ def mlp_errors(
         stages = (behind_o_proj, behind_gate, behind_down)
         return StagedRow(model, x_TD[token], attention_TQ[token], stages)
 
-    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TD[row]), limit)
+    return explain_rows(model, raw, row_run, lambda row: target_of(found_TD[row]), limit)
 
 
 def head_errors(model: Reference, x_TD: Tensor, found_TV: Tensor, limit: float) -> RowErrors:
@@ -160,27 +162,48 @@ def head_errors(model: Reference, x_TD: Tensor, found_TV: Tensor, limit: float) 
 
         return run
 
-    return explain_rows(model, raw, row_run, lambda row: distance_to(found_TR[row]), limit)
+    return explain_rows(model, raw, row_run, lambda row: target_of(found_TR[row]), limit)
 
 
 def most_suspects(rows: int, codes: int) -> float:
     """How many of `rows` rows flips may touch, where each rounds `codes` values."""
-    share = -math.expm1(-MAX_FLIP_RATE * codes)
+    return _most_rows(rows, MAX_FLIP_RATE * codes)
+
+
+def _most_rows(rows: int, events: float) -> float:
+    """In how many rows something may happen that happens `events` times a row, by chance."""
+    share = -math.expm1(-events)
     deviation = math.sqrt(rows * share * (1 - share))
     return max(rows * share + _SUSPECT_DEVIATIONS * deviation, 1.0)
 
 
-def _codes(run: RowRun) -> int:
-    """All places together."""
-    _, values = run([()])
-    return sum(value.shape[-1] for value in values)
+def _too_many(
+    model: Reference, row_run: Callable[[int], RowRun], suspects: Sequence[int], rows: int
+) -> bool:
+    """Whether more rows are out of tolerance than float errors can touch.
+
+    That counts on values anywhere between two boundaries. Where ties are more than chance, values
+    are not: rows with a tie are then left out.
+    """
+    codes = tied = 0
+    for found, row in enumerate(suspects):
+        _, values = row_run(row)([()])
+        codes = sum(value.shape[-1] for value in values)
+        if len(suspects) <= most_suspects(rows, codes):
+            return False
+        tied += any(
+            border_flips(model, place, value[0], TIE_STEPS) for place, value in enumerate(values)
+        )
+        if found + 1 - tied > most_suspects(rows, codes):
+            return True
+    return tied <= _most_rows(rows, 2 * TIE_STEPS * codes)
 
 
 def explain_rows(
     model: Reference,
     raw: Errors,
     row_run: Callable[[int], RowRun],
-    distance: Callable[[int], Distance],
+    target: Callable[[int], Target],
     limit: float,
 ) -> RowErrors:
     """Rows that do not depend on each other."""
@@ -188,12 +211,12 @@ def explain_rows(
     if model.activation is ActivationQuantization.NONE:
         return RowErrors(raw, raw, 0)
     suspects = np.flatnonzero(raw > limit).tolist()
-    if suspects and len(suspects) > most_suspects(len(raw), _codes(row_run(suspects[0]))):
+    if suspects and _too_many(model, row_run, suspects, len(raw)):
         return RowErrors(raw, raw, 0)
     for row in suspects:
         if raw[row] == BROKEN or unexplained >= _MAX_UNEXPLAINED:
             continue
-        flips, explained[row] = explain_row(model, row_run(row), distance(row), limit)
+        flips, explained[row] = explain_row(model, row_run(row), target(row), limit)
         count += len(flips)
         unexplained += explained[row] > limit
     return RowErrors(raw, explained, count)

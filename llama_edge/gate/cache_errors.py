@@ -24,7 +24,7 @@ from llama_edge.gate.block_errors import (
     explain_rows,
     unrounded,
 )
-from llama_edge.gate.rounding import Distance, Flips, RowRun, with_flips
+from llama_edge.gate.rounding import Flips, RowRun, Target, with_flips
 from llama_edge.models.blocks import attention
 from llama_edge.models.reference import Reference
 
@@ -65,11 +65,11 @@ def _row_errors(
 
         return run
 
-    def distance(token: int) -> Distance:
+    def target(token: int) -> Target:
         one = CacheRows(rows.codes[token], rows.steps[token], rows.zero_points[token])
-        return lambda outputs: row_distances(outputs, one).tolist()
+        return Target(one.dequantize(), lambda outputs: row_distances(outputs, one).tolist())
 
-    return explain_rows(model, raw, row_run, distance, limit)
+    return explain_rows(model, raw, row_run, target, limit)
 
 
 def _unrounded_rows(model: Reference, layer: int, normed: Tensor, start: int) -> Tensor:

@@ -25,8 +25,14 @@ from llama_edge.models.reference import ACTIVATION_BLOCK, Reference
 #: combinations are followed: near boundaries one by one, wider ones when that explains nothing.
 #: float32 errors of 1e-6 on codes up to 127 are 1e-4 steps, more where a product cancels.
 SEARCHES: Final = ((1e-3, 1), (1e-2, 4))
-#: Most codes that are flipped to explain one row.
+#: Most codes that are flipped to explain one row, ties apart.
 MAX_FLIPS: Final = 6
+#: A value so near to a boundary, in steps, is tied: the last bits decide, and either code is right.
+#: In float32 a value of 127 steps has bits of 7.6e-6 steps, and three operations lie between the
+#: residual stream and its code.
+TIE_STEPS: Final = 2.5e-5
+#: Attention and the rounding after a tie make effects add up to a little more or less.
+_TIE_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,15 @@ RowRun = Callable[[Sequence[Flips]], tuple[Tensor, list[Tensor]]]
 #: to what is carried on and the next place's value before rounding, or the output.
 Stage = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-#: The relative error of each output (B, ...) from what the artifact has.
-Distance = Callable[[Tensor], list[float]]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the artifact has of one row."""
+
+    #: as the output of a `RowRun` (...), or what that is before the artifact rounded it
+    values: Tensor
+    #: the relative error of each output (B, ...)
+    distance: Callable[[Tensor], list[float]]
 
 
 def rounding_steps(x: Tensor, activation: ActivationQuantization) -> Tensor:
@@ -64,17 +77,15 @@ def rounding_steps(x: Tensor, activation: ActivationQuantization) -> Tensor:
 
 
 def border_flips(model: Reference, place: int, x: Tensor, border_steps: float) -> list[Flip]:
-    """The flips open to one row before rounding, x (n,)."""
-    steps = rounding_steps(x, model.activation)
-    rounded = model.quantize_activation(x)
-    flips = []
-    for side in (1.0, -1.0):
-        moved = model.quantize_activation(x + side * border_steps * steps)
-        crossing = torch.nonzero((moved - rounded).abs() > 0.5 * steps).flatten()
-        values = rounded[crossing] + side * steps[crossing]
-        pairs = zip(crossing.tolist(), values.tolist(), strict=True)
-        flips += [Flip(place, index, value) for index, value in pairs]
-    return flips
+    """The flips open to one row before rounding, x (n,): values so near to a boundary, in steps."""
+    steps = rounding_steps(x, model.activation).double()
+    positions = x.double() / torch.where(steps == 0, torch.ones_like(steps), steps)
+    below = positions.floor()
+    near = torch.nonzero((positions - below - 0.5).abs() <= border_steps).flatten()
+    rounded = model.quantize_activation(x).double()
+    others = (2 * below[near] + 1) * steps[near] - rounded[near]
+    pairs = zip(near.tolist(), others.tolist(), strict=True)
+    return [Flip(place, index, value) for index, value in pairs]
 
 
 def with_flips(rounded_BN: Tensor, place: int, trials: Sequence[Flips]) -> Tensor:
@@ -139,31 +150,80 @@ def _flips_before(place: int, flips: Flips) -> Flips:
     return tuple(sorted(before, key=lambda flip: (flip.place, flip.index)))
 
 
-def explain_row(
-    model: Reference, run: RowRun, distance: Distance, limit: float
-) -> tuple[Flips, float]:
-    """The fewest flips under which the reference's row agrees with the artifact's.
+def explain_row(model: Reference, run: RowRun, target: Target, limit: float) -> tuple[Flips, float]:
+    """The flips under which the reference's row agrees with the artifact's.
+
+    Tied values are solved for first; then the fewest further flips are searched for.
 
     Returns:
         The flips and the relative error that is left; without an explanation none, and the error
         as it was.
     """
-    (plain,), error = [()], distance(run([()])[0])[0]
+    plain: Flips = ()
+    error = _error(run, target, plain)
     if error <= limit:
         return plain, error
+    tied = solve_ties(model, run, target)
+    left = _error(run, target, tied)
+    if left <= limit:
+        return tied, left
     for border_steps, beam in SEARCHES:
-        flips, left = _search(model, run, distance, limit, (border_steps, beam))
-        if left <= limit:
-            return flips, left
+        for start in dict.fromkeys((tied, plain)):
+            flips, left = _search(model, run, target, limit, (border_steps, beam, start))
+            if left <= limit:
+                return flips, left
     return plain, error
 
 
+def _error(run: RowRun, target: Target, flips: Flips) -> float:
+    return target.distance(run([flips])[0])[0]
+
+
+def solve_ties(model: Reference, run: RowRun, target: Target) -> Flips:
+    """Which tied values of a row the artifact rounded the other way, by least squares.
+
+    The effect of each tie on the output is measured; the output has more elements than a row has
+    ties, so that the shares in which the effects make up the difference are determined, and are 0
+    or 1 if ties are what the difference is made of. The caller must confirm that they are: the
+    row with these flips must agree.
+
+    Place by place, since a flip moves the values that are rounded after it.
+    """
+    flips: Flips = ()
+    for place in range(len(run([flips])[1])):
+        for _ in range(_TIE_ROUNDS):
+            chosen = _chosen_ties(model, run, target, flips, place)
+            if not chosen:
+                break
+            flips = _toggled(flips, chosen)
+    return flips
+
+
+def _chosen_ties(
+    model: Reference, run: RowRun, target: Target, flips: Flips, place: int
+) -> list[Flip]:
+    outputs, values = run([flips])
+    ties = border_flips(model, place, values[place][0], TIE_STEPS)
+    if not ties:
+        return []
+    toggled, _ = run([_toggled(flips, [tie]) for tie in ties])
+    effects = (toggled - outputs).double().flatten(1)
+    missing = (target.values - outputs[0]).double().flatten()
+    shares = torch.linalg.lstsq(effects.T, missing[:, None]).solution[:, 0]
+    return [tie for tie, share in zip(ties, shares.tolist(), strict=True) if share > 0.5]
+
+
+def _toggled(flips: Flips, others: Sequence[Flip]) -> Flips:
+    """Those of either, but not of both."""
+    return tuple(sorted({*flips} ^ {*others}, key=lambda flip: (flip.place, flip.index)))
+
+
 def _search(
-    model: Reference, run: RowRun, distance: Distance, limit: float, effort: tuple[float, int]
+    model: Reference, run: RowRun, target: Target, limit: float, effort: tuple[float, int, Flips]
 ) -> tuple[Flips, float]:
     """Beam search: the best trials of each length are each continued by every open flip."""
-    border_steps, beam = effort
-    kept: list[Flips] = [()]
+    border_steps, beam, start = effort
+    kept = [start]
     best, error = kept[0], float("inf")
     _, values = run(kept)
     for _ in range(MAX_FLIPS):
@@ -177,7 +237,7 @@ def _search(
         if not trials:
             break
         outputs, values = run(trials)
-        errors = distance(outputs)
+        errors = target.distance(outputs)
         order = sorted(range(len(trials)), key=errors.__getitem__)[:beam]
         best, error = trials[order[0]], errors[order[0]]
         if error <= limit:
@@ -187,7 +247,7 @@ def _search(
     return best, error
 
 
-def distance_to(found: Tensor) -> Distance:
+def target_of(found: Tensor) -> Target:
     """L2(error) / L2(output) from the artifact's row, found (width,)."""
 
     def distance(outputs: Tensor) -> list[float]:
@@ -195,4 +255,4 @@ def distance_to(found: Tensor) -> Distance:
         error = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         return [float(value) for value in error]
 
-    return distance
+    return Target(found, distance)

@@ -8,18 +8,21 @@ import math
 import torch
 from torch import Tensor
 
-from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """RoPE's angular frequencies, float32 (H / 2,), after Llama 3's scaling.
+    """RoPE's angular frequencies, float32 (H / 2,), after the config's scaling.
 
-    Source: `_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`.
+    Source: `_compute_llama3_parameters` and `_compute_linear_scaling_rope_parameters` in
+    transformers' `modeling_rope_utils.py`.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     if config.rope_scaling is None:
         return frequencies
+    if isinstance(config.rope_scaling, LinearRopeScaling):
+        return frequencies / config.rope_scaling.factor
     return frequencies / llama3_frequency_factors(frequencies, config.rope_scaling)
 
 

@@ -1,5 +1,6 @@
 """A checkpoint in, a `QuantizedCheckpoint` folder out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,14 @@ def source_name(model: str) -> str:
 
 def short_name(model: str) -> str:
     """`source_name` without an id's owner or a file's ending, for the name of a folder."""
-    return source_name(model).rpartition("/")[2].removesuffix(".gguf")
+    from llama_edge.checkpoints.hub import is_repository, parse_hub_id
+
+    if model not in BUILTIN_MODELS and is_repository(model):
+        found = parse_hub_id(model)
+        choice = Path(found.choice or "").name.removesuffix(".gguf")
+        parts = (found.name.rpartition("/")[2], choice, found.revision)
+        return re.sub(r"[^\w.-]", "-", "-".join(filter(None, parts)))
+    return source_name(model).removesuffix(".gguf")
 
 
 def quantized_size_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -122,7 +130,7 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
     """
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
-    name = short_name(request.model).rpartition("/")[2]
+    name = short_name(request.model)
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
     require_place(target, force=request.force)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from llama_edge.backends import TARGETS
 from llama_edge.bundle.manifest import Manifest, TensorEntry
 from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.visible import visible_answer
 from llama_edge.gate.samples import MAX_NEW_TOKENS
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.measured import read_measurements
@@ -149,6 +150,13 @@ def _charts(manifest: Manifest, measured: Measured, parts: Mapping[str, int]) ->
     )
 
 
+def _shown(value: object) -> object:
+    """A browser reorders text as a terminal does; what is marked as safe is ours."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return visible_answer(value)
+    return value
+
+
 def _size(size: float) -> str:
     return f"{size / _MIB:.1f} MiB" if size >= _MIB else f"{size / 1024:.1f} KiB"
 
@@ -156,7 +164,11 @@ def _size(size: float) -> str:
 @cache
 def _template() -> Any:  # noqa: ANN401
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters["mib"] = _size
     environment.filters["percent"] = lambda share: f"{share:.1%}"

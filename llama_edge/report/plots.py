@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from llama_edge.core.visible import visible
 from llama_edge.quantize.measured import Measured as MeasuredRecipe
 from llama_edge.report.charts import FIRST, SECOND, THIRD, figure, to_svg
 from llama_edge.report.measurements import BlockError, PromptKL
@@ -19,8 +20,8 @@ _NEAR_KL: Final = 1.15
 
 
 def plain(text: str) -> str:
-    """Without the sign that would begin a formula."""
-    return text.replace("$", r"\$")
+    """One visible line, without the sign that would begin a formula."""
+    return visible(text).replace("$", r"\$")
 
 
 def size_chart(parts: Mapping[str, int]) -> str:
@@ -103,7 +104,7 @@ def recipe_chart(
         )
         for (x, y), names in _clusters(others).items():
             axes.annotate(
-                plain("\n".join(names)),
+                "\n".join(map(plain, names)),
                 (x, y),
                 (6, 0),
                 textcoords="offset points",

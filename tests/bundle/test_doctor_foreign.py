@@ -108,6 +108,9 @@ def test_a_genai_folder(foreign: Callable[[str], Path]) -> None:
             ("artifact.unreadable", "onnx"),
         ),
         ("genai_config.json", "model", None, ("artifact.unreadable", "onnx")),
+        ("genai_config.json", "search", "words", ("artifact.unreadable", "onnx")),
+        ("genai_config.json", "model.decoder.inputs", "words", ("artifact.unreadable", "onnx")),
+        ("genai_config.json", "model.decoder.outputs", "words", ("artifact.unreadable", "onnx")),
     ],
 )
 def test_a_genai_folder_that_contradicts_itself(

@@ -6,6 +6,7 @@ import pytest
 
 from llama_edge.bundle.manifest import MANIFEST_VERSION, Manifest
 from llama_edge.core.errors import ArtifactError
+from llama_edge.core.model_config import LinearRopeScaling
 
 
 def plain(manifest: Manifest) -> dict[str, Any]:
@@ -54,6 +55,13 @@ def test_schema_refuses(
     place[path[-1]] = value
     with pytest.raises(ArtifactError, match=r"^m: "):
         Manifest.from_json(broken, "m")
+
+
+def test_a_manifest_of_linear_rope_scaling(debug_manifest: Manifest) -> None:
+    scaling = LinearRopeScaling(factor=2.5)
+    config = replace(debug_manifest.model.config, rope_scaling=scaling)
+    linear = replace(debug_manifest, model=replace(debug_manifest.model, config=config))
+    assert Manifest.from_json(plain(linear), "m") == linear
 
 
 def test_what_is_unusual_is_optional(debug_manifest: Manifest) -> None:

@@ -59,7 +59,7 @@ def test_the_quantized_checkpoint_is_the_same_byte_for_byte(
 
 
 def test_what_is_no_checkpoint_is_named_with_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json.*params\.json.*\.gguf"):
+    with pytest.raises(CheckpointError, match=r"config\.json.*params\.json.*GGUF"):
         load_checkpoint(str(tmp_path))
 
 

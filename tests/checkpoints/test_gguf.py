@@ -19,7 +19,7 @@ from llama_edge.core.errors import CheckpointError, LlamaEdgeError, TokenizerErr
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import random_weights, write_gguf
-from tests.conftest import DEBUG_CONFIG
+from tests.conftest import DEBUG_CONFIG, DEBUG_SCALING
 
 assert DEBUG_CONFIG.rope_scaling is not None
 #: GGUF has no original context length of its own; Llama 3's is 8192.
@@ -29,7 +29,7 @@ CONFIG = replace(
     head_dim=32,
     num_attention_heads=8,
     intermediate_size=512,
-    rope_scaling=replace(DEBUG_CONFIG.rope_scaling, original_max_position_embeddings=8192),
+    rope_scaling=replace(DEBUG_SCALING, original_max_position_embeddings=8192),
 )
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -173,8 +173,7 @@ def test_another_rope_scaling_is_refused(
     weights: dict[str, Tensor], debug_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Factors that begin at 4096 positions instead of 8192."""
-    assert CONFIG.rope_scaling is not None
-    other = replace(CONFIG.rope_scaling, original_max_position_embeddings=4096)
+    other = replace(DEBUG_SCALING, original_max_position_embeddings=4096)
     config = replace(CONFIG, rope_scaling=other)
     written = write_gguf(tmp_path / "m.gguf", config, weights, debug_checkpoint.text, pre="smollm")
     with pytest.raises(CheckpointError, match="not those of Llama 3's scaling"):

@@ -19,6 +19,7 @@ from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.gguf_file import is_readable, readable_types
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError, TokenizerError
+from llama_edge.core.model_config import LinearRopeScaling
 from llama_edge.text.contract import GOLDEN_TEXTS
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import gguf_blocks, in_their_layout, random_weights, write_gguf
@@ -96,7 +97,9 @@ def test_a_folder_with_one_model(write: Callable[..., Path], tmp_path: Path) -> 
     shutil.copy(path, folder / "model-Q8_0.gguf")
     assert load_checkpoint(str(folder)).config == CONFIG
     shutil.copy(path, folder / "model-Q4_0.GGUF")
-    with pytest.raises(CheckpointError, match=r"2 GGUF .* model-Q4_0.GGUF, model-Q8_0.gguf"):
+    with pytest.raises(
+        CheckpointError, match=r"2 GGUF models, model-Q4_0.GGUF, model-Q8_0.gguf; give one"
+    ):
         load_checkpoint(str(folder))
 
 
@@ -122,6 +125,27 @@ def test_absent_keys_have_llama_cpp_s_defaults(write: Callable[..., Path]) -> No
     # Known by their texts alone; `<|im_start|>` and `<|begin|>` are ordinary tokens then.
     added = {token.content for token in Tokenizer(checkpoint.text)._control}
     assert added == {"<|endoftext|>", "<|im_end|>"}
+
+
+@pytest.mark.parametrize("key", ["add_rope_scaling_factor", "llama.rope.scale_linear"])
+def test_linear_rope_scaling(tmp_path: Path, key: str) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        if key == "add_rope_scaling_factor":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(4.0)
+        else:
+            writer.add_float32(key, 4.0)
+
+    config = replace(CONFIG, rope_scaling=None)
+    path = tmp_path / "m.gguf"
+    write_gguf(path, config, random_weights(config), debug_text(), pre="smollm", edit=edit)
+    assert load_checkpoint(str(path)).config.rope_scaling == LinearRopeScaling(factor=4.0)
+
+
+def test_another_rope_scaling_is_named(write: Callable[..., Path]) -> None:
+    path = write(lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN))
+    with pytest.raises(CheckpointError, match="has RoPE scaling of type 'yarn'"):
+        load_checkpoint(str(path))
 
 
 def kind_of_file(value: str) -> Edit:

@@ -40,7 +40,7 @@ VARIANTS = {
 
 @pytest.fixture(autouse=True)
 def _no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: None)
+    monkeypatch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: None)
 
 
 def logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:

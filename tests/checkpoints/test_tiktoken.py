@@ -4,14 +4,17 @@ import base64
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
+from llama_edge.checkpoints.meta_text import read_meta_text
 from llama_edge.checkpoints.tiktoken import read_tiktoken
 from llama_edge.core.errors import TokenizerError
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import llama3_text, meta_tokenizer_path
+from tests.text.test_sentencepiece import LLAMA, trained
 
 TEXTS = {
     "English": "The quick brown fox's 12345 jumps can't WON'T over 3.14159 lazy dogs!\n\n  Right?",
@@ -117,8 +120,34 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, message: str)
 
 def test_a_token_twice_and_an_absent_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
-    with pytest.raises(TokenizerError, match="cannot be read"):
+    with pytest.raises(TokenizerError, match="the file is missing"):
         read_tiktoken(path)
     path.write_bytes(b"\n".join([*lines(256), b"YWI= 256", b"YWI= 257"]))
     with pytest.raises(TokenizerError, match="different"):
         read_tiktoken(path)
+
+
+def test_a_token_without_end_is_refused(tmp_path: Path) -> None:
+    """Its merges would be sought with the square of its length."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(base64.b64encode(b"a" * 257) + b" 0\n")
+    with pytest.raises(TokenizerError, match="line 1 has a token of 257 bytes; at most 256"):
+        read_tiktoken(path)
+
+
+def test_a_sentencepiece_model_of_before_llama_3(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(trained(**LLAMA))
+    text = read_meta_text(path)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert text.chat_template is None
+    assert (text.bos_token_id, text.eos_token_ids, text.add_bos) == (1, (2,), True)
+    for sample in TEXTS.values():
+        assert Tokenizer(text).encode(sample) == reference.encode(sample, add_bos=True)
+
+
+def test_another_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\x00\x01 something else")
+    with pytest.raises(TokenizerError, match="is neither a SentencePiece model nor a tiktoken"):
+        read_meta_text(path)

@@ -98,3 +98,9 @@ def test_each_kind_of_file_has_its_limit(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="has 1048577 bytes; at most 1048576 are read"):
         read_json_object(path)
     assert read_json_object(path, limit=2 * MAX_CONFIG_BYTES) == {}
+
+
+@pytest.mark.parametrize("text", ["'{\"dim\": 4}'", "{'dim': 4}", "\n { 'dim': 4}"])
+def test_single_quotes_are_named(text: str) -> None:
+    with pytest.raises(ArtifactError, match="JSON has double quotes"):
+        parse_json(text, "params.json")

@@ -4,14 +4,15 @@ from dataclasses import replace
 import pytest
 
 from llama_edge.core.errors import ConfigError
-from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 from llama_edge.core.recipe import Recipe, Rotation, RotationLearning, Rounding
 from tests.conftest import DEBUG_CONFIG
 
 
 def test_json_and_back_is_the_same_config() -> None:
     plain = replace(DEBUG_CONFIG, rope_scaling=None)
-    for config in (DEBUG_CONFIG, plain):
+    divided = replace(DEBUG_CONFIG, rope_scaling=LinearRopeScaling(factor=2.5))
+    for config in (DEBUG_CONFIG, plain, divided):
         assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -40,6 +41,9 @@ def test_widths_of_all_heads() -> None:
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
         ({"rope_scaling": {"factor": 8.0}}, "missing 3 required"),
         ({"rope_scaling": [8.0]}, "must be a mapping"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "factor is 0.0"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "missing 1 required"),
         ({"mixture_of_experts": 8}, "unexpected keyword argument 'mixture_of_experts'"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llama_edge.checkpoints.names import META_BLOCK_PARTS, META_NAMES
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.model_config import ModelConfig, RopeScaling
+from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.rope import inverse_frequencies, rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
@@ -64,6 +64,7 @@ CONFIGS: Final[Mapping[str, ModelConfig]] = {
     "one key/value head a query head": replace(LIKE_1B, num_key_value_heads=8),
     "heads wider than the residual stream": replace(LIKE_1B, hidden_size=192),
     # All three branches of the scaling are inside the test's 200 positions.
+    "positions divided": replace(LIKE_1B, rope_scaling=LinearRopeScaling(factor=2.5)),
     "scaling of a short context": replace(
         LIKE_1B, rope_scaling=replace(LLAMA_3_2_SCALING, original_max_position_embeddings=64)
     ),
@@ -86,7 +87,9 @@ def transformers_config(config: ModelConfig) -> Any:  # noqa: ANN401
     from transformers import LlamaConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, LinearRopeScaling):
+        rope |= {"rope_type": "linear", "factor": config.rope_scaling.factor}
+    elif config.rope_scaling is not None:
         rope |= {
             "rope_type": "llama3",
             "factor": config.rope_scaling.factor,

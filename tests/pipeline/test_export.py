@@ -248,7 +248,7 @@ def test_calibration_text_and_the_cache_are_looked_at_before_any_work(
     monkeypatch.setattr("llama_edge.pipeline.quantized.hash_weights", work)
     request = replace(debug_request(debug_folder, "onnx", tmp_path / "b"), recipe="w4a8-gptq")
     (tmp_path / "short").write_text("No.")
-    for name, message in (("none", "not readable as UTF-8"), ("short", "tokens of calibration te")):
+    for name, message in (("none", "the file is missing"), ("short", "tokens of calibration te")):
         own = replace(request, calibration=(tmp_path / name,))
         with pytest.raises(QuantizeError, match=message):
             export_model(own, SilentProgress())

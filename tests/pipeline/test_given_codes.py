@@ -47,7 +47,7 @@ def text() -> TextAssets:
 @pytest.fixture(autouse=True)
 def _small_tokenizer(monkeypatch: pytest.MonkeyPatch, text: TextAssets) -> None:
     """Meta's has 128256 tokens; its own way is in tests/pipeline/test_llama32_shaped.py."""
-    monkeypatch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: text)
+    monkeypatch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: text)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def bundles(
 ) -> Mapping[str, Bundle]:
     place = tmp_path_factory.mktemp("bundles")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_edge.checkpoints.meta.read_tiktoken", lambda _: text)
+        patch.setattr("llama_edge.checkpoints.meta.read_meta_text", lambda _: text)
         return {
             target: export_model(
                 replace(debug_request(folder, target, place / target), recipe=None),

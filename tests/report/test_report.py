@@ -21,7 +21,9 @@ from llama_edge.report.page import bits_per_weight, render_page, size_parts
 from llama_edge.report.write import rebuild_report, with_report
 
 LIMIT_BYTES = 400_000
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac{ $ --> ]]>"
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac{ $ --> ]]> \u202eexe \u2066"
+)
 
 
 class Reader(HTMLParser):
@@ -246,6 +248,8 @@ def test_nothing_from_a_bundle_becomes_markup(debug_bundles: Mapping[str, Bundle
     tags = {tag for tag, _ in Reader(text).tags}
     assert not {"script", "img"} & tags
     assert "&lt;script&gt;" in text
+    assert "\\u202eexe" in text
+    assert not {"\u202e", "\u2066"} & set(text)
 
 
 def test_a_failed_gate_is_told_first(debug_manifest: Manifest, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,29 @@ def test_a_model_gets_at_nothing_but_its_own_files(artifact: Artifact, tmp_path:
             fake(name).open(artifact)
     with pytest.raises(RuntimeCrashError, match="MemoryError"):
         fake("fills").open(artifact)
+
+
+def test_another_artifact_gets_another_child(artifact: Artifact, tmp_path: Path) -> None:
+    """The first one's child has given up every folder but its own."""
+    calls = [(5, 6)]
+    runtime = fake()
+    pids = []
+    for look in (False, False, True, False):
+        if look:
+            runtime.trace_operators(artifact, calls, [0])
+        else:
+            runtime.trace(artifact, calls)
+        assert runtime._idle is not None
+        pids.append(runtime._idle.pid)
+    other = replace(artifact, root=tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    runtime.trace(other, calls)
+    assert runtime._idle is not None
+    pids.append(runtime._idle.pid)
+    runtime.close()
+    assert pids[0] == pids[1]
+    assert len(set(pids)) == 4
+    assert all(is_gone(pid) for pid in pids)
 
 
 def test_values_pass_unchanged(artifact: Artifact) -> None:

@@ -1,7 +1,12 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+from onnx import helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.onnx.exporter import OnnxExporter
@@ -77,3 +82,58 @@ def test_a_width_that_the_tables_block_does_not_divide(
         OnnxExporter().check_supported(
             config, debug_quantized.recipe, LowerOptions(max_context=256)
         )
+
+
+def attention_runs(head_dim: int) -> bool:
+    """Whether ONNX Runtime computes one head of GroupQueryAttention with RoPE."""
+    node = helper.make_node(
+        "GroupQueryAttention",
+        ["qkv", "", "", "past_k", "past_v", "last", "total", "cos", "sin"],
+        ["out", "k", "v"],
+        domain="com.microsoft",
+        num_heads=1,
+        kv_num_heads=1,
+        do_rotary=1,
+    )
+    shapes = {
+        "qkv": (1, 1, 3 * head_dim),
+        "past_k": (1, 1, 0, head_dim),
+        "past_v": (1, 1, 0, head_dim),
+        "cos": (8, head_dim // 2),
+        "sin": (8, head_dim // 2),
+    }
+    floats = [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    integers = [helper.make_tensor_value_info(name, 6, [1]) for name in ("last", "total")]
+    outputs = [helper.make_tensor_value_info(name, 1, None) for name in ("out", "k", "v")]
+    graph = helper.make_graph([node], "attention", floats + integers, outputs)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    feed = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    feed |= {"last": np.zeros(1, np.int32), "total": np.ones(1, np.int32)}
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        session.run(None, feed)
+    except (Fail, InvalidArgument) as error:
+        assert re.search("head_size (must|shall) be a multiple of (8|16)", str(error))
+        return False
+    return True
+
+
+@pytest.mark.parametrize("head_dim", [4, 8, 12, 16, 20, 24, 96, 100])
+def test_heads_that_the_attention_kernel_refuses(
+    debug_quantized: QuantizedCheckpoint, head_dim: int
+) -> None:
+    def check() -> None:
+        OnnxExporter().check_supported(
+            replace(debug_quantized.config, head_dim=head_dim),
+            debug_quantized.recipe,
+            LowerOptions(max_context=256),
+        )
+
+    if attention_runs(head_dim):
+        check()
+        return
+    with pytest.raises(ConfigError, match=f"head_dim {head_dim} is not a multiple of 16, which"):
+        check()
