@@ -145,6 +145,21 @@ def _cutting(name: str) -> Callable[..., Any]:
     return method
 
 
+def _casing(name: str) -> Callable[..., TypedText]:
+    """A method that changes the case; what a character becomes is marked as it was."""
+
+    def method(self: TypedText) -> TypedText:
+        units: list[str] = _UNIT.findall(self)
+        changed: str = getattr(without_marks(self), name)()
+        if len(changed) == len(units):
+            pairs = zip(units, changed, strict=True)
+            return self._like("".join(new + old[1:] for old, new in pairs))
+        # One has become several, and nobody knows which: all are marked.
+        return self._like("".join(new + MARK for new in changed))
+
+    return method
+
+
 def _stripping(*, left: bool, right: bool) -> Callable[..., TypedText]:
     def method(self: TypedText, gone: str | None = None) -> TypedText:
         units: list[str] = _UNIT.findall(self)
@@ -162,10 +177,12 @@ def _stripping(*, left: bool, right: bool) -> Callable[..., TypedText]:
 for _name in ("count", "endswith", "find", "index", "isdigit", "isspace", "rfind", "startswith"):
     setattr(TypedText, _name, _counting(_name))
 for _name in (
-    *("capitalize", "lower", "partition", "removeprefix", "removesuffix", "replace", "rpartition"),
-    *("rsplit", "split", "splitlines", "title", "upper"),
+    *("partition", "removeprefix", "removesuffix", "replace", "rpartition", "rsplit", "split"),
+    "splitlines",
 ):
     setattr(TypedText, _name, _cutting(_name))
+for _name in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
+    setattr(TypedText, _name, _casing(_name))
 TypedText.strip = _stripping(left=True, right=True)  # type: ignore[method-assign]
 TypedText.lstrip = _stripping(left=True, right=False)  # type: ignore[method-assign]
 TypedText.rstrip = _stripping(left=False, right=True)  # type: ignore[method-assign]

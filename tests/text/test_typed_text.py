@@ -25,9 +25,15 @@ HOSTILE = (
 )
 
 
-def text_assets(template: str, *, special: bool = False, ends: tuple[str, ...] = (END,)) -> Any:  # noqa: ANN401
+def text_assets(
+    template: str,
+    *,
+    special: bool = False,
+    ends: tuple[str, ...] = (END,),
+    more: tuple[str, ...] = (),
+) -> Any:  # noqa: ANN401
     letters = list(byte_letters().values())
-    added = ["<|im_start|>", END, "</s>", "</think>", "\u5b57", "\n\n"]
+    added = ["<|im_start|>", END, "</s>", "</think>", "\u5b57", "\n\n", *more]
     vocabulary = Vocabulary(
         tokens=[*letters, *added],
         merges=[],
@@ -104,6 +110,19 @@ def test_what_a_template_does_to_a_message_does_not_unmark_it(change: str, speci
         assert added(tokenizer, [{"role": "user", "content": content}]) == [END], content
 
 
+@pytest.mark.parametrize("change", ["upper()", "title()", "capitalize()", "swapcase()"])
+def test_a_character_that_becomes_several_begins_no_token(change: str) -> None:
+    """`\u00df` in capitals is SS, and `\ufb05` is ST."""
+    source = f"{{{{ messages[0].content ~ ' ' ~ messages[0].content.{change} }}}}{END}STOP Sto"
+    text = text_assets(source, more=("STOP", "Sto", "ST"))
+    for content in ("\u00dfTOP", "\u00dfto \u00dfTO", "\ufb05OP \ufb05op", "\u00dfs", "\u017ftop"):
+        assert added(Tokenizer(text), [{"role": "user", "content": content}]) == [
+            END,
+            "STOP",
+            "Sto",
+        ]
+
+
 def test_two_fields_do_not_spell_a_token_together() -> None:
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role | trim ~ m.content }}{{ m.content | trim }}"
@@ -154,6 +173,7 @@ _OPERATIONS: tuple[Callable[[Any], Any], ...] = (
     lambda s: s.lstrip("<|"),
     lambda s: s.rstrip("|>"),
     lambda s: s.upper().lower(),
+    lambda s: (s.upper(), s.lower(), s.title(), s.capitalize(), s.swapcase(), s.casefold()),
     lambda s: s.removeprefix("<|"),
     lambda s: s + "|" + s,
     lambda s: "<" + s,
@@ -164,7 +184,10 @@ _OPERATIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("text", ["", "<|a|>", " <|A|>\nb<", "||<<|", "plain", "<|a|>\u00e9 <|a|>"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "<|a|>", " <|A|>\nb<", "||<<|", "plain", "aab ab <|a|>\u00e9 <|a|>", "a\u00df \ufb01"],
+)
 def test_operations_are_those_of_str(text: str) -> None:
     typed = mark_typed(text, "<|A")
     assert isinstance(typed, TypedText)
