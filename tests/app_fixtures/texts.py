@@ -1,6 +1,7 @@
 """Small tokenizers, and templates of our own that use what Llama 3's and SmolLM2's use."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -147,6 +148,18 @@ _OWN_TEMPLATE: Final = """\
 """
 
 
+#: Control tokens that begin with letters, and a template that changes the case.
+_LETTERS_TEMPLATE: Final = """\
+{%- for message in messages %}
+    {{- 'STOP' + message['role'] + '\\n' }}
+    {{- message.content + (message['content'] | upper) + message.content.lower() + '\\nk>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'STOPassistant\\n' }}
+{%- endif %}
+"""
+
+
 def smollm2_template() -> str:
     """SmolLM2's own (Apache-2.0), out of the installed package."""
     template = load_checkpoint("smollm2-135m").text.chat_template
@@ -188,15 +201,19 @@ def names_text() -> TextAssets:
 
 def own_text() -> TextAssets:
     """Control tokens of no known name, one of a single character, and ordinary added ones."""
+    ordinary = ("<stop>", "字", "</think>", "<tool>", "\n\n")
+    return _text_of(_OWN_TEMPLATE, ordinary)
+
+
+def letters_text() -> TextAssets:
+    """Control tokens that begin with letters, names of a message's fields among them."""
+    return _text_of(_LETTERS_TEMPLATE, ("k>", "STOP", "role", "content"))
+
+
+def _text_of(template: str, ordinary: Sequence[str]) -> TextAssets:
+    """A special end token; and tokens that are not special, the first of which ends a turn."""
     letters = list(byte_letters().values())
-    added = {
-        "<eos>": True,
-        "<stop>": False,
-        "字": False,
-        "</think>": False,
-        "<tool>": False,
-        "\n\n": False,
-    }
+    added = {"<eos>": True, **dict.fromkeys(ordinary, False)}
     tokens = [*added, *letters, "th", "the"]
     vocabulary = Vocabulary(
         tokens=tokens,
@@ -205,7 +222,7 @@ def own_text() -> TextAssets:
     )
     return TextAssets(
         tokenizer_json=smollm_tokenizer(vocabulary, None).tokenizer_json,
-        chat_template=_OWN_TEMPLATE,
+        chat_template=template,
         special_tokens={"eos_token": "<eos>"},
         bos_token_id=None,
         eos_token_ids=(0, 1),

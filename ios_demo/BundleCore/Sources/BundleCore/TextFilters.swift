@@ -19,31 +19,14 @@ struct TextFilters {
         try arguments.check(name)
         try budget.work(text.utf8.count)
         try budget.make(product(text.utf8.count, text.utf8.allSatisfy { $0 < 0x80 } ? 1 : Self.caseGrowth))
+        let seen = try Unmarked(text, budget)
         switch name {
-        case "upper": return Self.changed(text) { $0.uppercased() }
-        case "lower": return Self.changed(text) { $0.lowercased() }
+        case "upper": return seen.marking(changed: seen.text.uppercased())
+        case "lower": return seen.marking(changed: seen.text.lowercased())
         default:
-            let first = try Unmarked(text, budget).cut(characters: 0..<(text.isEmpty ? 0 : 1))
-            let rest = String(text.unicodeScalars.dropFirst(first.unicodeScalars.count))
-            return Self.changed(first) { $0.unicodeScalars.first?.properties.titlecaseMapping ?? "" } + Self.changed(rest) { $0.lowercased() }
+            let scalars = seen.text.unicodeScalars
+            return seen.marking(changed: (scalars.first?.properties.titlecaseMapping ?? "") + String(scalars.dropFirst()).lowercased())
         }
-    }
-
-    /// Where a marked character becomes several ones, each is marked.
-    private static func changed(_ text: String, _ change: (String) -> String) -> String {
-        guard text.unicodeScalars.contains(TypedText.mark) else { return change(text) }
-        var found = String.UnicodeScalarView()
-        var unmarked = String.UnicodeScalarView()
-        for scalar in text.unicodeScalars {
-            guard scalar == TypedText.mark, let character = unmarked.popLast() else {
-                unmarked.append(scalar)
-                continue
-            }
-            found += change(String(unmarked)).unicodeScalars
-            unmarked = String.UnicodeScalarView()
-            for scalar in change(String(character)).unicodeScalars { found += [scalar, TypedText.mark] }
-        }
-        return String(found + change(String(unmarked)).unicodeScalars)
     }
 
     func strip(_ text: String, _ chars: String?, start: Bool = true, end: Bool = true) throws -> String {

@@ -105,6 +105,22 @@ struct Unmarked {
         return cut(utf8.distance(from: utf8.startIndex, to: start)..<utf8.distance(from: utf8.startIndex, to: end))
     }
 
+    /// The text in another case, with the marks. Where one character has become several, nobody knows which: each gets one.
+    func marking(changed: String) -> String {
+        if marks.isEmpty { return changed }
+        let isAligned = changed.unicodeScalars.count == text.unicodeScalars.count
+        var found = String.UnicodeScalarView()
+        var (byte, mark) = (0, 0)
+        for (old, new) in zip(isAligned ? text.unicodeScalars : changed.unicodeScalars, changed.unicodeScalars) {
+            found.append(new)
+            byte += UTF8.width(old)
+            guard !isAligned || (mark < marks.count && marks[mark] == byte) else { continue }
+            found.append(TypedText.mark)
+            mark += 1
+        }
+        return String(found)
+    }
+
     /// What is between places at which something begins that has so many bytes.
     func parts(at places: [Int], length: Int) -> [String] {
         var start = 0

@@ -63,7 +63,7 @@ final class SharedFixtureTests: XCTestCase {
     }
 
     func testChatTokens() throws {
-        try Fixtures.forEach("chat_tokens", atLeast: 16) { value, name in
+        try Fixtures.forEach("chat_tokens", atLeast: 18) { value, name in
             let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
             let template = try ChatTemplate(value.string("template"), specialTokens: value.texts("special_tokens"))
             let dialog = DialogEncoder(

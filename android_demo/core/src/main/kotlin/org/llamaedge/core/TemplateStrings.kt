@@ -28,8 +28,9 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
 
     /** One character may become three. */
     private fun cased(text: String, change: (String) -> String): String {
+        val where = seen(text)
         budget.text(3L * text.length)
-        return change(text)
+        return where.marking(change(where.text))
     }
 
     fun strip(text: String, characters: String?, left: Boolean = true, right: Boolean = true): String {

@@ -33,13 +33,13 @@ class TextModel(
      */
     fun encode(messages: List<Message>, tools: List<Map<String, Any?>>? = null, today: Day = Day.REFERENCE): List<Int> {
         val rendered = template.render(messages.map { quoting.quoted(given(it)) }, tools?.map { quoting.quoted(it) }, today = today)
-        if (Quoting.MARK !in rendered) return tokenizer.encode(rendered)
+        val (pieces, plain) = quoting.cut(rendered) to quoting.unmarked(rendered)
+        // Nobody typed a control token: the text is the tokenizer's as a whole.
+        if (pieces == quoting.cut(plain)) return tokenizer.encode(plain)
         val ids = IntList()
-        quoting.cut(
-            rendered,
-            onText = { tokenizer.encode(it, asText = control, out = ids) },
-            onToken = { ids.add(checkNotNull(tokenizer.idOf(it))) },
-        )
+        for (piece in pieces) {
+            if (piece.isToken) ids.add(checkNotNull(tokenizer.idOf(piece.text))) else tokenizer.encode(piece.text, asText = control, out = ids)
+        }
         return ids.toList()
     }
 
