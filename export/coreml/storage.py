@@ -61,7 +61,7 @@ def read_storage(package: MLPackage) -> tuple[StoredBytes, ...]:
 def _stored(operation: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """What an operator's constants are, and their `MIL_pb2.Value`s."""
     if operation.type == "const":
-        yield _float_kind(operation.outputs[0].name), operation.attributes["val"]
+        yield _float_kind(_output_name(operation)), operation.attributes["val"]
         return
     for key, argument in operation.inputs.items():
         for binding in argument.arguments:
@@ -74,7 +74,11 @@ def _argument_kind(operation: Any, key: str) -> str:  # noqa: ANN401
         return _OTHER
     if key != "data":
         return _SCALES
-    return _TABLE if operation.outputs[0].name in _TABLES else _LINEARS
+    return _TABLE if _output_name(operation) in _TABLES else _LINEARS
+
+
+def _output_name(operation: Any) -> str:  # noqa: ANN401
+    return operation.outputs[0].name if operation.outputs else ""
 
 
 def _float_kind(name: str) -> str:

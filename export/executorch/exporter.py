@@ -1,5 +1,6 @@
 """ExecuTorch as one of the backends."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from executorch.exir import schema
@@ -32,6 +33,7 @@ from llama_edge.formats.pte import PteFile
 
 _XNNPACK_GROUP = 32
 _DTYPES = {schema.ScalarType.LONG: "int64", schema.ScalarType.FLOAT: "float32"}
+_KNOWN = " or ".join(_DTYPES.values())
 
 
 class ExecuTorchExporter:
@@ -137,18 +139,21 @@ class WrittenPte:
         """See `WrittenArtifact`."""
         plan = self._pte.method("forward")
 
-        def spec(name: str, index: int) -> TensorSpec:
-            tensor = plan.values[index].val
-            assert isinstance(tensor, schema.Tensor)
+        def spec(name: str, places: Sequence[int], place: int) -> TensorSpec:
+            tensor = self._pte.value(plan, self._pte.item(places, place, name))
+            if not isinstance(tensor, schema.Tensor) or tensor.scalar_type not in _DTYPES:
+                raise ArtifactError(
+                    f"{self._pte.path}: forward: {name} is no tensor of {_KNOWN}: export it again"
+                )
             dynamic = tensor.shape_dynamism is not schema.TensorShapeDynamism.STATIC
             sizes = list[int | str](tensor.sizes)
-            if dynamic:
+            if dynamic and len(sizes) > 1:
                 sizes[1] = f"tokens <= {tensor.sizes[1]}"
             return TensorSpec(name=name, dtype=_DTYPES[tensor.scalar_type], shape=tuple(sizes))
 
         return Interface(
-            inputs=(spec("tokens", plan.inputs[0]), spec("input_pos", plan.inputs[1])),
-            outputs=(spec("logits", plan.outputs[0]),),
+            inputs=(spec("tokens", plan.inputs, 0), spec("input_pos", plan.inputs, 1)),
+            outputs=(spec("logits", plan.outputs, 0),),
             cache=_cache_layout(self.artifact),
         )
 

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from executorch.exir import schema
 
 from llama_edge.core.artifact import GraphOperator
-from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.pte import PteFile
-from llama_edge.formats.xnnpack import parse_payload
+from llama_edge.formats.xnnpack import PayloadPart, read_payload
 
 #: What a node computes with; all else of it are numbers of values.
 _PLACES: Final = ("_id", "id_out")
@@ -21,35 +20,30 @@ def read_operators(pte: PteFile) -> tuple[GraphOperator, ...]:
     Raises:
         ArtifactError: The file or a delegate's payload is damaged.
     """
-    try:
-        return (*_instructions(pte), *_constants(pte))
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{pte.path}: a delegate's payload cannot be parsed: {error}"
-        ) from error
+    return (*_instructions(pte), *_constants(pte))
 
 
 def _instructions(pte: PteFile) -> Iterator[GraphOperator]:
     plan = pte.method("forward")
-    for place, instruction in enumerate(plan.chains[0].instructions):
+    for place, instruction in enumerate(pte.instructions(plan)):
         call = instruction.instr_args
         if isinstance(call, schema.KernelCall):
-            kind = plan.operators[call.op_index].name
+            kind = pte.operator(plan, call)
             yield GraphOperator(kind=kind, name=f"instruction {place}", attributes={})
         elif isinstance(call, schema.DelegateCall):
-            delegate = plan.delegates[call.delegate_index]
-            payload = parse_payload(bytes(pte.segment(delegate.processed.index)))
+            delegate = pte.item(plan.delegates, call.delegate_index, "delegate")
+            payload = read_payload(pte.delegate_payload(plan, delegate), str(pte.path))
             yield from _nodes(f"delegate {call.delegate_index}", payload)
 
 
-def _nodes(where: str, payload: dict[str, Any]) -> Iterator[GraphOperator]:
-    for place, node in enumerate(payload.get("xnodes", [])):
+def _nodes(where: str, payload: PayloadPart) -> Iterator[GraphOperator]:
+    for place, node in enumerate(payload.parts("xnodes")):
         attributes = {
             key: str(value)
-            for key, value in sorted(node["xnode_union"].items())
+            for key, value in sorted(node.part("xnode_union").values.items())
             if not key.endswith(_PLACES)
         }
-        kind = node["xnode_union_type"]
+        kind = node.text("xnode_union_type")
         yield GraphOperator(kind=kind, name=f"{where}, node {place}", attributes=attributes)
 
 
@@ -57,13 +51,10 @@ def _constants(pte: PteFile) -> Iterator[GraphOperator]:
     for key, segment in sorted(pte.named().items()):
         if ".weight" not in key:
             yield _constant(key, bytes(pte.segment(segment)))
-    stored = pte.program.constant_segment
-    data = pte.segment(stored.segment_index)
-    ends = [*stored.offsets[2:], len(data)]
     # The first is a placeholder, then the embedding's codes and scales; RoPE's tables follow.
-    for place, (start, end) in enumerate(zip(stored.offsets[1:], ends, strict=True)):
+    for place, data in enumerate(pte.constants(), start=-1):
         if place > 1:
-            yield _constant(f"constant {place}", bytes(data[start:end]))
+            yield _constant(f"constant {place}", bytes(data))
 
 
 def _constant(name: str, data: bytes) -> GraphOperator:

@@ -12,7 +12,7 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.formats.pte import PteFile
 from llama_edge.formats.pte_stacks import STACK_JOINT
 from llama_edge.formats.quantized_checkpoint import quantized_names
-from llama_edge.formats.xnnpack import parse_payload
+from llama_edge.formats.xnnpack import read_payload
 from llama_edge.models.weight_names import EMBEDDING
 
 
@@ -24,22 +24,27 @@ class _Payload:
     filters: tuple[str, ...]
 
 
-def _read_payload(payload: bytes) -> _Payload:
-    graph = parse_payload(payload)
-    constants = graph.get("constant_data", [])
+def _read_payload(payload: bytes, where: str) -> _Payload:
+    graph = read_payload(payload, where)
+    constants = [part.text("named_key") for part in graph.parts("constant_data")]
     filters = {}
-    for value in graph.get("xvalues", []):
-        union = value["xvalue_union"]
-        tensor = union.get("tensor_value")
-        if tensor is not None and tensor.get("constant_buffer_idx", 0):
-            filters[tensor.get("id_out", 0)] = constants[tensor["constant_buffer_idx"]]["named_key"]
+    for value in graph.parts("xvalues"):
+        tensor = value.part("xvalue_union").part("tensor_value")
+        index = tensor.number("constant_buffer_idx")
+        if index:
+            if not index < len(constants):
+                raise ArtifactError(
+                    f"{where}: a delegate names constant {index}, and has {len(constants)} of "
+                    "them: it is damaged; copy or export it again"
+                )
+            filters[tensor.number("id_out")] = constants[index]
     nodes: Counter[str] = Counter()
     used = []
-    for node in graph.get("xnodes", []):
-        nodes[node["xnode_union_type"].removeprefix("XNN")] += 1
-        weight = node["xnode_union"].get("filter_id")
-        if weight in filters:
-            used.append(filters[weight])
+    for node in graph.parts("xnodes"):
+        nodes[node.text("xnode_union_type").removeprefix("XNN")] += 1
+        fields = node.part("xnode_union")
+        if "filter_id" in fields.values and fields.number("filter_id") in filters:
+            used.append(filters[fields.number("filter_id")])
     return _Payload(nodes, tuple(used))
 
 
@@ -53,24 +58,19 @@ def read_placement(pte: PteFile) -> Placement:
     plan = pte.method("forward")
     delegated: set[str] = set()
     nodes: Counter[str] = Counter()
-    try:
-        for delegate in plan.delegates:
-            payload = _read_payload(bytes(pte.segment(delegate.processed.index)))
-            nodes += payload.nodes
-            delegated.update(payload.filters)
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{pte.path}: a delegate's payload cannot be parsed: {error}"
-        ) from error
+    for delegate in plan.delegates:
+        payload = _read_payload(pte.delegate_payload(plan, delegate), str(pte.path))
+        nodes += payload.nodes
+        delegated.update(payload.filters)
     portable: Counter[str] = Counter()
-    for instruction in plan.chains[0].instructions:
+    for instruction in pte.instructions(plan):
         if isinstance(instruction.instr_args, schema.KernelCall):
-            portable[plan.operators[instruction.instr_args.op_index].name] += 1
+            portable[pte.operator(plan, instruction.instr_args)] += 1
     linears = [name for name in quantized_names(config) if name != EMBEDDING]
     in_delegates = {
         name for key in delegated for name in key.removesuffix(CODES).split(STACK_JOINT)
     }
-    sizes = {key: pte.program.segments[index].size for key, index in pte.named().items()}
+    sizes = {key: len(pte.segment(index)) for key, index in pte.named().items()}
     codes = {key: size for key, size in sizes.items() if key.endswith(CODES)}
     return Placement(
         linears=len(linears),

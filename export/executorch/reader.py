@@ -51,8 +51,8 @@ def read_artifact(pte: PteFile) -> Artifact:
         files=(pte.path.name,),
         config=config,
         activation=ActivationQuantization.INT8_PER_TOKEN,
-        max_context=pte.constant("get_max_context_len")[0],
-        max_prefill=pte.constant("get_max_seq_len")[0],
+        max_context=pte.number("get_max_context_len"),
+        max_prefill=pte.number("get_max_seq_len"),
         kv_cache=_cache_dtype(pte),
     )
 
@@ -123,29 +123,24 @@ class PteWeights:
     def _embedding(self) -> QuantizedTensor:
         """The operands of the embedding operator, through its values to the constant segment."""
         plan = self._pte.method("forward")
-        for instruction in plan.chains[0].instructions:
+        for instruction in self._pte.instructions(plan):
             call = instruction.instr_args
             if (
                 isinstance(call, schema.KernelCall)
-                and plan.operators[call.op_index].name == _EMBEDDING_OPERATOR
+                and self._pte.operator(plan, call) == _EMBEDDING_OPERATOR
             ):
                 shape = self.config.vocab_size, self.config.hidden_size
-                codes = self._constant(plan, call.args[0], torch.int8, shape)
-                scales = self._constant(plan, call.args[1], torch.float32, (shape[0], 1))
+                table, factors = (self._pte.argument(plan, call, place) for place in (0, 1))
+                codes = self._constant(table, torch.int8, shape)
+                scales = self._constant(factors, torch.float32, (shape[0], 1))
                 return self._one_scale_per_row(EMBEDDING, codes, scales)
         raise ArtifactError(f"{self._pte.path}: has no {_EMBEDDING_OPERATOR}")
 
-    def _constant(
-        self, plan: schema.ExecutionPlan, value: int, dtype: torch.dtype, shape: tuple[int, ...]
-    ) -> Tensor:
-        tensor = plan.values[value].val
-        constants = self._pte.program.constant_segment
-        if not isinstance(tensor, schema.Tensor) or not 0 < tensor.data_buffer_idx < len(
-            constants.offsets
-        ):
+    def _constant(self, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        if not isinstance(tensor, schema.Tensor) or tensor.data_buffer_idx == 0:
             raise ArtifactError(f"{self._pte.path}: the embedding's table is not a constant")
-        offset = constants.offsets[tensor.data_buffer_idx]
-        data = self._pte.segment(constants.segment_index)[offset:]
+        constants = [*self._pte.constants()]
+        data = self._pte.item(constants, tensor.data_buffer_idx, "constant")
         return self._tensor("the embedding", data, dtype, shape)
 
     def _one_scale_per_row(self, name: str, codes: Tensor, scales: Tensor) -> QuantizedTensor:

@@ -10,7 +10,6 @@ from typing import Final
 
 from executorch.exir import schema
 
-from llama_edge.core.errors import ArtifactError
 from llama_edge.core.runner_values import RunnerField, RunnerValue
 from llama_edge.formats.pte import PteFile
 
@@ -40,10 +39,8 @@ def _constants(pte: PteFile) -> Iterator[RunnerValue]:
     for name, field in _NUMBERS.items():
         if name not in methods:
             continue
-        numbers = pte.constant(name)
-        if len(numbers) != 1:
-            raise ArtifactError(f"{pte.path}: {name} returns {len(numbers)} numbers; one is needed")
-        yield RunnerValue(field=field, where=f"{pte.path.name}: {name}", value=numbers[0])
+        where = f"{pte.path.name}: {name}"
+        yield RunnerValue(field=field, where=where, value=pte.number(name))
     if _END_TOKENS in methods:
         yield RunnerValue(
             field=RunnerField.EOS_TOKEN_IDS,
@@ -56,14 +53,14 @@ def _caches(pte: PteFile) -> Iterator[RunnerValue]:
     """The smallest cache: the one that is full first."""
     plan = pte.method("forward")
     sizes = []
-    for instruction in plan.chains[0].instructions:
+    for instruction in pte.instructions(plan):
         call = instruction.instr_args
         if not isinstance(call, schema.KernelCall):
             continue
-        argument = _CACHE_WRITERS.get(plan.operators[call.op_index].name)
+        argument = _CACHE_WRITERS.get(pte.operator(plan, call))
         if argument is None:
             continue
-        cache = plan.values[call.args[argument]].val
+        cache = pte.argument(plan, call, argument)
         if isinstance(cache, schema.Tensor) and len(cache.sizes) == _CACHE_DIMENSIONS:
             sizes.append(cache.sizes[1])
     if sizes:

@@ -123,11 +123,11 @@ class WrittenOnnx:
 
     def placement(self) -> Placement:
         """See `WrittenArtifact`."""
-        return read_placement(self._model.graph)
+        return read_placement(self._path, self._model.graph)
 
     def interface(self) -> Interface:
         """See `WrittenArtifact`."""
-        return read_interface(self._model.graph)
+        return read_interface(self._path, self._model.graph)
 
     def storage(self) -> tuple[StoredBytes, ...]:
         """See `WrittenArtifact`."""

@@ -2,22 +2,21 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
+from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto
 from torch import Tensor
 
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import open_new
 from llama_edge.core.packing import tensor_bytes
-from llama_edge.core.regular import read_regular
+from llama_edge.core.regular import map_regular, read_regular
 
 MODEL_FILE: Final = "model.onnx"
 DATA_FILE: Final = "model.onnx.data"
@@ -26,6 +25,8 @@ DATA_FILE: Final = "model.onnx.data"
 MAX_GRAPH_BYTES: Final = 64 << 20
 #: A large tensor starts on a page, so that a runtime can map it; a small one on a cache line.
 _PAGE, _CACHE_LINE = 4096, 64
+#: Of a 64-bit number.
+_MAX_DIGITS: Final = 20
 
 _ONNX_DTYPE: Final[Mapping[torch.dtype, int]] = {
     torch.float32: TensorProto.FLOAT,
@@ -82,7 +83,68 @@ def load_graph(path: Path) -> onnx.ModelProto:
         model = onnx.load_model_from_string(read_regular(path, MAX_GRAPH_BYTES))
     except DecodeError as error:
         raise ArtifactError(f"{path}: not readable as an ONNX model: {error}") from error
+    _check_texts(path, model)
     return model
+
+
+def _check_texts(path: Path, model: onnx.ModelProto) -> None:
+    """Texts that are not UTF-8 are refused: protobuf gives them as bytes, in a proto2 file.
+
+    Raises:
+        ArtifactError: There is one.
+    """
+    waiting: list[Message] = [model]
+    while waiting:
+        part = waiting.pop()
+        for field, value in part.ListFields():
+            values = value if field.is_repeated else [value]
+            if field.type == field.TYPE_MESSAGE:
+                waiting += values
+            elif field.type == field.TYPE_STRING and any(
+                isinstance(text, bytes) for text in values
+            ):
+                raise ArtifactError(
+                    f"{path}: {field.name} of a {part.DESCRIPTOR.name} is {value!r:.80}, which is "
+                    "not UTF-8: the model is damaged; copy or export it again"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalPlace:
+    """Where in which file an initializer's bytes are, as the model says."""
+
+    location: str
+    offset: int
+    #: None: the model does not say
+    length: int | None
+
+    @classmethod
+    def of(cls, path: Path, proto: TensorProto) -> Self:
+        """Read it.
+
+        Args:
+            path: The model file, for messages.
+            proto: An initializer that is stored as external data.
+
+        Raises:
+            ArtifactError: A number is none.
+        """
+        entries = {entry.key: entry.value for entry in proto.external_data}
+
+        def number(key: str) -> int:
+            text = entries[key]
+            if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+                raise ArtifactError(
+                    f"{path}: {proto.name} has {key} {text!r:.80}; a number of bytes is needed: it "
+                    "is damaged; copy or export it again"
+                )
+            return int(text)
+
+        return cls(
+            location=entries.get("location", ""),
+            offset=number("offset") if "offset" in entries else 0,
+            length=number("length") if "length" in entries else None,
+        )
 
 
 class ExternalDataReader:
@@ -92,10 +154,7 @@ class ExternalDataReader:
         self._path = model_path
         self._data = model_path.with_name(DATA_FILE)
         self._tensors = {proto.name: proto for proto in model.graph.initializer}
-        try:
-            self._size = self._data.stat().st_size
-        except OSError as error:
-            raise ArtifactError(f"{self._data}: cannot be read: {error.strerror}") from error
+        self._view = map_regular(self._data)
 
     def row_items(self, name: str) -> int:
         """Items of one tensor for each index of its first axis, as the file declares it.
@@ -124,30 +183,27 @@ class ExternalDataReader:
                 f"{self._path}: {name} is {found[0]} {found[1]}; the model's config needs "
                 f"{dtype} {shape}"
             )
-        size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size_bytes = math.prod(shape) * dtype.itemsize
         offset = self._offset(proto, size_bytes)
-        mapped: NDArray[np.uint8] = np.memmap(
-            self._data, dtype=np.uint8, mode="r", offset=offset, shape=(size_bytes,)
-        )
-        return torch.from_numpy(np.array(mapped)).view(dtype).view(shape)
+        stored = bytearray(self._view[offset : offset + size_bytes])
+        return torch.frombuffer(stored, dtype=dtype).view(shape)
 
     def _offset(self, proto: TensorProto, size_bytes: int) -> int:
         """Where a tensor starts; the file's word is checked against the file's size."""
-        place = {entry.key: entry.value for entry in proto.external_data}
-        if proto.data_location != TensorProto.EXTERNAL or place.get("location") != DATA_FILE:
+        place = ExternalPlace.of(self._path, proto)
+        if proto.data_location != TensorProto.EXTERNAL or place.location != DATA_FILE:
             raise ArtifactError(
-                f"{self._path}: {proto.name} is stored in {place.get('location')!r}; "
+                f"{self._path}: {proto.name} is stored in {place.location!r}; "
                 f"only {DATA_FILE!r} next to the model is read"
             )
-        offset, length = place.get("offset", ""), place.get("length", "")
-        if not (offset.isascii() and offset.isdigit() and length == str(size_bytes)):
+        if place.length != size_bytes or not size_bytes:
             raise ArtifactError(
-                f"{self._path}: {proto.name} has offset {offset!r} and length {length!r}; "
+                f"{self._path}: {proto.name} has offset {place.offset} and length {place.length}; "
                 f"its shape needs {size_bytes} bytes"
             )
-        if int(offset) + size_bytes > self._size:
+        if place.offset + size_bytes > len(self._view):
             raise ArtifactError(
-                f"{self._data}: {proto.name} ends at byte {int(offset) + size_bytes}, the file "
-                f"at {self._size}; it is truncated or damaged: copy or export it again"
+                f"{self._data}: {proto.name} ends at byte {place.offset + size_bytes}, the file "
+                f"at {len(self._view)}; it is truncated or damaged: copy or export it again"
             )
-        return int(offset)
+        return place.offset

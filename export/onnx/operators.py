@@ -1,16 +1,15 @@
 """Every node of a written ONNX graph, and the constants that are no weights."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
-from llama_edge.backends.onnx.external_data import DATA_FILE
+from llama_edge.backends.onnx.external_data import DATA_FILE, ExternalPlace
 from llama_edge.core.artifact import GraphOperator
 from llama_edge.core.errors import ArtifactError
-from llama_edge.core.regular import open_regular
+from llama_edge.core.regular import map_regular
 
 
 def read_operators(path: Path, graph: onnx.GraphProto) -> tuple[GraphOperator, ...]:
@@ -19,43 +18,53 @@ def read_operators(path: Path, graph: onnx.GraphProto) -> tuple[GraphOperator, .
     Raises:
         ArtifactError: A file is missing or damaged.
     """
-    return (*_nodes(graph), *_constants(graph, path))
+    return (*_nodes(graph, path), *_constants(graph, path))
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[GraphOperator]:
+def _nodes(graph: onnx.GraphProto, path: Path) -> Iterator[GraphOperator]:
     for node in graph.node:
-        attributes = {item.name: _value(item) for item in node.attribute}
-        yield GraphOperator(
-            kind=node.op_type, name=node.name or node.output[0], attributes=attributes
+        name = node.name or next(iter(node.output), node.op_type)
+        where = f"{path}: {name}"
+        attributes = {item.name: _value(item, where) for item in node.attribute}
+        yield GraphOperator(kind=node.op_type, name=name, attributes=attributes)
+
+
+def _value(attribute: onnx.AttributeProto, where: str) -> str:
+    known = onnx.AttributeProto.AttributeType.values()
+    if attribute.ref_attr_name or attribute.type not in known or not attribute.type:
+        raise ArtifactError(
+            f"{where}: its attribute {attribute.name!r} has no value of its own: the model is "
+            "damaged; copy or export it again"
         )
-
-
-def _value(attribute: onnx.AttributeProto) -> str:
     value = onnx.helper.get_attribute_value(attribute)
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _constants(graph: onnx.GraphProto, path: Path) -> Iterator[GraphOperator]:
-    for proto in graph.initializer:
-        if ".weight" not in proto.name:
-            yield GraphOperator(
-                kind="constant",
-                name=proto.name,
-                attributes={"shape": str(list(proto.dims)), "sha256": _sha256(proto, path)},
-            )
-
-
-def _sha256(proto: onnx.TensorProto, path: Path) -> str:
-    if proto.data_location != onnx.TensorProto.EXTERNAL:
-        return hashlib.sha256(onnx.numpy_helper.to_array(proto).tobytes()).hexdigest()
-    place = {entry.key: entry.value for entry in proto.external_data}
-    numbers = [place.get(key, "0") for key in ("offset", "length")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise ArtifactError(f"{path}: {proto.name} is at {numbers}: it is damaged")
-    offset, length = map(int, numbers)
     data = path.with_name(DATA_FILE)
-    with open_regular(data) as stream:
-        if offset + length > os.fstat(stream.fileno()).st_size:
-            raise ArtifactError(f"{data}: {proto.name} ends after the file: it is truncated")
-        stream.seek(offset)
-        return hashlib.sha256(stream.read(length)).hexdigest()
+    view = map_regular(data)
+    constants = [proto for proto in graph.initializer if ".weight" not in proto.name]
+    total = sum(ExternalPlace.of(path, proto).length or 0 for proto in constants)
+    if total > len(view):
+        raise ArtifactError(
+            f"{data}: has {len(view)} bytes; the model's constants alone take {total}: it is "
+            "truncated, or the model damaged; copy or export it again"
+        )
+    for proto in constants:
+        digest = hashlib.sha256(_stored(proto, path, view)).hexdigest()
+        attributes = {"shape": str(list(proto.dims)), "sha256": digest}
+        yield GraphOperator(kind="constant", name=proto.name, attributes=attributes)
+
+
+def _stored(proto: onnx.TensorProto, path: Path, view: memoryview) -> memoryview:
+    """A constant's bytes: those of the file, or the message itself where it holds numbers."""
+    if proto.data_location != onnx.TensorProto.EXTERNAL:
+        return memoryview(proto.raw_data or proto.SerializeToString(deterministic=True))
+    place = ExternalPlace.of(path, proto)
+    end = place.offset + (place.length or 0)
+    if end > len(view):
+        raise ArtifactError(
+            f"{path.with_name(DATA_FILE)}: {proto.name} ends at byte {end}, after the file's at "
+            f"{len(view)}: it is truncated; copy or export it again"
+        )
+    return view[place.offset : end]

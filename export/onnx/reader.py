@@ -1,6 +1,7 @@
 """Codes, scales and norms back out of a written ONNX folder, and what its graph is made of."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from llama_edge.backends.onnx.external_data import (
     DATA_FILE,
     MODEL_FILE,
     ExternalDataReader,
+    ExternalPlace,
 )
 from llama_edge.backends.onnx.genai_config import CONFIG_FILE as GENAI_CONFIG_FILE
 from llama_edge.backends.onnx.graph import FUSED_OPERATORS, INT8_BLOCK
@@ -90,7 +92,7 @@ class OnnxWeights:
         """The rows of one linear out of those that were stacked with it."""
         network = network_of(self._config)
         layer = network.by_name[name.removesuffix(".weight")].layer
-        assert layer is not None, f"{name} is in no block"
+        assert layer is not None, f"{name} is in no block"  # of our own table of names
         stacks = network.stacked_linears(layer)
         linears = next(stack for stack in stacks if name in [node.weight for node in stack])
         matrices = [node.weight for node in linears]
@@ -127,52 +129,81 @@ def read_artifact(folder: Path, model: onnx.ModelProto) -> Artifact:
     )
 
 
-def read_placement(graph: onnx.GraphProto) -> Placement:
+def read_placement(path: Path, graph: onnx.GraphProto) -> Placement:
     """Which linears, weights and operators run on ONNX Runtime's quantized and fused kernels.
 
     A linear counts when its weight is stored as codes. Weights count by their bytes in the file, a
     table that embedding and head share once. Work on constants, done while loading, counts nowhere.
+
+    Args:
+        path: The model file, for messages.
+        graph: What it holds.
+
+    Raises:
+        ArtifactError: A stored tensor's place is damaged.
     """
     constants = _constants(graph)
-    nodes = [node for node in graph.node if node.output[0] not in constants]
+    nodes = [node for node in graph.node if not constants.keys() >= {*node.output}]
     linears = [node for node in nodes if node.op_type in _LINEARS]
-    sources = [set().union(*(constants.get(name, ()) for name in node.input)) for node in linears]
-    quantized = [names for names in sources if any(name.endswith(".codes") for name in names)]
-    sizes = {proto.name: _size_bytes(proto) for proto in graph.initializer}
+    quantized = [node for node in linears if any(constants.get(name) for name in node.input)]
+    sizes = {proto.name: _size_bytes(path, proto) for proto in graph.initializer}
     weights = {name for name in sizes if ".weight" in name}
     portable = Counter(node.op_type for node in nodes if node.op_type not in FUSED_OPERATORS)
     return Placement(
         linears=len(linears),
         linears_delegated=len(quantized),
         weight_bytes=sum(sizes[name] for name in weights),
-        weight_bytes_delegated=sum(sizes[name] for name in weights & set().union(*quantized)),
+        weight_bytes_delegated=sum(
+            sizes[name] for name in weights & _sources(graph, quantized, constants)
+        ),
         operators=len(nodes),
         operators_delegated=len(nodes) - portable.total(),
         portable=dict(sorted(portable.items())),
     )
 
 
-def _size_bytes(proto: onnx.TensorProto) -> int:
-    place = {entry.key: entry.value for entry in proto.external_data}
-    length = place.get("length", "0")
-    return int(length) if length.isascii() and length.isdigit() else 0
+def _size_bytes(path: Path, proto: onnx.TensorProto) -> int:
+    return ExternalPlace.of(path, proto).length or 0
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
-    """Every value that depends on no input, with the initializers that it comes from."""
-    constants = {proto.name: frozenset({proto.name}) for proto in graph.initializer}
+def _constants(graph: onnx.GraphProto) -> dict[str, bool]:
+    """Every value that depends on no input, and whether it comes from codes."""
+    constants = {proto.name: proto.name.endswith(".codes") for proto in graph.initializer}
     for node in graph.node:
         if all(name in constants for name in node.input):
-            sources = frozenset().union(*(constants[name] for name in node.input))
-            constants.update(dict.fromkeys(node.output, sources))
+            coded = any(constants[name] for name in node.input)
+            constants.update(dict.fromkeys(node.output, coded))
     return constants
 
 
-def read_interface(graph: onnx.GraphProto) -> Interface:
-    """Inputs and outputs as the written graph declares them."""
+def _sources(
+    graph: onnx.GraphProto, linears: Sequence[onnx.NodeProto], constants: Mapping[str, bool]
+) -> set[str]:
+    """Constants that any of the linears comes from, each looked at once."""
+    makers = {name: node for node in graph.node for name in node.output if name in constants}
+    found: set[str] = set()
+    waiting = [name for node in linears for name in node.input]
+    while waiting:
+        name = waiting.pop()
+        if name in constants and name not in found:
+            found.add(name)
+            waiting += makers[name].input if name in makers else ()
+    return found
+
+
+def read_interface(path: Path, graph: onnx.GraphProto) -> Interface:
+    """Inputs and outputs as the written graph declares them.
+
+    Args:
+        path: The model file, for messages.
+        graph: What it holds.
+
+    Raises:
+        ArtifactError: One has elements of no type that ONNX knows.
+    """
     return Interface(
-        inputs=tuple(_tensor_spec(value) for value in graph.input),
-        outputs=tuple(_tensor_spec(value) for value in graph.output),
+        inputs=tuple(_tensor_spec(path, value) for value in graph.input),
+        outputs=tuple(_tensor_spec(path, value) for value in graph.output),
         cache=(
             "past_key_values.L.key and .value go in, present.L.key and .value come out, float32 "
             "(batch, key/value heads, tokens, head_dim); one buffer may serve as both"
@@ -180,8 +211,13 @@ def read_interface(graph: onnx.GraphProto) -> Interface:
     )
 
 
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _tensor_spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
+    if tensor.elem_type not in onnx.helper.get_all_tensor_dtypes():
+        raise ArtifactError(
+            f"{path}: {value.name} has elements of type {tensor.elem_type}, which ONNX does not "
+            "know: it is damaged; copy or export it again"
+        )
     return TensorSpec(
         name=value.name,
         dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,

@@ -119,8 +119,8 @@ def _check_template(written: TextContract, text: TextAssets) -> Iterator[Contrac
         return
     yield from check_template_source(written.chat_template, text.chat_template)
     try:
-        rendered = rebuild_text_contract(text, written).golden_chats
+        rendered = rebuild_text_contract(text, written)
     except TokenizerError as error:
         yield _finding("template.unrenderable", TEMPLATE_PLACE, "a template that renders", error)
         return
-    yield from check_golden_chats(written.golden_chats, rendered)
+    yield from check_golden_chats(written, rendered)

@@ -5,7 +5,7 @@ from typing import Final
 
 from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.bundle.manifest import MANIFEST_FILE
-from llama_edge.text.contract import GOLDEN_TEXTS, GoldenChat, GoldenTokens, TextContract
+from llama_edge.text.contract import GOLDEN_TEXTS, GoldenTokens, TextContract
 from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     GENERATION_CONFIG_FILE,
@@ -63,7 +63,7 @@ def check_text(
     yield from check_defaults(expected, found)
     yield from check_template_source(expected.chat_template, found.chat_template)
     if found.golden_chats:  # none where the template is absent or cannot be rendered
-        yield from check_golden_chats(expected.golden_chats, found.golden_chats)
+        yield from check_golden_chats(expected, found)
 
 
 def check_tokenizer(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
@@ -129,18 +129,24 @@ def _check_golden_tokens(
             )
 
 
-def check_golden_chats(
-    expected: Sequence[GoldenChat], found: Sequence[GoldenChat]
-) -> Iterator[ContractFinding]:
-    """What the template and then the tokenizer make of the golden dialogs."""
-    if len(expected) != len(found):
+def check_golden_chats(expected: TextContract, found: TextContract) -> Iterator[ContractFinding]:
+    """How the template gets a dialog, and what it and the tokenizer make of the golden ones."""
+    if expected.content_parts is not found.content_parts:
+        yield ContractFinding(
+            code="template.text",
+            where=f"{MANIFEST_FILE}: text.content_parts",
+            expected=str(found.content_parts),
+            found=str(expected.content_parts),
+        )
+    golden_chats, rendered = expected.golden_chats, found.golden_chats
+    if len(golden_chats) != len(rendered):
         yield ContractFinding(
             code="template.text",
             where=f"{MANIFEST_FILE}: text.golden_chats",
-            expected=f"{len(found)} sample dialogs",
-            found=str(len(expected)),
+            expected=f"{len(rendered)} sample dialogs",
+            found=str(len(golden_chats)),
         )
-    for index, (golden, got) in enumerate(zip(expected, found, strict=False)):
+    for index, (golden, got) in enumerate(zip(golden_chats, rendered, strict=False)):
         place = f"{TEMPLATE_PLACE}, golden_chats[{index}]"
         if golden.text != got.text:
             wanted, seen = first_difference(golden.text, got.text)

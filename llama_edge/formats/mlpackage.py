@@ -27,6 +27,8 @@ _MODEL_PATH: Final = "@model_path"
 _BLOB_SENTINEL: Final = 0xDEADBEEF
 _BLOB_METADATA: Final = struct.Struct("<IIQQ")
 _BLOB_METADATA_BYTES: Final = 64
+#: What an array here can have, also where it is empty; Core ML itself takes 5 dimensions.
+_MAX_RANK, _MAX_ELEMENTS = 32, 1 << 40
 #: Of a program; its weights are in a file of their own.
 MAX_SPEC_BYTES: Final = 256 << 20
 
@@ -132,12 +134,18 @@ def constant_shape(tensor: Message, where: str) -> tuple[int, ...]:
     """The shape of a `MIL.proto` tensor type.
 
     Raises:
-        ArtifactError: A dimension is not known before the run.
+        ArtifactError: A dimension is not known before the run, or no array has such a shape.
     """
     for dimension in tensor.dimensions:
         if dimension.WhichOneof("dimension") != "constant":
             raise ArtifactError(f"{where}: a dimension has no fixed size; a constant needs one")
-    return tuple(dimension.constant.size for dimension in tensor.dimensions)
+    shape = tuple(dimension.constant.size for dimension in tensor.dimensions)
+    if len(shape) > _MAX_RANK or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise ArtifactError(
+            f"{where}: its shape is {shape!r:.80}; at most {_MAX_RANK} dimensions and "
+            f"{_MAX_ELEMENTS} elements are read: it is damaged; copy or export the package again"
+        )
+    return shape
 
 
 def element_type(tensor: Message, where: str) -> ElementType:
@@ -283,9 +291,17 @@ class MLPackage:
     def _inside(self, folder: Path, name: str) -> Path:
         """A file of the package, links followed."""
         path = folder / PurePosixPath(name)
-        if "\0" in name or not path.resolve().is_relative_to(self.path.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.path.resolve())
+            found = path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, no UTF-8, a link to itself
+            raise ArtifactError(
+                f"{self.path}: names {name!r:.80}, which is no path of a file: {error!s:.80}; copy "
+                "or export the package again"
+            ) from error
+        if not inside:
             raise ArtifactError(f"{self.path}: names {name!r}, which lies outside of the package")
-        if not path.is_file():
+        if not found:
             raise ArtifactError(f"{path}: the file is missing; copy or export the package again")
         return path
 

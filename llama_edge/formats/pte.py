@@ -5,10 +5,10 @@ writer builds the whole file in memory; here a segment's bytes are made when its
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, get_origin
 
 from executorch.exir import schema
 from executorch.exir._serialize._flatbuffer_program import (
@@ -20,10 +20,22 @@ from llama_edge.core.errors import ArtifactError
 from llama_edge.core.files import open_new
 from llama_edge.core.regular import map_regular
 
+_Item = TypeVar("_Item")
+
 SEGMENT_ALIGNMENT: Final = 128
 _HEADER_MAGIC: Final = b"eh00"
 _HEADER_LENGTH: Final = 32
 _CONSTANT_ALIGNMENT: Final = 16
+#: What ExecuTorch's parser raises on a damaged flatbuffer: it reads by whatever offset it finds.
+_PARSE_ERRORS: Final = (
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,24 @@ def write_pte(
             assert stream.tell() == base + placed.offset + segment.size_bytes
 
 
+def _fill_absent(node: object) -> None:
+    """A vector or text that a flatbuffer leaves out is an empty one."""
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif is_dataclass(part) and not isinstance(part, type):
+            for field in fields(part):
+                value = getattr(part, field.name)
+                if value is None and field.type is str:
+                    setattr(part, field.name, "")
+                elif value is None and get_origin(field.type) is list:
+                    setattr(part, field.name, [])
+                elif is_dataclass(value) or isinstance(value, list):
+                    waiting.append(value)
+
+
 class PteFile:
     """A `.pte` opened for reading: its program, and its segments as views of the mapped file."""
 
@@ -110,13 +140,14 @@ class PteFile:
         program_size, self._base = self._read_header(view)
         try:
             self.program: schema.Program = _flatbuffer_to_program(bytes(view[:program_size]))
-        except (struct.error, ValueError, TypeError, IndexError, AttributeError) as error:
+        except _PARSE_ERRORS as error:
             raise ArtifactError(f"{path}: the program cannot be parsed: {error}") from error
+        _fill_absent(self.program)
         for index, segment in enumerate(self.program.segments):
-            if self._base + segment.offset + segment.size > len(view):
+            end = self._base + segment.offset + segment.size
+            if min(segment.offset, segment.size) < 0 or end > len(view):
                 raise ArtifactError(
-                    f"{path}: segment {index} ends at byte "
-                    f"{self._base + segment.offset + segment.size}; the file has {len(view)}: "
+                    f"{path}: segment {index} ends at byte {end}; the file has {len(view)}: "
                     "it is truncated"
                 )
         self._view = view
@@ -146,17 +177,96 @@ class PteFile:
         Raises:
             ArtifactError: The program names a segment that it does not have.
         """
-        if not 0 <= index < len(self.program.segments):
-            raise ArtifactError(
-                f"{self.path}: segment {index} of {len(self.program.segments)} is named"
-            )
-        placed = self.program.segments[index]
+        placed = self.item(self.program.segments, index, "segment")
         start = self._base + placed.offset
         return self._view[start : start + placed.size]
 
     def named(self) -> dict[str, int]:
         """Segment index of each named piece of data."""
         return {entry.key: entry.segment_index for entry in self.program.named_data or []}
+
+    def item(self, items: Sequence[_Item], index: int, what: str) -> _Item:
+        """What the program names by its number.
+
+        Raises:
+            ArtifactError: There is none of that number.
+        """
+        if not 0 <= index < len(items):
+            raise ArtifactError(
+                f"{self.path}: the program names {what} {index}, and has {len(items)} of them: it "
+                "is damaged; copy or export it again"
+            )
+        return items[index]
+
+    def instructions(self, plan: schema.ExecutionPlan) -> Sequence[schema.Instruction]:
+        """What a method does, in order.
+
+        Raises:
+            ArtifactError: It has no chain of instructions.
+        """
+        chain: schema.Chain = self.item(plan.chains, 0, f"{plan.name}: chain")
+        instructions: Sequence[schema.Instruction] = chain.instructions
+        return instructions
+
+    def operator(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> str:
+        """The name of the operator that an instruction calls.
+
+        Raises:
+            ArtifactError: The method has none of that number.
+        """
+        return str(self.item(plan.operators, call.op_index, f"{plan.name}: operator").name)
+
+    def argument(self, plan: schema.ExecutionPlan, call: schema.KernelCall, place: int) -> object:
+        """The value that an instruction passes to its operator at `place`.
+
+        Raises:
+            ArtifactError: It passes fewer, or the method has no such value.
+        """
+        return self.value(plan, self.item(call.args, place, f"{plan.name}: argument"))
+
+    def value(self, plan: schema.ExecutionPlan, index: int) -> object:
+        """A method's value: a `schema.Tensor`, `schema.Int` and so on.
+
+        Raises:
+            ArtifactError: The method has none of that number.
+        """
+        return self.item(plan.values, index, f"{plan.name}: value").val
+
+    def delegate_payload(
+        self, plan: schema.ExecutionPlan, delegate: schema.BackendDelegate
+    ) -> bytes:
+        """What a delegate's backend gets, out of its segment.
+
+        Raises:
+            ArtifactError: It names no segment.
+        """
+        place = delegate.processed
+        if place is None or place.location is not schema.DataLocation.SEGMENT:
+            raise ArtifactError(
+                f"{self.path}: {plan.name}: the data of delegate {delegate.id!r} is in no segment; "
+                "export the model again"
+            )
+        return bytes(self.segment(place.index))
+
+    def constants(self) -> Iterator[memoryview]:
+        """The constant segment, cut at its offsets; the first is a placeholder.
+
+        Raises:
+            ArtifactError: There is none, or its offsets do not follow one another within it.
+        """
+        stored = self.program.constant_segment
+        if stored is None:
+            raise ArtifactError(f"{self.path}: has no constant segment; export the model again")
+        data = self.segment(stored.segment_index)
+        starts = stored.offsets
+        for place, start in enumerate(starts):
+            end = starts[place + 1] if place + 1 < len(starts) else len(data)
+            if not 0 <= start <= end <= len(data):
+                raise ArtifactError(
+                    f"{self.path}: a constant lies from byte {start} to {end} of the {len(data)} "
+                    "of its segment: the file is damaged; copy or export it again"
+                )
+            yield data[start:end]
 
     def method(self, name: str) -> schema.ExecutionPlan:
         """A method's plan.
@@ -176,17 +286,34 @@ class PteFile:
             ArtifactError: There is no such method, or it returns something else.
         """
         plan = self.method(name)
-        value = plan.values[plan.outputs[0]].val if plan.outputs else None
+        value = self.value(plan, plan.outputs[0]) if plan.outputs else None
         if not isinstance(value, schema.String):
             raise ArtifactError(f"{self.path}: method {name!r} does not return a string")
         return str(value.string_val)
 
+    def number(self, name: str) -> int:
+        """What a constant method returns, as one integer.
+
+        Raises:
+            ArtifactError: There is no such method, or it returns something else.
+        """
+        numbers = self.constant(name)
+        if len(numbers) != 1:
+            raise ArtifactError(
+                f"{self.path}: {name} returns {len(numbers)} numbers; one is needed"
+            )
+        return numbers[0]
+
     def constant(self, name: str) -> list[int]:
-        """What a constant method returns, as integers."""
+        """What a constant method returns, as integers.
+
+        Raises:
+            ArtifactError: There is no such method, or it returns something else.
+        """
         values = []
         plan = self.method(name)
         for index in plan.outputs:
-            value = plan.values[index].val
+            value = self.value(plan, index)
             if not isinstance(value, schema.Int | schema.Bool):
                 raise ArtifactError(f"{self.path}: method {name!r} does not return integers")
             values.append(int(value.int_val if isinstance(value, schema.Int) else value.bool_val))

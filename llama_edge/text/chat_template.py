@@ -56,6 +56,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         today: date = REFERENCE_DATE,
+        firsts: str = "",
     ) -> str:
         """The dialog as one string, control tokens and BOS included.
 
@@ -65,6 +66,8 @@ class ChatTemplate:
             add_generation_prompt: End with the header of the assistant's turn.
             tools: JSON schemas of functions, for templates that show them.
             today: What the template takes for the current day.
+            firsts: Characters of messages and tools that are followed by a mark in the result, see
+                `typed_text`.
 
         Raises:
             TokenizerError: The template fails, refuses the messages or exceeds a limit.
@@ -76,6 +79,7 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt,
                 "variables": self._variables,
                 "today": today.isoformat(),
+                "firsts": firsts,
             }
         )
         return text

@@ -6,6 +6,7 @@ those of transformers' `render_jinja_template`, which published templates are wr
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
@@ -18,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llama_edge.confined.child import RefusedError
+from llama_edge.text.typed_text import MARK, mark_typed
 
 MAX_OUTPUT_CHARACTERS: Final = 1 << 24
 
@@ -32,6 +34,7 @@ _TEMPLATE_ERRORS: Final = (
     TypeError,
     ValueError,
 )
+_ESCAPED_MARK: Final = re.compile(r"(?<!\\)((?:\\\\)*)" + re.escape(json.dumps(MARK)[1:-1]))
 #: Names under which programs pass what a model thought before it answered.
 _REASONING: Final = ("reasoning_content", "thinking", "reasoning")
 
@@ -53,16 +56,20 @@ def answer(request: dict[str, Any]) -> Any:  # noqa: ANN401
 
     Args:
         request: `source`; and for a rendering `messages`, `tools`, `add_generation_prompt`,
-            `variables` and `today` (ISO).
+            `variables`, `today` (ISO) and `firsts`, of which the typed text is marked.
     """
     compiled = _compiled(request["source"])
     if "messages" not in request:
         return _literals(request["source"])
     today = date.fromisoformat(request["today"])
+    messages = [_with_reasoning(message) for message in request["messages"]]
+    tools = request["tools"]
+    if request["firsts"]:
+        messages, tools = mark_typed([messages, tools], request["firsts"])
     variables = {
         **request["variables"],
-        "messages": [_with_reasoning(message) for message in request["messages"]],
-        "tools": request["tools"],
+        "messages": messages,
+        "tools": tools,
         "documents": None,
         "add_generation_prompt": request["add_generation_prompt"],
         "strftime_now": today.strftime,
@@ -113,13 +120,14 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without HTML escapes, with `json.dumps`'s own arguments."""
-    return json.dumps(
+    text = json.dumps(
         value,
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
     )
+    return _ESCAPED_MARK.sub(rf"\g<1>{MARK}", text)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """Text to token ids and back, for a person's text, a dialog, and a stream of new tokens."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from typing import Any, Final
@@ -11,10 +11,8 @@ from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import REFERENCE_DATE, ChatTemplate
 from llama_edge.text.dialog_form import DialogForm, dialog_form
 from llama_edge.text.native import AddedToken, open_tokenizer
+from llama_edge.text.typed_text import MARK, without_marks
 
-#: Stands after the first character of a control token that a message spells, while the dialog is
-#: rendered.
-_QUOTE: Final = "\ufdd0"  # a Unicode noncharacter: no text has it
 _REPLACEMENT: Final = "\ufffd"
 
 
@@ -32,12 +30,14 @@ class Tokenizer:
         if text.chat_template is not None:
             self._template = ChatTemplate(text.chat_template, text.special_tokens)
         literals = () if self._template is None else self._template.literals
-        self._control = control_tokens(self._tokenizer.added.values(), literals)
+        ends = {*text.eos_token_ids, text.bos_token_id}
+        self._control = control_tokens(self._tokenizer.added, literals, ends)
         self._not_special = [token.content for token in self._control if not token.special]
+        self._firsts = "".join(sorted({token.content[0] for token in self._control}))
         # The group keeps the tokens in `split`; the longest first, should one begin with another.
         contents = sorted((token.content for token in self._control), key=len, reverse=True)
         spelled = "|".join(map(re.escape, contents)) if contents else "(?!)"
-        self._pattern = re.compile(f"({spelled})(?!{_QUOTE})")
+        self._pattern = re.compile(f"({spelled})(?!{MARK})")
 
     @property
     def vocab_size(self) -> int:
@@ -117,23 +117,25 @@ class Tokenizer:
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        template = self._chat_template()
-        rendered = template.render(
-            [self._quoted(message) for message in self._given(messages)],
+        rendered = self._chat_template().render(
+            self._given(messages),
             add_generation_prompt=add_generation_prompt,
             today=today,
+            firsts=self._firsts,
         )
-        if _QUOTE not in rendered:
-            return self.encode_rendered(rendered)
-        return self._encode_quoted(rendered)
-
-    def _encode_quoted(self, rendered: str) -> list[int]:
-        """Ids of a rendering in which quoted control tokens are text."""
-        controls = {token.content: token for token in self._control}
+        plain = without_marks(rendered)
         pieces = self._pattern.split(rendered)  # text, control token, text, ..., text
+        pieces[::2] = map(without_marks, pieces[::2])
+        if pieces == self._pattern.split(plain):  # nobody typed a control token
+            return self.encode_rendered(plain)
+        return self._encode_pieces(pieces)
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of text, a control token, text, ..., text."""
+        controls = {token.content: token for token in self._control}
         ids: list[int] = []
         for place in range(0, len(pieces), 2):
-            text = pieces[place].replace(_QUOTE, "")
+            text = pieces[place]
             before = controls[pieces[place - 1]] if place else None
             after = controls[pieces[place + 1]] if place + 1 < len(pieces) else None
             # Some tokens take the white space around them with them.
@@ -150,38 +152,30 @@ class Tokenizer:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def _quoted(self, value: Any) -> Any:  # noqa: ANN401
-        """A message, or a part of one, in which no string spells a control token any more."""
-        if isinstance(value, str):
-            return self._pattern.sub(_quote, value.replace(_QUOTE, _REPLACEMENT))
-        if isinstance(value, Mapping):
-            return {self._quoted(key): self._quoted(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._quoted(inner) for inner in value]
-        return value
 
-
-def control_tokens(added: Iterable[AddedToken], literals: Iterable[str]) -> tuple[AddedToken, ...]:
+def control_tokens(
+    added: Mapping[int, AddedToken], literals: Iterable[str], begins_or_ends: Collection[int | None]
+) -> tuple[AddedToken, ...]:
     """The added tokens that a person must not be able to write.
 
-    They are the special ones, and those that the chat template writes itself, whatever their flag
-    says, but for white space. The rule is that of `sanitize_control_tokens` in transformers'
-    `apply_chat_template`.
+    They are the special ones; and of the others, but for white space, those that the chat template
+    writes itself and those that begin or end a text, which a template may write as
+    `{{ eos_token }}`. Without the last, this is the rule of `sanitize_control_tokens` in
+    transformers' `apply_chat_template`. The apps have the same: `controlTokens`, in both of them in
+    a file AddedTokens.
 
     Args:
-        added: The tokenizer's.
+        added: The tokenizer's, by id.
         literals: The template's own text and string constants.
+        begins_or_ends: Ids of BOS and of the end tokens.
     """
     written = "\0".join(literals)
     return tuple(
         token
-        for token in added
-        if token.special or (token.content in written and not token.content.isspace())
+        for number, token in added.items()
+        if token.special
+        or ((token.content in written or number in begins_or_ends) and token.content.strip())
     )
-
-
-def _quote(found: re.Match[str]) -> str:
-    return found[0][0] + _QUOTE + found[0][1:]
 
 
 class TokenStream:

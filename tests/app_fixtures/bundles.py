@@ -23,7 +23,14 @@ from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets
 from tests.app_fixtures.files import Case, Files, compact_json, read_files
 from tests.app_fixtures.signatures import PUBLIC_KEY, signed_files
-from tests.app_fixtures.texts import chatml_text, llama_text
+from tests.app_fixtures.texts import (
+    chatml_text,
+    fields_text,
+    llama_text,
+    names_text,
+    own_text,
+    parts_text,
+)
 from tests.conftest import DEBUG_CONFIG
 
 ANDROID: Final = {"target": "android", "backend": "executorch"}
@@ -345,6 +352,7 @@ def bundle_cases() -> Iterator[tuple[Case, Files]]:
         edit(manifest, files)
         files["manifest.json"] = compact_json(manifest)
         yield _overlay(name, android, files, base, codes)
+    yield from _rare_cases(model)
     for name, content, code in _NOT_JSON:
         yield _overlay(name, android, {**android, "manifest.json": content}, base, (code,))
     without = {name: content for name, content in android.items() if name != "manifest.json"}
@@ -360,6 +368,71 @@ def bundle_cases() -> Iterator[tuple[Case, Files]]:
     for name, what, code in _PLANTED:
         case, files = _overlay(name, android, android, base, (code,))
         yield {**case, **what}, files
+
+
+def _unlisted_end(manifest: dict[str, Any], files: Files) -> None:
+    """Neither the manifest nor a file names the end that the template writes."""
+    manifest["text"]["eos_token_ids"] = [0]
+    _relisted("generation_config.json", lambda value: value.update(eos_token_id=[0]))(
+        manifest, files
+    )
+    _relisted("tokenizer_config.json", lambda value: value.update(eos_token="<eos>"))(
+        manifest, files
+    )
+
+
+def _rename_pad(config: dict[str, Any]) -> None:
+    config["pad_token"] = {"content": "<|endoftext|>", "special": True}
+
+
+_begin_by_id: Final = _relisted("tokenizer_config.json", lambda value: value.pop("bos_token"))
+
+
+def _no_begin(config: dict[str, Any]) -> None:
+    del config["bos_token_id"]
+
+
+#: what a change of a bundle is called, the change, codes in the order of the checks
+_Changes = tuple[tuple[str, Edit, tuple[str, ...]], ...]
+#: good bundles of rarer kinds: name, text, changes
+_RARE: Final[tuple[tuple[str, Callable[[], TextAssets], _Changes], ...]] = (
+    ("good-tokens-not-special", fields_text, ()),
+    ("good-content-parts", parts_text, (
+        ("content-parts-not-said", _without("text", "content_parts"), ("template.text",)),
+    )),
+    ("good-special-tokens-by-name", names_text, (
+        ("pad-token-another", _relisted("tokenizer_config.json", _rename_pad), ("template.text",)),
+        ("pad-token-undefined",
+         _relisted("tokenizer_config.json", lambda value: value.pop("pad_token")),
+         ("template.text",)),
+        ("pad-token-no-token",
+         _relisted("tokenizer_config.json", lambda value: value.update(pad_token=7)),
+         ("tokenizer.unreadable",)),
+        ("special-token-too-many",
+         _relisted("tokenizer_config.json", lambda value: value.update(sep_token="<|im_end|>")),
+         ("template.text",)),
+        ("begin-token-by-id", _begin_by_id, ()),
+        ("begin-token-nowhere",
+         lambda m, f: (_begin_by_id(m, f), _relisted("generation_config.json", _no_begin)(m, f))[0],
+         ("tokenizer.bos",)),
+    )),
+    ("good-end-of-the-template-alone", own_text, (
+        ("end-of-the-template-left-out", _unlisted_end, ("eos.missing",)),
+    )),
+)  # fmt: skip
+
+
+def _rare_cases(model: Files) -> Iterator[tuple[Case, Files]]:
+    for name, make, changes in _RARE:
+        good = _good(make(), ANDROID, model)
+        yield _case(name, good, ANDROID)
+        base = {path: f"bundles/{name}/{path}" for path in good}
+        for label, edit, codes in changes:
+            files = dict(good)
+            manifest = copy.deepcopy(json.loads(good["manifest.json"]))
+            edit(manifest, files)
+            files["manifest.json"] = compact_json(manifest)
+            yield _overlay(label, good, files, base, codes)
 
 
 #: name, what is planted into the good Android bundle beside its files, the code

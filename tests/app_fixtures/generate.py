@@ -8,6 +8,7 @@ from tests.app_fixtures.files import INDEX, SHARED_RESOURCES, Case, Files, index
 from tests.app_fixtures.long_words import long_word_cases
 from tests.app_fixtures.sampling import sampling_cases
 from tests.app_fixtures.text_cases import (
+    more_chat_token_cases,
     stop_cases,
     template_cases,
     tokenizer_cases,
@@ -24,6 +25,7 @@ def fixture_files() -> Files:
     for case, added in chain(
         bundle_cases(),
         tokenizer_cases(),
+        more_chat_token_cases(),
         long_word_cases(),
         sampling_cases(),
         template_cases(),

@@ -138,11 +138,10 @@ def test_doctor_says_the_same(case: Case, tmp_path: Path) -> None:
 
 def text_assets(case: Case) -> TextAssets:
     source = (FIXTURES / case["tokenizer"]).read_text("utf-8")
-    bos = open_tokenizer("tokenizer.json", source).token_of(case.get("bos_token_id") or 0)
     return TextAssets(
         tokenizer_json=source,
         chat_template=case.get("template"),
-        special_tokens={"bos_token": bos or ""} if case.get("bos_token_id") is not None else {},
+        special_tokens=case.get("special_tokens", {}),
         bos_token_id=case.get("bos_token_id"),
         eos_token_ids=tuple(case.get("eos_token_ids", (0,))),
         add_bos=False,
@@ -162,15 +161,28 @@ def test_tokens(case: Case) -> None:
 
 @cases("chat_tokens")
 def test_chat_tokens(case: Case) -> None:
-    assert Tokenizer(text_assets(case)).encode_chat(case["messages"]) == case["tokens"]
+    tokenizer = Tokenizer(text_assets(case))
+    assert tokenizer.encode_chat(case["messages"]) == case["tokens"]
+    assert tokenizer.form.parts is case["content_parts"]
+
+
+@cases("chat_tokens")
+def test_nobody_types_a_control_token(case: Case) -> None:
+    """As many of each as in a dialog of as many turns in which nobody spells one."""
+    tokenizer = Tokenizer(text_assets(case))
+    harmless = [{"role": "user", "content": "x"} for _ in case["messages"]]
+    ids = tokenizer.encode_chat(harmless)
+    native = open_tokenizer("tokenizer.json", (FIXTURES / case["tokenizer"]).read_text("utf-8"))
+    for number, token in native.added.items():
+        if token in tokenizer._control and "\ufdd0" not in str(case["messages"]):
+            assert case["tokens"].count(number) == ids.count(number), token.content
 
 
 @cases("chat")
 def test_chat(case: Case) -> None:
     def render() -> str:
         source = (FIXTURES / case["template"]).read_text("utf-8")
-        named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
-        return ChatTemplate(source, named).render(
+        return ChatTemplate(source, case["special_tokens"]).render(
             case["messages"],
             tools=case["tools"],
             add_generation_prompt=case["add_generation_prompt"],

@@ -1,10 +1,15 @@
 """Small tokenizers, and templates of our own that use what Llama 3's and SmolLM2's use."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer, smollm_tokenizer
 from llama_edge.core.text_assets import TextAssets
+from llama_edge.text.native import open_tokenizer
+from tests.app_fixtures.files import compact_json
 from tests.conftest import debug_text
 
 #: The turns of Llama 3 and nothing else.
@@ -83,6 +88,78 @@ TOOL_TEMPLATE: Final = """\
 """
 
 
+#: Every field of a message, and the turns of ChatML.
+_FIELDS_TEMPLATE: Final = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + (message.name | default('', true)) + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content | replace('[]', '') }}
+    {%- endif %}
+    {%- if message.tool_calls %}
+        {{- message.tool_calls | tojson }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+_PARTS_TEMPLATE: Final = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- for part in message.content %}
+        {%- if part.type == 'text' %}
+            {{- part.text }}
+        {%- endif %}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+#: Special tokens by name, defined or not, and a turn that another token ends than `eos_token`.
+_NAMES_TEMPLATE: Final = """\
+{%- if pad_token is defined and sep_token is not defined and documents is none %}
+    {{- pad_token + eos_token + image_token }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+#: A turn's end that nothing but the template tells, and thoughts that it leaves out.
+_OWN_TEMPLATE: Final = """\
+{%- for message in messages %}
+    {%- set text = message['content'] %}
+    {%- if message['role'] == 'assistant' and '</think>' in text %}
+        {%- set text = text.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '字' + message['role'] + '\\n' + text + '<stop>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '字assistant\\n' }}
+{%- endif %}
+"""
+
+
+#: Control tokens that begin with letters, and a template that changes the case.
+_LETTERS_TEMPLATE: Final = """\
+{%- for message in messages %}
+    {{- 'STOP' + message['role'] + '\\n' }}
+    {{- message.content + (message['content'] | upper) + message.content.lower() + '\\nk>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'STOPassistant\\n' }}
+{%- endif %}
+"""
+
+
 def smollm2_template() -> str:
     """SmolLM2's own (Apache-2.0), out of the installed package."""
     template = load_checkpoint("smollm2-135m").text.chat_template
@@ -93,6 +170,65 @@ def smollm2_template() -> str:
 def chatml_text() -> TextAssets:
     """The debug model's: SmolLM's way to split, ChatML."""
     return debug_text()
+
+
+def fields_text() -> TextAssets:
+    """Turns of tokens that are not special by their flag."""
+    text = replace(debug_text(), chat_template=_FIELDS_TEMPLATE)
+    value = json.loads(text.tokenizer_json)
+    for token in value["added_tokens"]:
+        token["special"] = token["content"] == "<|endoftext|>"
+    return replace(
+        text,
+        tokenizer_json=open_tokenizer(
+            "tokenizer.json", compact_json(value).decode()
+        ).tokenizer_json,
+        special_tokens={"eos_token": "<|endoftext|>"},
+        bos_token_id=None,
+    )
+
+
+def parts_text() -> TextAssets:
+    """A template that reads a message's content as a list of parts."""
+    return replace(debug_text(), chat_template=_PARTS_TEMPLATE)
+
+
+def names_text() -> TextAssets:
+    """A template that writes special tokens by their names."""
+    named = {"pad_token": "<|begin|>", "image_token": "<|im_end|>", "eos_token": "<|endoftext|>"}
+    return replace(debug_text(), chat_template=_NAMES_TEMPLATE, special_tokens=named)
+
+
+def own_text() -> TextAssets:
+    """Control tokens of no known name, one of a single character, and ordinary added ones."""
+    ordinary = ("<stop>", "字", "</think>", "<tool>", "\n\n")
+    return _text_of(_OWN_TEMPLATE, ordinary)
+
+
+def letters_text() -> TextAssets:
+    """Control tokens that begin with letters, names of a message's fields among them."""
+    return _text_of(_LETTERS_TEMPLATE, ("k>", "STOP", "role", "content"))
+
+
+def _text_of(template: str, ordinary: Sequence[str]) -> TextAssets:
+    """A special end token; and tokens that are not special, the first of which ends a turn."""
+    letters = list(byte_letters().values())
+    added = {"<eos>": True, **dict.fromkeys(ordinary, False)}
+    tokens = [*added, *letters, "th", "the"]
+    vocabulary = Vocabulary(
+        tokens=tokens,
+        merges=[("t", "h"), ("th", "e")],
+        added=dict(enumerate(added.values())),
+    )
+    return TextAssets(
+        tokenizer_json=smollm_tokenizer(vocabulary, None).tokenizer_json,
+        chat_template=template,
+        special_tokens={"eos_token": "<eos>"},
+        bos_token_id=None,
+        eos_token_ids=(0, 1),
+        add_bos=False,
+        generation_defaults={},
+    )
 
 
 def llama_text() -> TextAssets:

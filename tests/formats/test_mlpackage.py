@@ -11,7 +11,8 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813
 from coremltools.proto import Model_pb2
 
 from llama_edge.core.errors import ArtifactError
-from llama_edge.formats.mlpackage import MLPackage, StoredTensor
+from llama_edge.formats.mil_messages import MIL_pb2
+from llama_edge.formats.mlpackage import MLPackage, StoredTensor, constant_shape
 from tests.runtimes.mil_packages import low_bits, save_program
 
 #: Values that a program builds with, and parts of a saved one; neither library has types.
@@ -124,7 +125,8 @@ def point_root_at(place: str) -> Callable[[dict[str, Any]], None]:
         (point_root_at("../../outside"), "outside of the package"),
         (point_root_at("/etc/passwd"), "outside of the package"),
         (point_root_at("com.apple.CoreML"), "the file is missing"),
-        (point_root_at("a\0b"), "outside of the package"),
+        (point_root_at("a\0b"), "no path of a file"),
+        (point_root_at("x" * 300), "no path of a file"),
     ],
 )
 def test_a_damaged_manifest_is_refused(
@@ -133,6 +135,21 @@ def test_a_damaged_manifest_is_refused(
     rewrite_manifest(damaged, change)
     with pytest.raises(ArtifactError, match=message):
         MLPackage(damaged)
+
+
+def test_a_link_to_itself_is_refused(damaged: Path) -> None:
+    (damaged / "Data" / "loop").symlink_to("loop")
+    rewrite_manifest(damaged, point_root_at("loop"))
+    with pytest.raises(ArtifactError, match="no path of a file"):
+        MLPackage(damaged)
+
+
+def test_a_shape_of_no_array_is_refused() -> None:
+    tensor = MIL_pb2.TensorType()
+    for size in (0, 1 << 40, 1 << 40):
+        tensor.dimensions.add().constant.size = size
+    with pytest.raises(ArtifactError, match="elements are read"):
+        constant_shape(tensor, "here")
 
 
 def test_a_link_out_of_the_package_is_refused(damaged: Path, tmp_path: Path) -> None:
@@ -182,7 +199,7 @@ def lose_the_file(value: Message) -> None:
 
 
 def grow(value: Message) -> None:
-    value.type.tensorType.dimensions[0].constant.size = 1 << 60
+    value.type.tensorType.dimensions[0].constant.size = 1 << 20
 
 
 def forget_size(value: Message) -> None:

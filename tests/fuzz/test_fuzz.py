@@ -19,7 +19,7 @@ CORPUS = Path(__file__).parent / "corpus"
 #: What a reader gets in the slow run; the fast ones read their 10^5 inputs in less.
 SECONDS = 75
 #: At least so many, on a machine as slow as that of the continuous integration.
-LEAST = 1000
+LEAST = 200
 
 pytestmark = [pytest.mark.executorch, pytest.mark.onnx, pytest.mark.coreml]
 

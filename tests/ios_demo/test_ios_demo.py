@@ -124,11 +124,10 @@ def test_the_core_carries_what_python_has(name: str) -> None:
 
 
 def test_swift_runs_every_kind_of_fixture() -> None:
-    """Sampling has cases of its own there, also compared with transformers."""
     index = json.loads((ROOT / "app_fixtures/index.json").read_text("utf-8"))
     tests = (CORE / "Tests/BundleCoreTests/SharedFixtureTests.swift").read_text("utf-8")
     run = set(re.findall(r'forEach\("(\w+)"', tests))
-    assert run == {case["kind"] for case in index["cases"]} - {"sampling"}
+    assert run == {case["kind"] for case in index["cases"]}
 
 
 def test_the_core_is_foundation_and_one_library() -> None:

@@ -116,4 +116,4 @@ def test_a_template_that_would_never_end_is_stopped(source: str) -> None:
     start = time.monotonic()
     with pytest.raises(TokenizerError):
         render(source)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30

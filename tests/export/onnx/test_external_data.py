@@ -95,7 +95,7 @@ def test_a_truncated_file_is_refused_where_it_ends(tmp_path: Path) -> None:
 def test_a_missing_data_file_is_refused(tmp_path: Path) -> None:
     model = write(tmp_path)
     (tmp_path / DATA_FILE).unlink()
-    with pytest.raises(ArtifactError, match=r"model\.onnx\.data: cannot be read"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx\.data: the file is missing"):
         ExternalDataReader(tmp_path / MODEL_FILE, model)
 
 

@@ -48,15 +48,13 @@ struct AddedTokens: Sendable {
 
     /// The control tokens: what the model takes for an instruction of the program, so that no message may spell it.
     ///
-    /// They are the added tokens that are special, and those whose text occurs in the source of the chat template whatever
-    /// their flag says; of the latter, not those that are merely white space or a single character. The counterparts are
-    /// `control_tokens` in `llama_edge/text/tokenizer.py` and `controlTokens` in the Android app.
-    func controlTokens(template source: String?) -> [Token] {
-        let written = source.map { matcher.occurring(in: $0) } ?? []
+    /// They are the added tokens that are special; and of the others, but for white space, those that begin or end a text, which
+    /// a template may write as `{{ eos_token }}`, and those that occur in one of the template's own `literals`. The counterparts
+    /// are `control_tokens` in `llama_edge/text/tokenizer.py` and `controlTokens` in the Android app.
+    func controlTokens(literals: Set<ExactString>, beginsOrEnds: Set<Int>) -> [Token] {
+        let acting = literals.reduce(into: beginsOrEnds) { $0.formUnion(matcher.occurring(in: $1.value)) }
         return tokens.filter { token in
-            let scalars = token.content.unicodeScalars
-            let isPlain = scalars.count == 1 || scalars.allSatisfy(\.properties.isWhitespace)
-            return token.isSpecial || (written.contains(token.id) && !isPlain)
+            token.isSpecial || (acting.contains(token.id) && !token.content.unicodeScalars.allSatisfy(pythonSpaces.contains))
         }
     }
 

@@ -74,6 +74,8 @@ public struct Manifest: Codable, Equatable, Sendable {
         public let goldenTokens: [GoldenTokens]
         public let chatTemplate: String?
         public let goldenChats: [GoldenChat]
+        /// The template wants content as a list of parts; absent: as a string.
+        public let contentParts: Bool?
     }
 
     public let formatVersion: Int

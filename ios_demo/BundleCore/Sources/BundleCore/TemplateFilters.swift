@@ -63,7 +63,7 @@ enum TemplateFilters {
             return isMissing ? arguments.value(0, "default_value") ?? .string("") : value
         case "int":
             try arguments.check(name, takes: "default")
-            return try integer(value) ?? arguments.value(0, "default") ?? .int(0)
+            return try integer(value, budget) ?? arguments.value(0, "default") ?? .int(0)
         case "join":
             try arguments.check(name, takes: "d")
             return .string(try joined(value.items(budget), arguments.value(0, "d")?.text() ?? "", budget))
@@ -81,11 +81,9 @@ enum TemplateFilters {
             guard let count = try value.count(budget) else { throw TextError("the chat template asks for the length of what has none") }
             return .int(count)
         case "first":
-            if let text = value.string { return text.unicodeScalars.first.map { .string(String($0)) } ?? .undefined }
-            return try value.items(budget).first ?? .undefined
+            return try value.string == nil ? value.items(budget).first ?? .undefined : value.character(0, budget)
         case "last":
-            if let text = value.string { return text.unicodeScalars.last.map { .string(String($0)) } ?? .undefined }
-            return try value.items(budget).last ?? .undefined
+            return try value.string == nil ? value.items(budget).last ?? .undefined : value.character(-1, budget)
         case "list": return .list(try TemplateList(value.items(budget)))
         case "items": return try pairs(value, budget)
         default: throw TextError("the chat template has the filter \(name), which is not supported here")
@@ -93,11 +91,11 @@ enum TemplateFilters {
     }
 
     /// nil for what is no number, where Jinja takes the default.
-    private static func integer(_ value: TemplateValue) throws -> TemplateValue? {
+    private static func integer(_ value: TemplateValue, _ budget: TemplateBudget) throws -> TemplateValue? {
         if let integer = value.integer { return .int(integer) }
         var number = value.number
         if let text = value.string {
-            let digits = TextFilters.stripped(text, pythonSpaces)
+            let digits = TypedText.withoutMarks(try TextFilters(budget).strip(text, nil))
             if let integer = Int(digits) { return .int(integer) }
             // Swift reads hexadecimal digits and names, Python does not.
             guard digits.utf8.allSatisfy({ "0123456789+-.eE".utf8.contains($0) }) else { return nil }
@@ -116,13 +114,14 @@ enum TemplateFilters {
         guard arguments.value(0, "ensure_ascii")?.isTrue != true else {
             throw TextError("the chat template calls tojson with ensure_ascii, which is not supported here")
         }
-        var style = JSONStyle(indent: try arguments.optionalInteger(1, "indent"), sortKeys: arguments.value(3, "sort_keys")?.isTrue ?? false)
+        var style = JSONStyle(indent: try arguments.optionalInteger(1, "indent"))
+        let sortKeys = arguments.value(3, "sort_keys")?.isTrue ?? false
         if let separators = arguments.value(2, "separators"), !separators.isNone {
             let texts = try separators.items(budget).compactMap(\.string)
             guard texts.count == 2 else { throw TextError("the chat template gives separators that are not two texts") }
             (style.itemSeparator, style.keySeparator) = (texts[0], texts[1])
         }
-        let text = try value.json(budget).dumped(style, limit: TemplateBudget.maxValueBytes)
+        let text = try value.json(budget, sortKeys: sortKeys).dumped(style, limit: TemplateBudget.maxValueBytes)
         try budget.make(text?.utf8.count)
         return text ?? ""
     }
@@ -171,9 +170,9 @@ enum TemplateFilters {
         case "upper", "lower", "capitalize", "replace": return .string(try texts.apply(name, to: text, arguments))
         case "startswith", "endswith":
             try arguments.check(name, takes: "part")
-            let part = try arguments.text(0, "part")
-            try budget.work(part.utf8.count)
-            return .bool(name == "startswith" ? text.utf8.starts(with: part.utf8) : text.utf8.reversed().starts(with: part.utf8.reversed()))
+            let part = try Unmarked(arguments.text(0, "part"), budget).text.utf8
+            let bytes = try Unmarked(text, budget).text.utf8
+            return .bool(name == "startswith" ? bytes.starts(with: part) : bytes.reversed().starts(with: part.reversed()))
         case "split":
             try arguments.check(name, takes: "sep", "maxsplit")
             let parts = try texts.split(text, arguments.optionalText(0, "sep"), limit: arguments.optionalInteger(1, "maxsplit"))

@@ -155,9 +155,9 @@ struct TemplateArithmetic {
         if let a = left.number, let b = right.number {
             (isLess, isMore) = (a < b, a > b)
         } else if let a = left.string, let b = right.string {
-            try budget.work(2 * min(a.utf8.count, b.utf8.count))
-            isLess = a.unicodeScalars.lexicographicallyPrecedes(b.unicodeScalars)
-            isMore = b.unicodeScalars.lexicographicallyPrecedes(a.unicodeScalars)
+            let (a, b) = (try Unmarked(a, budget).text.unicodeScalars, try Unmarked(b, budget).text.unicodeScalars)
+            isLess = a.lexicographicallyPrecedes(b)
+            isMore = b.lexicographicallyPrecedes(a)
         } else {
             throw TextError("the chat template compares values of different kinds with \(symbol)")
         }

@@ -199,14 +199,10 @@ struct TemplateRun {
         guard let place = index.integer else { throw TextError("the chat template has an index that is no number or name") }
         guard !value.isUndefined else { throw TextError("the chat template asks for an item of what is not defined") }
         if case .object = value { return .undefined }
+        if value.string != nil { return try value.character(place, budget) }
         guard let count = try value.count(budget) else { throw TextError("the chat template asks for an item of what has none") }
         let positive = place < 0 ? place + count : place
-        guard (0..<count).contains(positive) else { return .undefined }
-        if let text = value.string {
-            let scalars = text.unicodeScalars
-            return .string(String(scalars[scalars.index(scalars.startIndex, offsetBy: positive)]))
-        }
-        return try value.items(budget)[positive]
+        return (0..<count).contains(positive) ? try value.items(budget)[positive] : .undefined
     }
 
     private func slice(_ value: TemplateValue, _ start: TemplateValue, _ end: TemplateValue) throws -> TemplateValue {
@@ -220,7 +216,7 @@ struct TemplateRun {
         let length = max(from, try bound(end, count)) - from
         if let text = value.string {
             try budget.make(text.utf8.count)
-            return .string(String(text.unicodeScalars.dropFirst(from).prefix(length)))
+            return .string(try Unmarked(text, budget).cut(characters: from..<from + length))
         }
         try budget.makeEntries(length)
         return .list(try TemplateList(Array(try value.items(budget)[from..<from + length])))

@@ -39,6 +39,59 @@ indirect enum TemplateStatement {
     case continueLoop
 }
 
+/// Everything that a template can write of its own: its text and its string constants.
+struct TemplateLiterals {
+    private(set) var found: Set<ExactString> = []
+
+    init(_ statements: [TemplateStatement]) {
+        add(statements)
+    }
+
+    private mutating func add(_ statements: [TemplateStatement]) {
+        for statement in statements {
+            switch statement {
+            case .text(let text): found.insert(ExactString(text))
+            case .output(let value), .set(_, let value): add([value])
+            case .condition(let branches):
+                for (test, body) in branches {
+                    add([test])
+                    add(body)
+                }
+            case .loop(_, let sequence, let filter, let body, let otherwise):
+                add([sequence, filter])
+                add(body)
+                add(otherwise)
+            case .setBlock(_, let body): add(body)
+            case .breakLoop, .continueLoop: break
+            }
+        }
+    }
+
+    private mutating func add(_ expressions: [TemplateExpression?]) {
+        for case let expression? in expressions {
+            if case .literal(.string(let text)) = expression { found.insert(ExactString(text)) }
+            add(expression.parts)
+        }
+    }
+}
+
+extension TemplateExpression {
+    fileprivate var parts: [TemplateExpression?] {
+        switch self {
+        case .literal, .name: []
+        case .list(let values): values
+        case .dictionary(let entries): entries.flatMap { [$0, $1] }
+        case .attribute(let value, _), .test(let value, _), .not(let value), .negative(let value): [value]
+        case .index(let value, let index): [value, index]
+        case .slice(let value, let start, let end): [value, start, end]
+        case .call(let value, let arguments), .filter(let value, _, let arguments): [value] + arguments.map(\.value)
+        case .binary(_, let left, let right): [left, right]
+        case .comparison(let left, let steps): [left] + steps.map(\.1)
+        case .conditional(let value, let condition, let otherwise): [value, condition, otherwise]
+        }
+    }
+}
+
 /// From parts to statements. What is not known is an error that names it, at loading, before any answer depends on it.
 struct TemplateParser {
     private static let maxDepth = 24

@@ -5,7 +5,7 @@ import Foundation
 final class TemplateNamespace {
     private var values: [String: TemplateValue] = [:]
 
-    subscript(name: String) -> TemplateValue? { values[name] }
+    subscript(name: String) -> TemplateValue? { values[TypedText.withoutMarks(name)] }
 
     func set(_ name: String, _ value: TemplateValue) throws {
         _ = try value.depth()
@@ -27,7 +27,8 @@ final class TemplateList {
     }
 }
 
-/// Members in the order in which they were first set, of two with one name the last one, as in Python.
+/// Members in the order in which they were first set, of two with one name the last one, as in Python. A name may have been
+/// typed; it is found without its marks.
 final class TemplateObject {
     let members: [(key: String, value: TemplateValue)]
     fileprivate let depth: Int
@@ -37,11 +38,12 @@ final class TemplateObject {
         var members: [(key: String, value: TemplateValue)] = []
         var places: [ExactString: Int] = [:]
         for member in given {
-            let place = places[ExactString(member.key), default: members.count]
+            let name = ExactString(TypedText.withoutMarks(member.key))
+            let place = places[name, default: members.count]
             if place < members.count {
                 members[place].value = member.value
             } else {
-                places[ExactString(member.key)] = place
+                places[name] = place
                 members.append(member)
             }
         }
@@ -50,8 +52,13 @@ final class TemplateObject {
         depth = try deeper(members.lazy.map(\.value))
     }
 
+    /// By name, as it is without marks.
+    var sorted: [(key: String, value: TemplateValue)] {
+        places.sorted { $0.key.value.unicodeScalars.lexicographicallyPrecedes($1.key.value.unicodeScalars) }.map { members[$0.value] }
+    }
+
     subscript(name: String) -> TemplateValue? {
-        places[ExactString(name)].map { members[$0].value }
+        places[ExactString(TypedText.withoutMarks(name))].map { members[$0].value }
     }
 }
 
@@ -159,7 +166,7 @@ enum TemplateValue {
         }
     }
 
-    func json(_ budget: TemplateBudget) throws -> JSONValue {
+    func json(_ budget: TemplateBudget, sortKeys: Bool) throws -> JSONValue {
         try budget.node()
         switch self {
         case .undefined, .namespace: throw TextError("the chat template gives tojson what is not defined")
@@ -170,10 +177,11 @@ enum TemplateValue {
         case .string(let value): return .string(value)
         case .list(let list):
             try budget.makeEntries(list.items.count)
-            return .array(try list.items.map { try $0.json(budget) })
+            return .array(try list.items.map { try $0.json(budget, sortKeys: sortKeys) })
         case .object(let object):
             try budget.makeEntries(object.members.count)
-            return .object(JSONObject(try object.members.map { ($0.key, try $0.value.json(budget)) }))
+            let members = sortKeys ? object.sorted : object.members
+            return .object(JSONObject(try members.map { ($0.key, try $0.value.json(budget, sortKeys: sortKeys)) }))
         }
     }
 
@@ -190,9 +198,7 @@ enum TemplateValue {
         switch (self, other) {
         case (.undefined, .undefined), (.none, .none): return true
         case (.string(let a), .string(let b)):
-            guard a.utf8.count == b.utf8.count else { return false }
-            try budget.work(a.utf8.count)
-            return sameText(a, b)
+            return sameText(try Unmarked(a, budget).text, try Unmarked(b, budget).text)
         case (.list(let a), .list(let b)):
             return try a.items.count == b.items.count && zip(a.items, b.items).allSatisfy { try $0.equals($1, budget) }
         case (.object(let a), .object(let b)):
@@ -214,9 +220,13 @@ enum TemplateValue {
             try budget.makeEntries(object.members.count)
             return object.members.map { .string($0.key) }
         case .string(let text):
-            try budget.work(text.utf8.count)
-            try budget.makeEntries(scalarCount(text))
-            return text.unicodeScalars.map { .string(String($0)) }
+            let seen = try Unmarked(text, budget)
+            try budget.makeEntries(scalarCount(seen.text))
+            var place = 0
+            return seen.text.unicodeScalars.map { scalar in
+                defer { place += UTF8.width(scalar) }
+                return .string(seen.cut(place..<place + UTF8.width(scalar)))
+            }
         default: throw TextError("the chat template loops over what has no items")
         }
     }
@@ -227,10 +237,18 @@ enum TemplateValue {
         case .list(let list): return list.items.count
         case .object(let object): return object.members.count
         case .string(let text):
-            try budget.work(text.utf8.count)
-            return scalarCount(text)
+            return scalarCount(try Unmarked(text, budget).text)
         default: return nil
         }
+    }
+
+    /// A character of a text, from the end where `place` is negative.
+    func character(_ place: Int, _ budget: TemplateBudget) throws -> TemplateValue {
+        guard let text = string else { return .undefined }
+        let seen = try Unmarked(text, budget)
+        let count = scalarCount(seen.text)
+        let positive = place < 0 ? place + count : place
+        return (0..<count).contains(positive) ? .string(seen.cut(characters: positive..<positive + 1)) : .undefined
     }
 
     func contains(_ item: TemplateValue, _ budget: TemplateBudget) throws -> Bool {
@@ -240,7 +258,8 @@ enum TemplateValue {
         case .object(let object): return item.string.flatMap { object[$0] } != nil
         case .string(let text):
             guard let part = item.string else { throw TextError("the chat template looks for what is no text in a text") }
-            return try part.isEmpty || !TextSearch(part, budget).places(in: text, limit: 1).isEmpty
+            let (seen, wanted) = (try Unmarked(text, budget).text, try Unmarked(part, budget).text)
+            return try wanted.isEmpty || !TextSearch(wanted, budget).places(in: seen, limit: 1).isEmpty
         default: throw TextError("the chat template looks for a value in what has no items")
         }
     }

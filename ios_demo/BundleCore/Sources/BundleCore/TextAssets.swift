@@ -8,65 +8,51 @@ struct TextAssets {
     /// tokenizer_config.json of a thousand added tokens has half a megabyte.
     private static let maxConfigBytes = 16 << 20
     private static let maxConfigValues = 400_000
-    /// Tokens that end a document, whatever the template.
-    private static let documentEnds = ["<|end_of_text|>", "<|endoftext|>"]
-    /// A template that mentions the first token lets the model end its turn by any of the second.
-    private static let turnEnds = [("<|eot_id|>", ["<|eot_id|>", "<|eom_id|>"]), ("<|im_end|>", ["<|im_end|>"])]
     private static let generationKeys = ["do_sample", "min_p", "repetition_penalty", "temperature", "top_k", "top_p"]
+
+    /// Classes in which `add_bos_token` decides; in others the tokenizer's own post-processor does.
+    private static let classesWithFlag = ["LlamaTokenizer", "LlamaTokenizerFast"]
 
     let tokenizerSHA256: String
     let tokenizer: Tokenizer
     let chatTemplate: String?
+    let namedTokens: [String: String]
     let bosTokenID: Int?
     let addBOS: Bool
-    let eosTokenIDs: [Int]
+    /// What tokenizer_config.json says of it, for programs that go by it.
+    let addBOSFlag: Bool
+    /// The end tokens that the files name and that count.
+    let namedEnds: [Int]
     let generationDefaults: [String: JSONValue]
     let generationConfig: JSONObject
-    let tokenizerConfig: JSONObject
 
     init(folder: URL) throws {
         let data = try Self.contents(folder.appendingPathComponent(Tokenizer.fileName), maxBytes: Tokenizer.maxBytes)
         tokenizerSHA256 = sha256(of: data)
         tokenizer = try Tokenizer(json: data)
-        tokenizerConfig = try Self.object(folder, Self.tokenizerConfigFile)
+        let config = try Self.object(folder, Self.tokenizerConfigFile)
         generationConfig = try Self.object(folder, Self.generationConfigFile)
         let modelConfig = try Self.object(folder, "config.json")
-        chatTemplate = try Self.template(folder, tokenizerConfig)
-        var bos = try Self.tokenID(tokenizerConfig["bos_token"], tokenizer)
-        if bos == nil, tokenizerConfig["bos_token"] == nil {
+        chatTemplate = try Self.template(folder, config)
+        namedTokens = try NamedTokens.read(config: config, specialTokens: Self.object(folder, NamedTokens.fileName))
+        var bos = namedTokens["bos_token"].flatMap(tokenizer.id)
+        if namedTokens["bos_token"] == nil, !(config["bos_token"]?.isNull ?? false) {
             bos = try Self.ids(generationConfig, "bos_token_id").first ?? Self.ids(modelConfig, "bos_token_id").first
         }
         bosTokenID = bos
-        addBOS = bos != nil && (tokenizerConfig["add_bos_token"]?.boolValue ?? (tokenizer.firstAddedID == bos))
-        var ends = try Self.ids(generationConfig, "eos_token_id") + Self.ids(modelConfig, "eos_token_id")
-        if let main = try Self.tokenID(tokenizerConfig["eos_token"], tokenizer) { ends.append(main) }
-        eosTokenIDs = Self.endTokenIDs(tokenizer, chatTemplate, named: ends)
-        guard !eosTokenIDs.isEmpty else { throw TextError("no end-of-sequence token is named anywhere") }
+        let flag = config["add_bos_token"]?.boolValue
+        addBOSFlag = flag ?? false
+        let isByFlag = config["tokenizer_class"]?.stringValue.map(Self.classesWithFlag.contains) ?? false
+        addBOS = bos != nil && (isByFlag ? flag : nil) ?? (tokenizer.firstAddedID == bos)
+        namedEnds = EndTokens.named(
+            generation: try Self.ids(generationConfig, "eos_token_id"), model: try Self.ids(modelConfig, "eos_token_id"),
+            main: namedTokens["eos_token"].flatMap(tokenizer.id), tokenizer)
         generationDefaults = try Self.defaults(generationConfig)
-    }
-
-    /// Every id that ends a turn: those the files name, and those the vocabulary implies.
-    static func endTokenIDs(_ tokenizer: Tokenizer, _ template: String?, named: [Int]) -> [Int] {
-        var tokens = documentEnds
-        for (sign, ends) in turnEnds where template?.contains(sign) ?? false { tokens += ends }
-        let implied = tokens.compactMap { tokenizer.id(of: $0) }.filter(tokenizer.isSpecial)
-        return Set(named + implied).sorted()
-    }
-
-    /// The end token for tools that know only one: the turn's end if there is a chat template.
-    var mainEndToken: String? {
-        for (token, _) in Self.turnEnds where chatTemplate?.contains(token) ?? false {
-            if let id = tokenizer.id(of: token), eosTokenIDs.contains(id) { return token }
-        }
-        return eosTokenIDs.first.flatMap { tokenizer.token(of: $0) }
     }
 
     /// The compiled template, with this tokenizer's tokens.
     func compiledTemplate() throws -> ChatTemplate? {
-        try chatTemplate.map { source in
-            let bos = bosTokenID.flatMap { tokenizer.token(of: $0) } ?? ""
-            return try ChatTemplate(source, bosToken: bos, eosToken: mainEndToken ?? "")
-        }
+        try chatTemplate.map { try ChatTemplate($0, specialTokens: namedTokens) }
     }
 
     private static func contents(_ url: URL, maxBytes: Int) throws -> Data {
@@ -115,19 +101,6 @@ struct TextAssets {
             guard case .int(let id) = entry else { throw TextError("\(key) is \(value.compact); a token id or a list of them is needed") }
             return id
         }
-    }
-
-    /// The text of a token that is given as text or as an object with `content`.
-    static func content(_ token: JSONValue?) -> String? {
-        token?["content"]?.stringValue ?? token?.stringValue
-    }
-
-    private static func tokenID(_ token: JSONValue?, _ tokenizer: Tokenizer) throws -> Int? {
-        guard let token, !token.isNull else { return nil }
-        guard let content = content(token), let id = tokenizer.id(of: content) else {
-            throw TextError("\(tokenizerConfigFile) names the token \(token.compact), which the tokenizer lacks")
-        }
-        return id
     }
 
     private static func defaults(_ config: JSONObject) throws -> [String: JSONValue] {

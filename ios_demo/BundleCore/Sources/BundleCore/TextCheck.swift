@@ -22,21 +22,35 @@ struct TextCheck {
         do {
             assets = try TextAssets(folder: folder)
         } catch let error as TextError {
-            let finding = Finding("tokenizer.unreadable", at: Tokenizer.fileName, expected: "files that can be read", found: "\(error)")
-            throw RefusedBundle(findings: [finding])
+            throw Self.unreadable("\(error)")
         }
-        var findings = checkTokenizer(assets) + checkEndTokens(assets)
+        let dialog = Result { try encoder(assets) }
+        let endOfAnswer = (try? dialog.get()).flatMap(EndTokens.afterAnswer)
+        var findings = try checkTokenizer(assets) + checkEndTokens(assets, endOfAnswer)
         if assets.generationDefaults != manifest.generationDefaults {
             findings.append(
                 Finding(
                     "text.generation_defaults", at: TextAssets.generationConfigFile, expected: Self.shown(manifest.generationDefaults),
                     found: Self.shown(assets.generationDefaults)))
         }
-        let (template, templateFindings) = checkTemplate(assets)
-        findings += templateFindings
-        guard findings.isEmpty, let template else { throw RefusedBundle(findings: findings) }
-        return CheckedBundle(folder: folder, manifest: manifest, dialog: DialogEncoder(tokenizer: assets.tokenizer, template: template))
+        findings += checkTemplate(assets, dialog)
+        guard findings.isEmpty, let dialog = try dialog.get() else { throw RefusedBundle(findings: findings) }
+        return CheckedBundle(folder: folder, manifest: manifest, dialog: dialog)
     }
+
+    private static func unreadable(_ found: String) -> RefusedBundle {
+        RefusedBundle(findings: [Finding("tokenizer.unreadable", at: Tokenizer.fileName, expected: "files that can be read", found: found)])
+    }
+
+    /// nil without a template.
+    private func encoder(_ assets: TextAssets) throws -> DialogEncoder? {
+        try assets.compiledTemplate().map { template in
+            DialogEncoder(
+                tokenizer: assets.tokenizer, template: template, beginsOrEnds: beginsOrEnds, contentParts: manifest.text.contentParts ?? false)
+        }
+    }
+
+    private var beginsOrEnds: Set<Int> { Set(manifest.text.eosTokenIds + (manifest.text.bosTokenId.map { [$0] } ?? [])) }
 
     private static func shown(_ values: [String: JSONValue]) -> String {
         JSONValue.object(JSONObject(values.map { ($0.key, $0.value) })).dumped(JSONStyle(sortKeys: true))
@@ -58,11 +72,11 @@ struct TextCheck {
                 Finding(
                     "tokenizer.bos", at: "\(config): bos_token", expected: Self.shown(written.bosTokenId), found: Self.shown(assets.bosTokenID)))
         }
-        if assets.addBOS != written.addBos {
-            findings.append(
-                Finding("tokenizer.bos", at: "\(config): add_bos_token", expected: "\(written.addBos)", found: "\(assets.addBOS)"))
+        for found in [assets.addBOS, assets.addBOSFlag] where found != written.addBos {
+            findings.append(Finding("tokenizer.bos", at: "\(config): add_bos_token", expected: "\(written.addBos)", found: "\(found)"))
+            break
         }
-        let control = Set(assets.tokenizer.controlTokens(template: assets.chatTemplate).map(\.id))
+        let control = Set(assets.tokenizer.controlTokens(literals: [], beginsOrEnds: beginsOrEnds).map(\.id))
         for (place, golden) in written.goldenTokens.enumerated() {
             let location = "\(Tokenizer.fileName): golden_tokens[\(place)] (\(golden.language))"
             do {
@@ -87,17 +101,19 @@ struct TextCheck {
     }
 
     /// The manifest's list, which the app waits for, against what each file and the template say.
-    private func checkEndTokens(_ assets: TextAssets) -> [Finding] {
+    private func checkEndTokens(_ assets: TextAssets, _ endOfAnswer: Int?) throws -> [Finding] {
+        let (tokenizer, template, written) = (assets.tokenizer, assets.chatTemplate, endOfAnswer.map { [$0] } ?? [])
+        let ofFiles = EndTokens.implied(tokenizer, template, named: assets.namedEnds + written)
+        guard !ofFiles.isEmpty else { throw Self.unreadable("no end-of-sequence token is named anywhere") }
         let expected = Set(manifest.text.eosTokenIds)
         let wanted = "\(expected.sorted())"
-        let implied = Set(TextAssets.endTokenIDs(assets.tokenizer, assets.chatTemplate, named: manifest.text.eosTokenIds))
+        let implied = EndTokens.implied(tokenizer, template, named: manifest.text.eosTokenIds + written)
         var findings: [Finding] = []
         if !implied.isSubset(of: expected) {
             findings.append(Finding("eos.missing", at: "\(Manifest.fileName): text.eos_token_ids", expected: "\(implied.sorted())", found: wanted))
         }
-        let listed = Set((try? TextAssets.ids(assets.generationConfig, "eos_token_id")) ?? [])
-        let content = TextAssets.content(assets.tokenizerConfig["eos_token"])
-        let main = content.flatMap { assets.tokenizer.id(of: $0) }
+        let listed = Set(try TextAssets.ids(assets.generationConfig, "eos_token_id"))
+        let main = assets.namedTokens["eos_token"].flatMap(tokenizer.id)
         let missing = expected.subtracting(listed)
         if !missing.isEmpty {
             let code = missing.count == 1 && missing.first == main ? "eos.precedence" : "eos.missing"
@@ -106,20 +122,24 @@ struct TextCheck {
         if !listed.isSubset(of: implied) {
             findings.append(Finding("eos.foreign", at: Self.endTokensPlace, expected: wanted, found: "\(listed.sorted())"))
         }
+        // A template that writes it by this name does so whatever ends a turn.
+        if EndTokens.mentions(template, "eos_token") { return findings }
         let place = "\(TextAssets.tokenizerConfigFile): eos_token"
+        let token = main.flatMap(tokenizer.token)
+        let mainEnd = EndTokens.main(tokenizer, template, named: assets.namedTokens["eos_token"], ends: ofFiles)
         if let main, !implied.contains(main) {
             findings.append(Finding("eos.foreign", at: place, expected: "one of the ids \(wanted)", found: "\(main)"))
-        } else if content != assets.mainEndToken {
-            findings.append(Finding("eos.precedence", at: place, expected: Self.shown(assets.mainEndToken), found: Self.shown(content)))
+        } else if token.map(ExactString.init) != mainEnd.map(ExactString.init) {
+            findings.append(Finding("eos.precedence", at: place, expected: Self.shown(mainEnd), found: Self.shown(token)))
         }
         return findings
     }
 
-    private func checkTemplate(_ assets: TextAssets) -> (ChatTemplate?, [Finding]) {
+    private func checkTemplate(_ assets: TextAssets, _ dialog: Result<DialogEncoder?, any Error>) -> [Finding] {
         let chats = manifest.text.goldenChats
         guard let source = assets.chatTemplate, !chats.isEmpty else {
             let found = assets.chatTemplate == nil ? "none" : "one without a sample dialog"
-            return (nil, [Finding("template.missing", at: Self.templatePlace, expected: "a template", found: found)])
+            return [Finding("template.missing", at: Self.templatePlace, expected: "a template", found: found)]
         }
         var findings: [Finding] = []
         let written = manifest.text.chatTemplate ?? ""
@@ -128,18 +148,16 @@ struct TextCheck {
             findings.append(Finding("template.source", at: Self.templatePlace, expected: wanted, found: found))
         }
         do {
-            guard let template = try assets.compiledTemplate() else { return (nil, findings) }
+            guard let dialog = try dialog.get() else { return findings }
             // All are rendered before one is compared: a template that fails is no template, whatever it began with.
-            let rendered = try chats.map { chat in (chat, try template.render(chat.messages.map(JSONValue.init))) }
-            let dialog = DialogEncoder(tokenizer: assets.tokenizer, template: template)
+            let rendered = try chats.map { chat in (chat, try dialog.render(chat.messages.map(JSONValue.init))) }
+            var differences: [Finding] = []
             for (place, (chat, text)) in rendered.enumerated() {
-                try findings += check(text, chat, at: place, dialog)
+                try differences += check(text, chat, at: place, dialog)
             }
-            return (template, findings)
+            return findings + differences
         } catch {
-            return (
-                nil, findings + [Finding("template.unrenderable", at: Self.templatePlace, expected: "a template that renders", found: "\(error)")]
-            )
+            return findings + [Finding("template.unrenderable", at: Self.templatePlace, expected: "a template that renders", found: "\(error)")]
         }
     }
 

@@ -5,6 +5,7 @@ public struct TextError: Error, Equatable, CustomStringConvertible, Sendable {
     public let description: String
 
     public init(_ description: String) {
-        self.description = description
+        // A template may quote what was typed.
+        self.description = TypedText.withoutMarks(description)
     }
 }

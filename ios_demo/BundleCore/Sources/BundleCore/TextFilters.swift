@@ -19,71 +19,76 @@ struct TextFilters {
         try arguments.check(name)
         try budget.work(text.utf8.count)
         try budget.make(product(text.utf8.count, text.utf8.allSatisfy { $0 < 0x80 } ? 1 : Self.caseGrowth))
+        let seen = try Unmarked(text, budget)
         switch name {
-        case "upper": return text.uppercased()
-        case "lower": return text.lowercased()
+        case "upper": return seen.marking(changed: seen.text.uppercased())
+        case "lower": return seen.marking(changed: seen.text.lowercased())
         default:
-            guard let first = text.unicodeScalars.first else { return "" }
-            return first.properties.titlecaseMapping + String(text.unicodeScalars.dropFirst()).lowercased()
+            let scalars = seen.text.unicodeScalars
+            return seen.marking(changed: (scalars.first?.properties.titlecaseMapping ?? "") + String(scalars.dropFirst()).lowercased())
         }
     }
 
     func strip(_ text: String, _ chars: String?, start: Bool = true, end: Bool = true) throws -> String {
+        let seen = try Unmarked(text, budget)
         try budget.make(sum(text.utf8.count, chars?.utf8.count ?? 0))
-        return Self.stripped(text, chars.map { Set($0.unicodeScalars) } ?? pythonSpaces, start: start, end: end)
-    }
-
-    static func stripped(_ text: String, _ gone: Set<Unicode.Scalar>, start: Bool = true, end: Bool = true) -> String {
-        var scalars = text.unicodeScalars[...]
-        while start, let first = scalars.first, gone.contains(first) { scalars.removeFirst() }
-        while end, let last = scalars.last, gone.contains(last) { scalars.removeLast() }
-        return String(scalars)
+        let gone = chars.map { Set(TypedText.withoutMarks($0).unicodeScalars) } ?? pythonSpaces
+        var scalars = seen.text.unicodeScalars[...]
+        var bytes = 0..<seen.text.utf8.count
+        while start, let first = scalars.first, gone.contains(first) {
+            scalars.removeFirst()
+            bytes = bytes.lowerBound + UTF8.width(first)..<bytes.upperBound
+        }
+        while end, let last = scalars.last, gone.contains(last) {
+            scalars.removeLast()
+            bytes = bytes.lowerBound..<bytes.upperBound - UTF8.width(last)
+        }
+        return seen.cut(bytes)
     }
 
     /// A negative `limit` is none, as in Python.
     private func replace(_ text: String, _ old: String, _ new: String, limit: Int?) throws -> String {
+        let (seen, old) = (try Unmarked(text, budget), TypedText.withoutMarks(old))
         guard !old.isEmpty else { throw TextError("the chat template replaces an empty text, which is not supported here") }
         let limit = limit.map { $0 < 0 ? .max : $0 } ?? .max
-        let places = try TextSearch(old, budget).places(in: text, limit: limit)
+        let places = try TextSearch(old, budget).places(in: seen.text, limit: limit)
         let kept = text.utf8.count - places.count * old.utf8.count
         try budget.make(sum(kept, product(places.count, new.utf8.count)))
-        return Self.parts(of: text, at: places, length: old.utf8.count).joined(separator: new)
+        return seen.parts(at: places, length: old.utf8.count).joined(separator: new)
     }
 
     func split(_ text: String, _ separator: String?, limit: Int?) throws -> [String] {
         let limit = limit.map { $0 < 0 ? .max : $0 } ?? .max
+        let seen = try Unmarked(text, budget)
         try budget.make(text.utf8.count)
-        guard let separator else {
+        guard let separator = separator.map(TypedText.withoutMarks) else {
             guard limit == .max else { throw TextError("the chat template splits at spaces with a limit, which is not supported here") }
-            try budget.makeEntries(Self.wordCount(text))
-            return text.unicodeScalars.split { pythonSpaces.contains($0) }.map { String($0) }
+            let words = Self.words(in: seen.text)
+            try budget.makeEntries(words.count)
+            return words.map { seen.cut($0) }
         }
         guard !separator.isEmpty else { throw TextError("the chat template splits at an empty text") }
-        let places = try TextSearch(separator, budget).places(in: text, limit: limit)
+        let places = try TextSearch(separator, budget).places(in: seen.text, limit: limit)
         try budget.makeEntries(places.count + 1)
-        return Self.parts(of: text, at: places, length: separator.utf8.count)
+        return seen.parts(at: places, length: separator.utf8.count)
     }
 
-    private static func wordCount(_ text: String) -> Int {
-        var count = 0
-        var isInWord = false
+    /// The bytes of each.
+    private static func words(in text: String) -> [Range<Int>] {
+        var found: [Range<Int>] = []
+        var (start, place) = (0, 0)
+        func close() {
+            if start < place { found.append(start..<place) }
+        }
         for scalar in text.unicodeScalars {
-            let isSpace = pythonSpaces.contains(scalar)
-            if !isSpace, !isInWord { count += 1 }
-            isInWord = !isSpace
-        }
-        return count
-    }
-
-    /// What is between the places; whole characters begin and end with a match.
-    private static func parts(of text: String, at places: [Int], length: Int) -> [String] {
-        var text = text
-        return text.withUTF8 { bytes in
-            var start = 0
-            return (places + [bytes.count]).map { place in
-                defer { start = place + length }
-                return String(decoding: bytes[start..<place], as: UTF8.self)
+            let width = UTF8.width(scalar)
+            if pythonSpaces.contains(scalar) {
+                close()
+                start = place + width
             }
+            place += width
         }
+        close()
+        return found
     }
 }

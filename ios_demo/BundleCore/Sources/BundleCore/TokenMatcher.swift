@@ -22,7 +22,7 @@ struct TokenMatcher: Sendable {
     /// The longest token that begins at a place and is `wanted`.
     func longest(in bytes: [UInt8], at place: Int, where wanted: (AddedTokens.Token) -> Bool) -> AddedTokens.Token? {
         var found: AddedTokens.Token?
-        _ = follow(bytes, from: place) { if wanted($0) { found = $0 } }
+        follow(bytes, from: place) { if wanted($0) { found = $0 } }
         return found
     }
 
@@ -30,19 +30,12 @@ struct TokenMatcher: Sendable {
     func occurring(in text: String) -> Set<Int> {
         let bytes = Array(text.utf8)
         var found: Set<Int> = []
-        for place in bytes.indices { _ = follow(bytes, from: place) { found.insert($0.id) } }
+        for place in bytes.indices { follow(bytes, from: place) { found.insert($0.id) } }
         return found
     }
 
-    /// How many bytes at the end begin a token without being one; 0 for none.
-    func unfinished(in bytes: ArraySlice<UInt8>) -> Int {
-        let tail = Array(bytes.suffix(AddedTokens.maxTokenBytes))
-        let start = tail.indices.first { follow(tail, from: $0) { _ in } }
-        return start.map { tail.count - $0 } ?? 0
-    }
-
-    /// Tell every token that begins at a place, the shortest first; whether the bytes end inside a longer one.
-    private func follow(_ bytes: [UInt8], from place: Int, _ found: (AddedTokens.Token) -> Void) -> Bool {
+    /// Tell every token that begins at a place, the shortest first.
+    private func follow(_ bytes: [UInt8], from place: Int, _ found: (AddedTokens.Token) -> Void) {
         var range = byFirstByte[Int(bytes[place])]
         var depth = 1
         while !range.isEmpty {
@@ -51,22 +44,20 @@ struct TokenMatcher: Sendable {
             if first.bytes.count == depth {
                 found(first.token)
                 range = range.dropFirst()
-                if range.isEmpty { return false }
             }
-            guard place + depth < bytes.count else { return true }
+            guard !range.isEmpty, place + depth < bytes.count else { return }
             let next = bytes[place + depth]
             let candidates = entries[range]
             let start = candidates.partitioningIndex { $0.bytes[depth] >= next }
             range = start..<candidates.partitioningIndex { $0.bytes[depth] > next }
             depth += 1
         }
-        return false
     }
 }
 
 extension RandomAccessCollection where Index == Int {
     /// The first place at which something holds that holds for every later element too.
-    fileprivate func partitioningIndex(where holds: (Element) -> Bool) -> Int {
+    func partitioningIndex(where holds: (Element) -> Bool) -> Int {
         var low = startIndex
         var high = endIndex
         while low < high {

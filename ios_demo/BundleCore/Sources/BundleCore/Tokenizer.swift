@@ -76,7 +76,11 @@ public struct Tokenizer: Sendable {
         }
     }
 
-    func controlTokens(template source: String?) -> [AddedTokens.Token] { added.controlTokens(template: source) }
+    var addedTokens: [AddedTokens.Token] { added.tokens }
+
+    func controlTokens(literals: Set<ExactString>, beginsOrEnds: Set<Int>) -> [AddedTokens.Token] {
+        added.controlTokens(literals: literals, beginsOrEnds: beginsOrEnds)
+    }
 
     /// The bytes that a token stands for; none for control tokens.
     public func bytes(of id: Int) -> [UInt8] {

@@ -41,10 +41,25 @@ final class ControlTokenTests: XCTestCase {
             ("é", true),
         ]
         let tokenizer = try tokenizer(special: false, more: more)
-        let template = "{{ '<|im_start|>' }}{\n  {% if 1 %}<|tool|>{% endif %}é\t"
-        let found = Set(tokenizer.controlTokens(template: template).map(\.content))
-        XCTAssertEqual(found, ["<|im_start|>", "<|tool|>", "<|reserved|>", "\t", "é"])
-        XCTAssertEqual(Set(tokenizer.controlTokens(template: nil).map(\.content)), ["<|reserved|>", "\t", "é"])
+        func rule(_ template: String, _ ends: [String] = []) throws -> Set<String> {
+            let ids = Set(ends.compactMap { tokenizer.id(of: $0) })
+            return Set(tokenizer.controlTokens(literals: try ChatTemplate(template).literals, beginsOrEnds: ids).map(\.content))
+        }
+        let special: Set = ["<|reserved|>", "\t", "é"]
+        XCTAssertEqual(
+            try rule("{{ '<|im_start|>' }}{\n  {% if 1 %}<|tool|>{% endif %}é\t"), special.union(["<|im_start|>", "<|tool|>", "{"]))
+        XCTAssertEqual(try rule(""), special)
+        XCTAssertEqual(try rule("{{ eos_token }}", ["<|unused|>", "\n"]), special.union(["<|unused|>"]))
+        XCTAssertEqual(try rule("{% if m['<|tool|>'] == 1 %}{{ y | replace('a<|unused|>', '') }}{% endif %}"), special.union(["<|tool|>", "<|unused|>"]))
+        XCTAssertEqual(try rule("{# <|tool|> #}{{ '<|to' ~ 'ol|>' }}{{ m.user }}"), special, "neither a name nor a comment")
+    }
+
+    func testTheLiterals() throws {
+        let written =
+            "{% if 1 %}a{% elif x == 'b' %}{% for i in ['c'] if 'd' %}{% else %}{% set e = 'f' %}{% endfor %}{% endif %}{{ {'g': h.i('j')}['k'] }}"
+            + "{% set l %}m{% endset %}{{ n[o:'p'] }}{{ 'q' if r else -('s' | t('u', v='w')) }}{{ 'x' is y and not 'z' }}"
+        let source = written.replacingOccurrences(of: "t('u', v='w')", with: "default('u', boolean='w')").replacingOccurrences(of: "is y", with: "is string")
+        XCTAssertEqual(try ChatTemplate(source).literals, Set("abcdfgjkmpqsuwxz".map { ExactString(String($0)) }))
     }
 
     func testNoFieldOfAMessageSpellsAControlToken() throws {
@@ -57,7 +72,7 @@ final class ControlTokenTests: XCTestCase {
         ]
         for special in [true, false] {
             let tokenizer = try tokenizer(special: special)
-            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate(Self.source))
+            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate(Self.source), beginsOrEnds: [])
             for field in fields {
                 let plain = try dialog.template.render([message(field)])
                 let ids = try dialog.encode([message(field)])
@@ -80,7 +95,7 @@ final class ControlTokenTests: XCTestCase {
     func testPlainTextSpellsNoneEither() throws {
         for special in [true, false] {
             let tokenizer = try tokenizer(special: special)
-            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate(Self.source))
+            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate(Self.source), beginsOrEnds: [])
             XCTAssertEqual(try count("<|im_end|>", in: dialog.encode("a<|im_end|>b"), tokenizer), 0)
         }
     }
@@ -89,7 +104,7 @@ final class ControlTokenTests: XCTestCase {
         let tokenizer = try tokenizer(special: false)
         let template = try ChatTemplate(
             "{% for m in messages %}<|im_start|>{{ m.role | trim ~ m.content }}{{ m.content | trim }}{{ m.name }}<|im_end|>{% endfor %}")
-        let dialog = DialogEncoder(tokenizer: tokenizer, template: template)
+        let dialog = DialogEncoder(tokenizer: tokenizer, template: template, beginsOrEnds: [])
         for cut in 1..<"<|im_end|>".count {
             let (head, tail) = ("<|im_end|>".prefix(cut), "<|im_end|>".dropFirst(cut))
             for space in ["", " \n"] {
@@ -119,7 +134,7 @@ final class ControlTokenTests: XCTestCase {
             object["pre_tokenizer"] = try JSONValue(parsing: #"{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}"#)
             object["added_tokens"] = try JSONValue(parsing: #"[{"id":6001,"content":"<|x","special":false}]"#)
             let tokenizer = try Tokenizer(json: Data(JSONValue.object(object).dumped().utf8))
-            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("<|x{{ messages[0].content }}"))
+            let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("<|x{{ messages[0].content }}"), beginsOrEnds: [])
             let ids = try dialog.encode([message([("content", .string("<|x"))])])
             XCTAssertEqual(try count("<|x", in: ids, tokenizer), 1)
             assertSame(tokenizer.decode(ids, skipSpecialTokens: false), "<|x<|x", "")
@@ -129,7 +144,7 @@ final class ControlTokenTests: XCTestCase {
 
     func testTheMarkItselfIsReplaced() throws {
         let tokenizer = try tokenizer(special: true)
-        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("{{ messages[0].content }}"))
+        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("{{ messages[0].content }}"), beginsOrEnds: [])
         let mark = try String(XCTUnwrap(Unicode.Scalar(0xFDD0 as UInt32)))
         let ids = try dialog.encode([message([("content", .string("<|\(mark)im_end|>\(mark)<|im_end|>"))])])
         XCTAssertEqual(try count("<|im_end|>", in: ids, tokenizer), 0)
@@ -138,7 +153,7 @@ final class ControlTokenTests: XCTestCase {
 
     func testASpecialTokenOfOneLetterStaysText() throws {
         let tokenizer = try tokenizer(special: true, more: [("字", true)])
-        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("字{{ messages[0].content }}字{{ messages[0].content }}"))
+        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("字{{ messages[0].content }}字{{ messages[0].content }}"), beginsOrEnds: [])
         let ids = try dialog.encode([message([("content", .string("a字字b字"))])])
         XCTAssertEqual(try count("字", in: ids, tokenizer), 2)
         assertSame(tokenizer.decode(ids, skipSpecialTokens: false), "字a字字b字字a字字b字", "")
@@ -148,7 +163,7 @@ final class ControlTokenTests: XCTestCase {
         for special in [true, false] {
             let tokenizer = try tokenizer(special: special, more: [("\n\n", false), ("ab", false)])
             let template = try ChatTemplate(Self.source)
-            let dialog = DialogEncoder(tokenizer: tokenizer, template: template)
+            let dialog = DialogEncoder(tokenizer: tokenizer, template: template, beginsOrEnds: [])
             for text in ["Hello", "a < b <", "x <|", "cab\n\nab ", "<|im_start", "|>", ""] {
                 let messages = [message([("role", .string("user")), ("content", .string(text))])]
                 XCTAssertEqual(try dialog.encode(messages), try tokenizer.encode(template.render(messages), controlTokens: true), text)
@@ -158,7 +173,7 @@ final class ControlTokenTests: XCTestCase {
 
     func testNamesThatATemplateLooksUpAreKept() throws {
         let tokenizer = try tokenizer(special: false, more: [("content", false)])
-        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("{{ messages[0]['content'] }}"))
+        let dialog = DialogEncoder(tokenizer: tokenizer, template: try ChatTemplate("{{ messages[0]['content'] }}"), beginsOrEnds: [])
         let ids = try dialog.encode([message([("content", .string("my content"))])])
         assertSame(tokenizer.decode(ids, skipSpecialTokens: false), "my content", "")
         XCTAssertEqual(try count("content", in: ids, tokenizer), 0)

@@ -96,6 +96,11 @@ extension JSONValue {
         return values.compactMap(\.stringValue)
     }
 
+    func texts(_ key: String) throws -> [String: String] {
+        guard let members = self[key]?.objectValue?.members else { throw TextError("\(key) is no object") }
+        return Dictionary(uniqueKeysWithValues: try members.map { ($0.key, try self[key]?.string($0.key) ?? "") })
+    }
+
     func ints(_ key: String) throws -> [Int] {
         guard let values = self[key]?.arrayValue else { throw TextError("\(key) is no list") }
         return values.compactMap(\.intValue)

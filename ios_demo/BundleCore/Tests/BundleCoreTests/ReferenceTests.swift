@@ -16,7 +16,7 @@ final class ReferenceTests: XCTestCase {
         let messages = try XCTUnwrap(all["messages"]?.arrayValue)
         for value in try XCTUnwrap(all["cases"]?.arrayValue) {
             let source = try value.string("template")
-            func render() throws -> String { try ChatTemplate(source, bosToken: "<s>", eosToken: "</s>").render(messages) }
+            func render() throws -> String { try ChatTemplate(source, specialTokens: ["bos_token": "<s>", "eos_token": "</s>"]).render(messages) }
             if let text = value["text"]?.stringValue {
                 do {
                     assertSame(try render(), text, source)

@@ -63,13 +63,14 @@ final class SharedFixtureTests: XCTestCase {
     }
 
     func testChatTokens() throws {
-        try Fixtures.forEach("chat_tokens", atLeast: 4) { value, name in
+        try Fixtures.forEach("chat_tokens", atLeast: 18) { value, name in
             let tokenizer = try Tokenizer(json: Fixtures.data(value.string("tokenizer")))
-            let bos = value["bos_token_id"]?.intValue.flatMap { tokenizer.token(of: $0) } ?? ""
-            let template = try ChatTemplate(value.string("template"), bosToken: bos)
-            XCTAssertEqual(
-                try DialogEncoder(tokenizer: tokenizer, template: template).encode(value["messages"]?.arrayValue ?? []), try value.ints("tokens"),
-                name)
+            let template = try ChatTemplate(value.string("template"), specialTokens: value.texts("special_tokens"))
+            let dialog = DialogEncoder(
+                tokenizer: tokenizer, template: template,
+                beginsOrEnds: Set(try value.ints("eos_token_ids") + (value["bos_token_id"]?.intValue.map { [$0] } ?? [])),
+                contentParts: try XCTUnwrap(value["content_parts"]?.boolValue))
+            XCTAssertEqual(try dialog.encode(value["messages"]?.arrayValue ?? []), try value.ints("tokens"), name)
         }
     }
 
@@ -77,7 +78,7 @@ final class SharedFixtureTests: XCTestCase {
         try Fixtures.forEach("chat", atLeast: 10) { value, name in
             func render() throws -> String {
                 let source = try Fixtures.text(value.string("template"))
-                let template = try ChatTemplate(source, bosToken: "<|begin_of_text|>", eosToken: "<|eot_id|>")
+                let template = try ChatTemplate(source, specialTokens: value.texts("special_tokens"))
                 let day = try value.string("date").split(separator: "-").compactMap { Int($0) }
                 return try template.render(
                     value["messages"]?.arrayValue ?? [], addGenerationPrompt: value["add_generation_prompt"]?.boolValue ?? true,
@@ -88,6 +89,23 @@ final class SharedFixtureTests: XCTestCase {
                 return
             }
             assertSame(try render(), expected, name)
+        }
+    }
+
+    /// Which tokens may be chosen, and how probable each is; the draw itself differs between languages.
+    func testSampling() throws {
+        try Fixtures.forEach("sampling", atLeast: 20) { value, name in
+            func numbers(_ key: String) throws -> [Double] { try XCTUnwrap(value[key]?.arrayValue).map { try XCTUnwrap($0.doubleValue) } }
+            let logits = try numbers("logits").map { Float($0) }
+            let config = SamplingConfig(
+                temperature: try XCTUnwrap(value["temperature"]?.doubleValue), topP: try XCTUnwrap(value["top_p"]?.doubleValue),
+                topK: try XCTUnwrap(value["top_k"]?.intValue))
+            let kept = Sampler.candidates(logits, best: try Sampler.best(logits), config).kept.sorted { $0.token < $1.token }
+            XCTAssertEqual(kept.map(\.token), try value.ints("tokens"), name)
+            let total = kept.reduce(0) { $0 + $1.weight }
+            for (candidate, wanted) in zip(kept, try numbers("probabilities")) {
+                XCTAssertEqual(candidate.weight / total, wanted, accuracy: 1e-12, name)
+            }
         }
     }
 

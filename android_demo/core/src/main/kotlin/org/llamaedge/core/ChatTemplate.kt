@@ -6,13 +6,19 @@ import java.util.GregorianCalendar
 /**
  * The subset of Jinja that chat templates in Llama's style use. What is not known is an error and never a guess. A template is
  * a program from a stranger: steps, output and nesting are bounded, and nothing outside of its variables can be reached.
+ *
+ * @param specialTokens by the names under which the template writes them, `bos_token` and others
  */
-class ChatTemplate(source: String, private val bosToken: String, private val eosToken: String) {
+class ChatTemplate(source: String, private val specialTokens: Map<String, String>) {
     private val nodes: List<Node>
+
+    /** The template's own text and string constants. */
+    val literals: Set<String>
 
     init {
         if (source.length > MAX_CHARACTERS) throw TemplateException("the chat template has more than $MAX_CHARACTERS characters")
         nodes = TemplateParser(source).parse()
+        literals = literals(nodes)
     }
 
     /** A dialog as one string, control tokens and BOS included; throws [TemplateException]. */
@@ -22,9 +28,8 @@ class ChatTemplate(source: String, private val bosToken: String, private val eos
         addGenerationPrompt: Boolean = true,
         today: Day = Day.REFERENCE,
     ): String {
-        val variables = mapOf(
-            "bos_token" to bosToken, "eos_token" to eosToken, "messages" to messages,
-            "add_generation_prompt" to addGenerationPrompt, "tools" to tools,
+        val variables = specialTokens + mapOf(
+            "messages" to messages, "add_generation_prompt" to addGenerationPrompt, "tools" to tools, "documents" to null,
         )
         return TemplateRun(variables, today).render(nodes)
     }

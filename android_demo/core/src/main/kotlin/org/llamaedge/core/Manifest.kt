@@ -30,6 +30,8 @@ class Manifest private constructor(private val value: Map<String, Any?>) {
     val addBos = text["add_bos"] as Boolean
     val eosTokenIds: List<Int> = text["eos_token_ids"].asInts()
     val chatTemplate = text["chat_template"] as String?
+    /** The template wants content as a list of parts. */
+    val contentParts = text["content_parts"] == true
     val generationDefaults: Map<String, Any?> = text["generation_defaults"].asObject()
     val goldenTokens: List<GoldenTokens> = text["golden_tokens"].asList().map { entry ->
         entry.asObject().let { GoldenTokens(it["language"] as String, it["text"] as String, it["tokens"].asInts()) }

@@ -3,8 +3,8 @@ package org.llamaedge.core
 /**
  * Keeps control tokens that messages spell apart from those that the template writes: while a dialog is rendered, [MARK] follows
  * each character of a message that a control token could begin with. So no part of a message begins one, whatever the template
- * joins it with, cuts out of it or replaces in it; and since its own operations do not see the marks ([Unmarked]), the template
- * decides as without them.
+ * joins it with, cuts out of it or replaces in it, and none of a single character is one. The template's own operations do not
+ * see the marks ([Unmarked]): it decides as without them.
  */
 internal class Quoting(control: Set<String>) {
     private val finder = TokenFinder(control)
@@ -27,29 +27,42 @@ internal class Quoting(control: Set<String>) {
             val codePoint = text.codePointAt(index)
             index += Character.charCount(codePoint)
             if (codePoint == MARK.code) append(Utf8Stream.REPLACEMENT) else appendCodePoint(codePoint)
-            if (fold(codePoint) in firsts) append(MARK)
+            if (isFirst(codePoint)) append(MARK)
         }
     }
 
-    /** A template may change the case of what it is given. */
+    /** A template may change the case of what it is given; in capitals, one character may become several. */
+    private fun isFirst(codePoint: Int): Boolean {
+        if (fold(codePoint) in firsts) return true
+        if (codePoint < ASCII) return false
+        val text = String(Character.toChars(codePoint))
+        return (text.uppercase() + text.lowercase()).any { fold(it.code) in firsts }
+    }
+
     private fun fold(codePoint: Int) = Character.toLowerCase(Character.toUpperCase(codePoint))
 
-    /** Cuts what was rendered into the control tokens that the template wrote, and texts, without marks, between them. */
-    inline fun cut(rendered: String, onText: (String) -> Unit, onToken: (String) -> Unit) {
+    /** A control token, or text between two of them. */
+    data class Piece(val text: String, val isToken: Boolean)
+
+    /** What was rendered, without marks; control tokens are those that the template wrote. */
+    fun cut(rendered: String): List<Piece> {
+        val pieces = ArrayList<Piece>()
         var start = 0
-        finder.each(rendered) { index, token ->
-            onText(unmarked(rendered.substring(start, index)))
-            onToken(token)
+        finder.each(rendered, unless = MARK) { index, token ->
+            pieces += Piece(unmarked(rendered.substring(start, index)), isToken = false)
+            pieces += Piece(token, isToken = true)
             start = index + token.length
         }
-        onText(unmarked(rendered.substring(start)))
+        pieces += Piece(unmarked(rendered.substring(start)), isToken = false)
+        return pieces
     }
 
-    private fun unmarked(text: String) = text.replace("$MARK", "")
+    fun unmarked(text: String) = text.replace("$MARK", "")
 
     companion object {
         /** A Unicode noncharacter: no text has it. */
         const val MARK = '\ufdd0'
+        private const val ASCII = 128
     }
 }
 
@@ -73,6 +86,18 @@ internal class Unmarked(private val marked: String) {
         } else {
             text = marked
             places = null
+        }
+    }
+
+    /** The text in another case, with the marks. Where one character has become several, nobody knows which: each gets one. */
+    fun marking(changed: String): String {
+        if (places == null) return changed
+        val isAligned = changed.length == text.length
+        return buildString {
+            changed.forEachIndexed { index, c ->
+                append(c)
+                if (!c.isHighSurrogate() && (!isAligned || places[index + 1] - places[index] > 1)) append(Quoting.MARK)
+            }
         }
     }
 

@@ -28,8 +28,9 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
 
     /** One character may become three. */
     private fun cased(text: String, change: (String) -> String): String {
+        val where = seen(text)
         budget.text(3L * text.length)
-        return change(text)
+        return where.marking(change(where.text))
     }
 
     fun strip(text: String, characters: String?, left: Boolean = true, right: Boolean = true): String {
@@ -131,8 +132,8 @@ internal class TemplateStrings(private val budget: TemplateBudget) {
         if (part.length <= text.length) budget.charge(text.length + (text.length - part.length + 1L) * part.length / 16)
     }
 
-    private companion object {
-        const val MAX_STRIPPED = 256
+    companion object {
+        private const val MAX_STRIPPED = 256
 
         /** What Python's `str.strip` takes away. */
         fun isSpace(codePoint: Int) =

@@ -4,7 +4,7 @@ package org.llamaedge.core
 class TemplateException(message: String) : Exception(shown(message))
 
 /** A tree no deeper than [MAX_DEPTH], so that a walk over it needs no more of the stack than that. */
-internal sealed class Expr(parts: List<Expr?> = emptyList()) {
+internal sealed class Expr(val parts: List<Expr?> = emptyList()) {
     private val depth: Int = 1 + (parts.maxOfOrNull { it?.depth ?: 0 } ?: 0)
 
     init {
@@ -16,7 +16,10 @@ internal sealed class Expr(parts: List<Expr?> = emptyList()) {
     }
 }
 
-internal class Literal(val value: Any?) : Expr()
+internal open class Literal(val value: Any?) : Expr()
+
+/** A name after a dot, which a template cannot write. */
+internal class MemberName(name: String) : Literal(name)
 
 internal class ListExpr(val items: List<Expr>) : Expr(items)
 
@@ -58,6 +61,30 @@ internal class For(
 ) : Node
 
 internal class Jump(val isBreak: Boolean) : Node
+
+/** Everything that a template can write of its own: its text and its string constants. */
+internal fun literals(nodes: List<Node>): Set<String> {
+    val found = LinkedHashSet<String>()
+    fun add(expression: Expr?) {
+        if (expression is Literal && expression !is MemberName && expression.value is String) found += expression.value
+        expression?.parts?.forEach { add(it) }
+    }
+    fun add(body: List<Node>) {
+        for (node in body) {
+            when (node) {
+                is Text -> found += node.text
+                is Output -> add(node.expression)
+                is SetNode -> add(node.value)
+                is SetBlock -> add(node.body)
+                is If -> node.branches.forEach { (condition, then) -> add(condition); add(then) }.also { add(node.otherwise) }
+                is For -> listOf(node.items, node.condition).forEach { add(it) }.also { add(node.body) }.also { add(node.otherwise) }
+                is Jump -> Unit
+            }
+        }
+    }
+    add(nodes)
+    return found
+}
 
 internal class Token(val kind: Kind, val text: String) {
     enum class Kind { TEXT, OUTPUT, STATEMENT }
@@ -234,7 +261,7 @@ internal class ExpressionParser(private val source: String) {
         var value = start
         while (true) {
             value = when {
-                take(".") -> Attribute(value, Literal(next()))
+                take(".") -> Attribute(value, MemberName(next()))
                 take("[") -> subscript(value)
                 take("(") -> arguments().let { (list, named) -> CallExpr(value, list, named) }
                 take("|") -> {

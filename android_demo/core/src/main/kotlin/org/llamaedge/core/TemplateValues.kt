@@ -37,9 +37,19 @@ internal class TemplateValues(private val budget: TemplateBudget) {
         else -> fail("the method $name of a mapping is not supported")
     }
 
-    /** Names are texts; another key is none, and is not asked for its hash, which would walk through all of it. */
-    fun member(mapping: Map<*, *>, key: Any?, otherwise: Any?): Any? =
-        if (key is String && mapping.containsKey(key)) mapping[key] else otherwise
+    fun member(mapping: Map<*, *>, key: Any?, otherwise: Any?): Any? {
+        val name = name(mapping, key) ?: return otherwise
+        return mapping[name]
+    }
+
+    /**
+     * The name, as the mapping has it; one that was typed may have marks. Names are texts; another key is none, and is not asked
+     * for its hash, which would walk through all of it.
+     */
+    private fun name(mapping: Map<*, *>, key: Any?): String? {
+        if (key !is String || mapping.containsKey(key)) return key as? String
+        return mapping.keys.firstOrNull { it is String && strings.same(it, key) } as String?
+    }
 
     private fun pairs(mapping: Map<*, *>): List<List<Any?>> {
         budget.list(3L * mapping.size)
@@ -153,7 +163,7 @@ internal class TemplateValues(private val budget: TemplateBudget) {
             left is List<*> && right is List<*> ->
                 left.size == right.size && left.indices.all { same(left[it], right[it], depth + 1) }
             left is Map<*, *> && right is Map<*, *> ->
-                left.size == right.size && left.all { (key, value) -> right.containsKey(key) && same(value, right[key], depth + 1) }
+                left.size == right.size && left.all { (key, value) -> name(right, key)?.let { same(value, right[it], depth + 1) } ?: false }
             left is List<*> || left is Map<*, *> -> false
             else -> left == right
         }
@@ -176,7 +186,7 @@ internal class TemplateValues(private val budget: TemplateBudget) {
     fun contains(container: Any?, item: Any?): Boolean = when (container) {
         is String -> strings.contains(container, text(item))
         is List<*> -> container.any { same(it, item) }
-        is Map<*, *> -> item is String && container.containsKey(item)
+        is Map<*, *> -> name(container, item) != null
         Undefined -> false
         else -> fail("'in' ${kind(container)}")
     }

@@ -5,14 +5,17 @@ import java.io.File
 /** The last step: do these text files make of the manifest's sample texts what the model's own tokenizer made of them? */
 internal class TextContract(private val root: File, private val manifest: Manifest) {
     private val findings = ArrayList<Finding>()
+    private var unrenderable: TemplateException? = null
 
     fun check(): Bundle {
         val text = try {
             val files = read()
             checkTokenizer(files)
-            checkEndTokens(files)
+            val text = model(files)
+            checkEndTokens(files, text?.endOfAnswer())
             checkDefaults(files.generation)
-            checkTemplate(files.tokenizer, files.template)
+            checkTemplate(files.template, text)
+            text
         } catch (error: TokenizerException) {
             throw Refused(Finding("tokenizer.unreadable", TOKENIZER, "files that can be read", error.message.orEmpty()))
         }
@@ -25,13 +28,40 @@ internal class TextContract(private val root: File, private val manifest: Manife
     }
 
     private class Files(
-        val tokenizer: Tokenizer, val config: Map<String, Any?>, val generation: Map<String, Any?>, val template: String?,
+        val tokenizer: Tokenizer, val config: Map<String, Any?>, val named: Map<String, String>, val generation: Map<String, Any?>,
+        val template: String?,
     )
 
     private fun read(): Files {
         val tokenizer = Tokenizer(bytes(TOKENIZER) ?: throw TokenizerException("the file is missing"))
         val config = json(CONFIG)
-        return Files(tokenizer, config, json(GENERATION), template(config))
+        return Files(tokenizer, config, NamedTokens.of(config, json(NamedTokens.SPECIAL_TOKENS)), json(GENERATION), template(config))
+    }
+
+    /** Null where the template is absent or cannot be read, which [checkTemplate] tells. */
+    private fun model(files: Files): TextModel? {
+        try {
+            val (source, ends) = (files.template ?: return null) to manifest.eosTokenIds.toSet()
+            return TextModel(files.tokenizer, source, files.named, manifest.bosTokenId, ends, manifest.contentParts)
+        } catch (error: TemplateException) {
+            unrenderable = error
+            return null
+        }
+    }
+
+    /** The named one; where no name is given, the id in a config. */
+    private fun bos(files: Files): Int? {
+        files.named["bos_token"]?.let { return files.tokenizer.idOf(it) }
+        if ("bos_token" in files.config && files.config["bos_token"] == null) return null
+        return ids(files.generation, "bos_token_id").firstOrNull() ?: ids(json("config.json"), "bos_token_id").firstOrNull()
+    }
+
+    /** An id or a list of ids; null and an absent key are none. */
+    private fun ids(source: Map<String, Any?>, key: String): List<Int> {
+        val value = source[key]
+        return (if (value is List<*>) value else listOfNotNull(value)).map {
+            (it as? Long)?.toInt() ?: throw TokenizerException("$key has what is no token id; one or a list of them is needed")
+        }
     }
 
     /** `chat_template.jinja` goes before the config, as in transformers; of several named ones in the config, the default. */
@@ -63,11 +93,11 @@ internal class TextContract(private val root: File, private val manifest: Manife
         val (tokenizer, config) = files.tokenizer to files.config
         val sha256 = BundleReader.sha256(File(root, TOKENIZER))
         if (sha256 != manifest.tokenizerSha256) add("tokenizer.sha256", TOKENIZER, manifest.tokenizerSha256, sha256)
-        val bos = content(config["bos_token"])?.let { tokenizer.idOf(it) }
+        val bos = bos(files)
         if (bos != manifest.bosTokenId) add("tokenizer.bos", "$CONFIG: bos_token", manifest.bosTokenId, bos)
         val addBos = config["add_bos_token"] == true && bos != null
         if (addBos != manifest.addBos) add("tokenizer.bos", "$CONFIG: add_bos_token", manifest.addBos, addBos)
-        val control = controlTokens(tokenizer.added, files.template, manifest.eosTokenIds + listOfNotNull(manifest.bosTokenId))
+        val control = controlTokens(tokenizer.added, emptyList(), manifest.eosTokenIds + listOfNotNull(manifest.bosTokenId))
         manifest.goldenTokens.forEachIndexed { index, golden ->
             val tokens = tokenizer.encode(golden.text, asText = control)
             if (tokens != golden.tokens) {
@@ -82,17 +112,14 @@ internal class TextContract(private val root: File, private val manifest: Manife
         }
     }
 
-    private fun content(token: Any?): String? = if (token is Map<*, *>) token["content"] as? String else token as? String
-
     /** The manifest's list, which the app waits for, against what each file and the template say. */
-    private fun checkEndTokens(files: Files) {
+    private fun checkEndTokens(files: Files, endOfAnswer: Int?) {
         val (tokenizer, template) = files.tokenizer to files.template
         val expected = manifest.eosTokenIds.toSortedSet()
-        val implied = TextModel.impliedEnds(tokenizer, template, expected)
+        val implied = EndTokens.implied(tokenizer, template, expected + listOfNotNull(endOfAnswer))
         if ((implied - expected).isNotEmpty()) add("eos.missing", "${Manifest.FILE}: text.eos_token_ids", implied, expected)
-        val value = files.generation["eos_token_id"]
-        val listed = (if (value is List<*>) value else listOfNotNull(value)).mapNotNull { (it as? Long)?.toInt() }.toSet()
-        val token = content(files.config["eos_token"])
+        val listed = ids(files.generation, "eos_token_id").toSet()
+        val token = files.named["eos_token"]
         val main = token?.let { tokenizer.idOf(it) }
         val missing = expected - listed
         if (missing.isNotEmpty()) {
@@ -100,7 +127,8 @@ internal class TextContract(private val root: File, private val manifest: Manife
             add(code, "$GENERATION: eos_token_id", expected, listed)
         }
         if ((listed - implied).isNotEmpty()) add("eos.foreign", "$GENERATION: eos_token_id", expected, listed)
-        val wanted = TextModel.mainEndToken(tokenizer, template, implied + listed)
+        if (template != null && "eos_token" in template) return // the template writes it by this name, whatever ends a turn
+        val wanted = EndTokens.main(tokenizer, template, token, implied + listed)
         if (main != null && main !in implied) {
             add("eos.foreign", "$CONFIG: eos_token", "one of the ids $expected", main)
         } else if (token != wanted) {
@@ -115,23 +143,21 @@ internal class TextContract(private val root: File, private val manifest: Manife
         if (found != expected) add("text.generation_defaults", GENERATION, expected, found)
     }
 
-    private fun checkTemplate(tokenizer: Tokenizer, source: String?): TextModel? {
+    private fun checkTemplate(source: String?, text: TextModel?) {
         val place = "$CONFIG: chat_template"
         if (source == null || manifest.goldenChats.isEmpty()) {
             add("template.missing", place, "a template", if (source == null) "none" else "one without a sample dialog")
-            return null
+            return
         }
         if (source != manifest.chatTemplate) {
             val (wanted, found) = firstDifference(manifest.chatTemplate.orEmpty(), source)
             add("template.source", place, wanted, found)
         }
         try {
-            val text = TextModel(tokenizer, source, manifest.bosTokenId, manifest.eosTokenIds.toSet())
+            if (text == null) throw checkNotNull(unrenderable)
             manifest.goldenChats.forEachIndexed { index, chat -> checkGolden(text, chat, "$place, golden_chats[$index]") }
-            return text
         } catch (error: TemplateException) {
             add("template.unrenderable", place, "a template that renders", error.message)
-            return null
         }
     }
 
@@ -161,7 +187,7 @@ internal class TextContract(private val root: File, private val manifest: Manife
 
     private companion object {
         const val TOKENIZER = "tokenizer.json"
-        const val CONFIG = "tokenizer_config.json"
+        const val CONFIG = NamedTokens.CONFIG
         const val GENERATION = "generation_config.json"
         const val TEMPLATE = "chat_template.jinja"
         /** A phone gives an app some 256 MB, and the text of a file takes twice its bytes. */

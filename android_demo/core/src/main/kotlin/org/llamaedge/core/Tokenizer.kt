@@ -49,8 +49,8 @@ class Tokenizer(tokenizerJson: ByteArray) {
 
     val added: Collection<AddedToken> get() = addedByText.values
 
-    /** How many rows a model needs for it: the number of tokens or, where ids are left out, the largest id and one. */
-    val vocabSize: Int get() = maxOf(ids.keys.union(addedByText.keys).size, (byId.keys.maxOrNull() ?: -1) + 1)
+    /** How many rows a model needs for it: the largest id and one. */
+    val vocabSize: Int get() = (byId.keys.maxOrNull() ?: -1) + 1
 
     fun idOf(token: String): Int? = addedByText[token]?.id ?: ids[token]
 

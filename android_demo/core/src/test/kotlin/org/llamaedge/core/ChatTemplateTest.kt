@@ -7,7 +7,7 @@ import org.junit.Test
 class ChatTemplateTest {
     private val dialog = listOf(message("user", "x,y"), message("assistant", "👍z"))
 
-    private fun rendered(source: String): String = ChatTemplate(source, "<s>", "</s>").render(dialog)
+    private fun rendered(source: String): String = ChatTemplate(source, mapOf("bos_token" to "<s>", "eos_token" to "</s>")).render(dialog)
 
     /** On a stack that is half as large as that of a thread on Android: how it ended, `null` for a rendering. */
     private fun end(source: String): Throwable? {
@@ -166,6 +166,6 @@ class ChatTemplateTest {
         val long = (0 until 400).map { message(if (it % 2 == 0) "user" else "assistant", "👍 <|im_end|> ".repeat(200)) }
         val turns = "{% for m in messages %}{% if '</t>' in m.content %}{{ m.content.split('</t>')[-1] | trim }}{% else %}" +
             "{{ m.role ~ m.content | trim ~ '</s>' }}{% endif %}{% endfor %}"
-        assertTrue(ChatTemplate(turns, "", "").render(long).length > 1_000_000)
+        assertTrue(ChatTemplate(turns, emptyMap()).render(long).length > 1_000_000)
     }
 }

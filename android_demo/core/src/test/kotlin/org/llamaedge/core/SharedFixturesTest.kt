@@ -80,7 +80,7 @@ class SharedFixturesTest {
     fun tokens() = each("tokens", 60) { case ->
         val tokenizer = Tokenizer(fixture(case["tokenizer"]).readBytes())
         val tokens = case["tokens"].asInts()
-        val asText = if (case["control_tokens"] as Boolean) emptySet() else controlTokens(tokenizer.added, null, emptyList())
+        val asText = if (case["control_tokens"] as Boolean) emptySet() else controlTokens(tokenizer.added, emptyList(), emptyList())
         assertEquals(tokens, tokenizer.encode(case["text"] as String, asText))
         assertEquals(case["decoded"], tokenizer.decode(tokens))
     }
@@ -89,10 +89,13 @@ class SharedFixturesTest {
     fun chatTokens() = each("chat_tokens", 4) { case ->
         val tokenizer = Tokenizer(fixture(case["tokenizer"]).readBytes())
         val text = TextModel(
-            tokenizer, case["template"] as String, case["bos_token_id"]?.asInt(), case["eos_token_ids"].asInts().toSet(),
+            tokenizer, case["template"] as String, texts(case["special_tokens"]), case["bos_token_id"]?.asInt(),
+            case["eos_token_ids"].asInts().toSet(), case["content_parts"] as Boolean,
         )
         assertEquals(case["tokens"].asInts(), text.encode(messages(case)))
     }
+
+    private fun texts(value: Any?): Map<String, String> = value.asObject().mapValues { it.value as String }
 
     private fun messages(case: Map<String, Any?>) = case["messages"].asList().map { it.asObject() }
 
@@ -100,7 +103,7 @@ class SharedFixturesTest {
     fun chats() = each("chat", 10) { case ->
         val (year, month, day) = (case["date"] as String).split('-').map { it.toInt() }
         val rendered = try {
-            ChatTemplate(fixture(case["template"]).readText(), "<|begin_of_text|>", "<|eot_id|>").render(
+            ChatTemplate(fixture(case["template"]).readText(), texts(case["special_tokens"])).render(
                 messages(case), case["tools"]?.asList()?.map { it.asObject() }, case["add_generation_prompt"] as Boolean,
                 Day(year, month, day),
             )

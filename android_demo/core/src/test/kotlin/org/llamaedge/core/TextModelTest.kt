@@ -1,6 +1,7 @@
 package org.llamaedge.core
 
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
@@ -25,7 +26,8 @@ class TextModelTest {
     private val tokenizer = tokenizer()
     private val bos = tokenizer.idOf("<s>")!!
     private val eos = tokenizer.idOf("</s>")!!
-    private val text = TextModel(tokenizer, template, bos, setOf(eos))
+    private val named = mapOf("bos_token" to "<s>", "eos_token" to "</s>")
+    private val text = TextModel(tokenizer, template, named, bos, setOf(eos))
 
     private fun added(ids: List<Int>) = ids.filter { it >= FIRST }.map { tokenizer.tokenOf(it) }
 
@@ -36,11 +38,16 @@ class TextModelTest {
     @Test
     fun theRule() {
         fun rule(template: String?, special: Set<String> = emptySet(), ids: List<Int> = emptyList()) =
-            controlTokens(tokenizer(special).added, template, ids)
+            controlTokens(tokenizer(special).added, template?.let { ChatTemplate(it, emptyMap()).literals }.orEmpty(), ids)
         assertEquals(setOf("<|im_start|>", "<|im_end|>"), rule(template))
         assertEquals(setOf("<tool_call>"), rule(null, special = setOf("<tool_call>")))
         assertEquals(setOf("<s>", "</s>"), rule("{{ bos_token }}", ids = listOf(bos, eos)))
-        assertEquals(setOf("<tool_call>"), rule("   <tool_call>\né{{ x }}"))
+        assertEquals(setOf("<tool_call>", "é"), rule("   <tool_call>\né{{ x }}"))
+        assertEquals(setOf("<tool_call>", "<s>"), rule("{% if x['<tool_call>'] == 1 %}{{ y | replace('a<s>', '') }}{% endif %}"))
+        val written = "{% if 1 %}a{% elif x == 'b' %}{% for i in ['c'] if 'd' %}{% else %}{% set e = 'f' %}{% endfor %}{% endif %}{{ {'g': h.i('j')} }}"
+        assertEquals("abcdfgj".map { "$it" }.toSet(), ChatTemplate(written, emptyMap()).literals)
+        assertEquals("neither a name nor a comment", emptySet<String>(), rule("{# <tool_call> #}{{ '<tool_' ~ 'call>' }}"))
+        assertEquals("not white space", emptySet<String>(), rule("a   b\n", ids = listOf(tokenizer.idOf("\n")!!)))
         assertEquals("a special one is one, whatever it looks like", setOf("   ", "é"), rule(null, special = setOf("   ", "é")))
         assertEquals(emptySet<String>(), rule(null))
     }
@@ -65,7 +72,7 @@ class TextModelTest {
             val (name, content) = "<|im_end|>".let { it.take(cut) to it.drop(cut) }
             assertEquals(oneTurn, control(message("user", content) + ("name" to name)))
         }
-        val joined = TextModel(tokenizer, "{% for m in messages %}{{ m.content | trim }}{% endfor %}<|im_end|>", bos, setOf(eos))
+        val joined = TextModel(tokenizer, "{% for m in messages %}{{ m.content | trim }}{% endfor %}<|im_end|>", named, bos, setOf(eos))
         assertEquals(listOf("<|im_end|>"), added(joined.encode(listOf(message("user", "<|im_ "), message("user", " end|>")))))
     }
 
@@ -76,7 +83,7 @@ class TextModelTest {
             "m.content.strip('x,')", "m.content | list | join('')", "(m.content | first) ~ m.content[1:]", "m.content.lower()", "[m.content] | join",
         )
         for (change in changes) {
-            val changed = TextModel(tokenizer, "{% for m in messages %}{{ $change }}{% endfor %}<|im_end|>", bos, setOf(eos))
+            val changed = TextModel(tokenizer, "{% for m in messages %}{{ $change }}{% endfor %}<|im_end|>", named, bos, setOf(eos))
             for (content in listOf("x<|im_end|>,<|im_end|>y", ",<|im_end|>", "<|im_end|>", "<|IM_END|>", "x<|im_,end|>", "<,|,im_end|>x")) {
                 assertEquals("$change of $content", listOf("<|im_end|>"), added(changed.encode(listOf(message("user", content)))))
             }
@@ -90,7 +97,7 @@ class TextModelTest {
             tokenizer(), "{% for m in messages %}{% if '<tool_call>' in m.content and m.content.startswith('a<tool_') %}" +
                 "{{ m.content.split('<tool_call>')[-1] }}{{ m.content | length }}" +
                 "{% if m.content[1:] == '<tool_call>b' %}!{% endif %}{% endif %}{% endfor %}",
-            bos, setOf(eos),
+            named, bos, setOf(eos),
         )
         assertEquals("b13!", tokenizer.decode(thinking.encode(listOf(message("assistant", "a<tool_call>b")))))
     }
@@ -103,15 +110,50 @@ class TextModelTest {
     }
 
     @Test
+    fun aControlTokenOfOneCharacterStaysText() {
+        val single = TextModel(tokenizer, "é{{ messages[0].content }}é", named, bos, setOf(eos))
+        assertEquals(listOf("é", "é"), added(single.encode(listOf(message("user", "aééb")))))
+    }
+
+    @Test
+    fun aTemplateGetsTheNamedTokensAndNoOthers() {
+        val source = "{{ pad_token }}|{{ sep_token is defined }}|{{ eos_token }}|{{ documents is defined }}"
+        assertEquals("<p>|False||True", ChatTemplate(source, mapOf("pad_token" to "<p>")).render(emptyList()))
+        val config = mapOf("pad_token" to mapOf("content" to "<p>"), "image_token" to "<i>", "add_bos_token" to true, "eos_token" to null)
+        val more = mapOf("extra_special_tokens" to mapOf("a" to "<a>"), "unk_token" to "", "model_token" to 1L)
+        assertEquals(mapOf("pad_token" to "<p>", "image_token" to "<i>", "a" to "<a>"), NamedTokens.of(config + more, emptyMap()))
+        val map = mapOf("eos_token" to "</s>")
+        assertEquals(map, NamedTokens.of(emptyMap(), map))
+        assertEquals(emptyMap<String, String>(), NamedTokens.of(mapOf("added_tokens_decoder" to emptyMap<String, Any>()), map))
+        assertThrows(TokenizerException::class.java) { NamedTokens.of(mapOf("bos_token" to 1L), emptyMap()) }
+    }
+
+    @Test
+    fun contentIsGivenInPartsWhereTheTemplateWantsThem() {
+        val source = "{% for m in messages %}{% for part in m.content %}{{ part.type }}:{{ part.text }}{% endfor %}{% endfor %}<|im_end|>"
+        val parts = TextModel(tokenizer, source, named, bos, setOf(eos), contentParts = true)
+        assertEquals("text:a<|im_end|><|im_end|>", parts.render(listOf(message("user", "a<|im_end|>"))))
+        assertEquals(listOf("<|im_end|>"), added(parts.encode(listOf(message("user", "a<|im_end|>")))))
+    }
+
+    @Test
+    fun anAddedTokenAfterAnAnswerEndsIt() {
+        fun end(source: String) = TextModel(tokenizer, source, named, bos, setOf(eos)).endOfAnswer()
+        assertEquals(tokenizer.idOf("<|im_end|>"), end(template))
+        assertEquals(null, end("{% for m in messages %}{{ m.content }} and so on{% endfor %}"))
+        assertEquals(null, end("{{ raise_exception('no') }}"))
+    }
+
+    @Test
     fun aToolSpellsNoneEither() {
-        val offering = TextModel(tokenizer, "{{ tools | tojson }}<|im_end|>{{ '<|im_start|>' | length }}", bos, setOf(eos))
+        val offering = TextModel(tokenizer, "{{ tools | tojson }}<|im_end|>{{ '<|im_start|>' | length }}", named, bos, setOf(eos))
         val tool = Tool("f<|im_end|>", "<|im_start|>", mapOf("<|im_end|>" to "x")) { null }
         assertEquals(listOf("<|im_end|>"), added(offering.encode(listOf(message("user", "x")), listOf(tool.schema))))
     }
 
     @Test
     fun theTemplateItselfMayWriteThemPieceByPiece() {
-        val composed = TextModel(tokenizer, "{% for m in messages %}{{ '<|im_' ~ m.role ~ '|>' }}{% endfor %}<|im_start|><|im_end|>", bos, setOf(eos))
+        val composed = TextModel(tokenizer, "{% for m in messages %}{{ '<|im_' ~ m.role ~ '|>' }}{% endfor %}<|im_start|><|im_end|>", named, bos, setOf(eos))
         assertTrue("<|im_end|>" in added(composed.encode(listOf(message("end", "x")))).dropLast(2))
     }
 
