@@ -203,16 +203,19 @@ def _require_no_adapter(folder: Path, names: Sequence[str]) -> None:
     config = read_fields(folder / ADAPTER_CONFIG_FILE).values if has_config else {}
     base, kind = config.get("base_model_name_or_path"), config.get("peft_type")
     of = f" of {base[:200]}" if isinstance(base, str) and base else ""
-    what = "a LoRA adapter" if kind in (None, "LORA") else f"an adapter of PEFT's type {kind!a:.40}"
+    is_lora = kind in (None, "LORA")
+    what = "a LoRA adapter" if is_lora else f"an adapter of PEFT's type {kind!a:.40}"
+    remedy = (
+        "give its base model as MODEL, and this folder with --adapter"
+        if is_lora
+        else "merge it into its base model first, with peft's merge_and_unload, and save the result"
+    )
     also = (
         f", besides a model; if the adapter is merged into it already, delete {ADAPTER_CONFIG_FILE}"
         if any(name in names for name in WEIGHT_SOURCES)
         else ""
     )
-    raise CheckpointError(
-        f"{folder}: is {what}{of}{also}; merge it into its base model first, with peft's "
-        "merge_and_unload, and save the result"
-    )
+    raise CheckpointError(f"{folder}: is {what}{of}{also}; {remedy}")
 
 
 def _one_gguf(folder: Path, names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from llama_edge.cli.console import (
     print_table,
     progress_on_stderr,
 )
-from llama_edge.cli.model import Model, Revision, revised
+from llama_edge.cli.model import Adapters, Model, Revision, revised, with_adapters
 from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.recipe import Device
 from llama_edge.quantize import DEFAULT_RECIPE
@@ -44,6 +44,7 @@ def export(
     *,
     target: Annotated[str, typer.Option(help=f"One of: {', '.join(TARGETS)}.")],
     revision: Revision = None,
+    adapter: Adapters = None,
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +101,7 @@ def export(
         prefill=prefill,
     )
     request = ExportRequest(
-        model=revised(model, revision),
+        model=with_adapters(revised(model, revision), adapter),
         target=target,
         format=file_format,
         recipe=recipe,
@@ -122,6 +123,7 @@ def quantize(
     model: Model,
     *,
     revision: Revision = None,
+    adapter: Adapters = None,
     recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
@@ -136,7 +138,7 @@ def quantize(
     from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
 
     request = QuantizeRequest(
-        model=revised(model, revision),
+        model=with_adapters(revised(model, revision), adapter),
         recipe=recipe,
         calibration=tuple(calibration or ()),
         device=device,

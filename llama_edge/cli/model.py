@@ -1,5 +1,7 @@
-"""How commands take a MODEL, and a revision of one that is a Hugging Face id."""
+"""How commands take a MODEL, with adapters, and a revision of one that is a Hugging Face id."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +12,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="A built-in name, a folder or file on this machine, or a Hugging Face id, whose "
-        "GGUF models are named as OWNER/NAME:Q4_K_M."
+        "GGUF models are named as OWNER/NAME:Q4_K_M. MODEL+FOLDER is one with a LoRA adapter."
     ),
 ]
 Revision = Annotated[
@@ -19,6 +21,22 @@ Revision = Annotated[
         help="A branch, tag or commit of a MODEL that is a Hugging Face id; by default main."
     ),
 ]
+
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        help="The folder of a LoRA adapter, as PEFT saves it, that is merged into MODEL; as often "
+        "as needed, in this order.",
+    ),
+]
+
+
+def with_adapters(model: str, folders: Sequence[Path] | None) -> str:
+    """A MODEL with adapters."""
+    from llama_edge.checkpoints.adapter_config import JOINT
+
+    return JOINT.join([model, *map(str, folders or ())])
 
 
 def revised(model: str, revision: str | None) -> str:
@@ -29,9 +47,11 @@ def revised(model: str, revision: str | None) -> str:
     """
     if revision is None:
         return model
+    from llama_edge.checkpoints import split_adapters
     from llama_edge.checkpoints.hub import with_revision
 
-    return with_revision(model, revision)
+    base, folders = split_adapters(model)
+    return with_adapters(with_revision(base, revision), folders)
 
 
 def all_revised(models: tuple[str | None, ...], revision: str | None) -> list[str | None]:
@@ -42,11 +62,15 @@ def all_revised(models: tuple[str | None, ...], revision: str | None) -> list[st
     """
     if revision is None:
         return list(models)
-    from llama_edge.checkpoints.hub import is_repository, with_revision
+    from llama_edge.checkpoints import split_adapters
+    from llama_edge.checkpoints.hub import is_repository
 
-    if not any(model is not None and is_repository(model) for model in models):
+    of_hub = {
+        model for model in models if model is not None and is_repository(split_adapters(model)[0])
+    }
+    if not of_hub:
         raise UsageError(f"--revision {revision}: no MODEL here is a Hugging Face id; leave it out")
     return [
-        with_revision(model, revision) if model is not None and is_repository(model) else model
+        revised(model, revision) if model is not None and model in of_hub else model
         for model in models
     ]

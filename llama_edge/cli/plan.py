@@ -10,7 +10,7 @@ import typer
 
 from llama_edge.backends import TARGETS
 from llama_edge.cli.console import JsonOption, print_json, print_next, print_table, say
-from llama_edge.cli.model import Revision, revised
+from llama_edge.cli.model import Adapters, Revision, revised, with_adapters
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.plan.devices import DEVICES
@@ -43,6 +43,7 @@ def plan(
     ],
     *,
     revision: Revision = None,
+    adapter: Adapters = None,
     device: Annotated[
         list[str] | None,
         typer.Option(help=f"As often as needed; by default all: {', '.join(DEVICES)}."),
@@ -74,7 +75,7 @@ def plan(
     from llama_edge.plan.plan import PlanRequest, plan_model
 
     request = PlanRequest(
-        model=revised(model, revision),
+        model=with_adapters(revised(model, revision), adapter),
         recipes=(recipe,) if recipe else (),
         targets=(target,) if target else (),
         devices=tuple(device or ()),

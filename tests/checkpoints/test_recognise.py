@@ -21,8 +21,8 @@ def refusal(path: Path) -> str:
 
 def test_a_lora_adapter(hf_folder: Path) -> None:
     said = (
-        "MODEL: is a LoRA adapter of some/base; merge it into its base model first, with peft's "
-        "merge_and_unload, and save the result"
+        "MODEL: is a LoRA adapter of some/base; give its base model as MODEL, and this folder "
+        "with --adapter"
     )
     config = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 8}
     (hf_folder / "adapter_config.json").write_text(json.dumps(config))
