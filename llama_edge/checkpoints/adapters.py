@@ -168,8 +168,9 @@ class _Adapter:
         made = made + (delta.T if self._is_embedding(change) else delta)
         if change.magnitude is None:
             return made
-        lengths = torch.linalg.vector_norm(made, dim=1)
-        return (self._load(change.magnitude).flatten() / lengths).unsqueeze(1) * made
+        lengths: Tensor = torch.linalg.vector_norm(made, dim=1)
+        unit: Tensor = made / lengths.unsqueeze(1)
+        return unit * self._load(change.magnitude).flatten().unsqueeze(1)
 
     def _load(self, name: str) -> Tensor:
         tensor = self.file.load(name).to(torch.float32)
