@@ -233,9 +233,9 @@ class ChildSession:
         value, _ = self._child.request("peak_rss_bytes", timeout_s=self._timeout_s)
         return int(value)
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         """See `Session`."""
-        self._child.request("reset", timeout_s=self._timeout_s)
+        self._child.request("reset", keep, timeout_s=self._timeout_s)
 
     def close(self) -> None:
         """See `Session`."""

@@ -112,8 +112,8 @@ class _Worker:
     def peak_rss_bytes(self) -> Reply:
         return peak_rss_bytes(), ()
 
-    def reset(self) -> Reply:
-        self.session.reset()
+    def reset(self, keep: int) -> Reply:
+        self.session.reset(keep)
         return None, ()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama_edge.core.session import ClosesOnExit, FloatArray, check_tokens
+from llama_edge.core.session import ClosesOnExit, FloatArray, check_kept, check_tokens
 from llama_edge.models.reference import KVCache, Reference
 
 
@@ -52,10 +52,11 @@ class EagerSession(ClosesOnExit):
         """See `Session`."""
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         """See `Session`."""
-        self._cache = KVCache()
+        check_kept(keep, self._cache.length)
+        self._cache.cut(keep)
 
     def close(self) -> None:
         """See `Session`."""
-        self.reset()
+        self._cache = KVCache()

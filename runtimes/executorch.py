@@ -18,6 +18,7 @@ from llama_edge.core.session import (
     ClosesOnExit,
     FloatArray,
     OperatorTrace,
+    check_kept,
     check_tokens,
 )
 from llama_edge.formats.pte_stacks import stacked_rows
@@ -99,9 +100,11 @@ class ExecuTorchSession(ClosesOnExit):
         """See `Session`."""
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         """See `Session`; stale cache rows lie after `input_pos`, where attention never looks."""
-        self._loaded().used = 0
+        method = self._loaded()
+        check_kept(keep, method.used)
+        method.used = keep
 
     def close(self) -> None:
         """See `Session`."""

@@ -24,6 +24,7 @@ from llama_edge.core.session import (
     FloatArray,
     OperatorTrace,
     Session,
+    check_kept,
     check_tokens,
 )
 from llama_edge.models.blocks import Add, Attention, Hadamard, HeadNorm, RMSNorm, SwiGLU
@@ -169,9 +170,10 @@ class OnnxSession(ClosesOnExit):
         """See `Session`."""
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         """See `Session`; what the buffers hold beyond the length is never read."""
-        self._length = 0
+        check_kept(keep, self._length)
+        self._length = keep
 
     def close(self) -> None:
         """See `Session`."""

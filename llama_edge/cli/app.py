@@ -14,6 +14,7 @@ from llama_edge import __version__
 from llama_edge.cli.artifacts import compare, inspect, parity, report
 from llama_edge.cli.bench import bench
 from llama_edge.cli.bisect import bisect
+from llama_edge.cli.chat import chat
 from llama_edge.cli.console import (
     print_error,
     print_json,
@@ -55,6 +56,7 @@ app.command("export")(export)
 app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
+app.command("chat")(chat)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

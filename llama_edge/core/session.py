@@ -40,6 +40,16 @@ def check_tokens(tokens: Sequence[int], *, used: int, max_context: int, vocab_si
             )
 
 
+def check_kept(keep: int, used: int) -> None:
+    """What `Session.reset` demands, `used` tokens being in the cache.
+
+    Raises:
+        SessionError: They are fewer than are to be kept.
+    """
+    if not 0 <= keep <= used:
+        raise SessionError(f"{keep} tokens are to be kept, and the cache holds {used}")
+
+
 class ClosesOnExit(ABC):
     """A context manager, as a `Session` is: leaving it closes it."""
 
@@ -83,8 +93,12 @@ class Session(Protocol):
         """Append one token; logits (V,) after it."""
         ...
 
-    def reset(self) -> None:
-        """Forget the sequence."""
+    def reset(self, keep: int = 0) -> None:
+        """Forget the sequence, or all of it but its first `keep` tokens.
+
+        Raises:
+            SessionError: The cache holds fewer.
+        """
         ...
 
     def close(self) -> None:

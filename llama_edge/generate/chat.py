@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
@@ -56,22 +58,38 @@ class Chat:
                 f"max_new_tokens is {max_new_tokens}; it must be at least 1 and below the "
                 f"context's {artifact.max_context} tokens"
             )
+        self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
         self._text = read_text_assets(folder)
         self._tokenizer = Tokenizer(self._text)
         self._limit = artifact.max_context - max_new_tokens
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
         self._messages: list[Message] = []
-        if system is not None:
-            self._messages.append({"role": "system", "content": system})
+        self.begin(system)
         #: the tokens whose keys and values are in the cache
         self._held: list[int] = []
         self._session = open_session(bundle, artifact, choose_runtime(artifact.backend, runtime))
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
-        #: tokens that the last turn had to read
-        self.prompt_tokens = 0
+        #: tokens of the last turn: those of the dialog before the answer, those of them that had to
+        #: be read, and those of the answer
+        self.dialog_tokens = self.prompt_tokens = self.new_tokens = 0
         self.stop_reason: StopReason | None = None
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the dialog may have with the answer."""
+        return self._session.max_context
+
+    def begin(self, system: str | None = None) -> None:
+        """Forget the dialog, and begin another one.
+
+        What the cache holds stays, as far as the next dialog has the same tokens.
+
+        Args:
+            system: Its system prompt.
+        """
+        self._messages = [] if system is None else [{"role": "system", "content": system}]
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -110,32 +128,36 @@ class Chat:
         asked = [*self._messages, {"role": "user", "content": text}]
         kept = trim_dialog(asked, lambda messages: len(self._encode(messages)), self._limit)
         self.dropped = len(asked) - len(kept)
-        prompt, tokens = self._encode(kept), list[int]()
+        prompt = self._encode(kept)
         generation = self._start(self._session, prompt)
         stream, pieces = TokenStream(self._tokenizer), list[str]()
-        # Until the answer has ended, nobody knows what the cache holds.
-        self._held = []
+        # Until the first token comes, nobody knows what the cache holds.
+        self._held, self.new_tokens = [], 0
+        read = prompt
         for token in generation:
-            tokens.append(token)
+            # A token is read when the one after it comes.
+            self._held += read
+            read = [token]
+            self.new_tokens += 1
             pieces.append(stream.push(token))
             yield pieces[-1]
         pieces.append(stream.flush())
         yield pieces[-1]
         self.stop_reason = generation.stop_reason
-        ended = self.stop_reason is StopReason.EOS
-        self._held = prompt + (tokens if ended else tokens[:-1])
+        if self.stop_reason is StopReason.EOS:
+            self._held += read
         self._messages = [*kept, {"role": "assistant", "content": "".join(pieces)}]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         return self._tokenizer.encode_chat(messages, today=date.today())
 
     def _start(self, session: Session, prompt: Sequence[int]) -> Generation:
-        """A generation that reads what is not in the cache yet."""
-        held = len(self._held)
-        if not held or prompt[:held] != self._held or len(prompt) == held:
-            session.reset()
-            held = 0
-        self.prompt_tokens = len(prompt) - held
+        """A generation that reads what follows the first token that is another one in the cache."""
+        same = (ours == theirs for ours, theirs in zip(prompt, self._held, strict=False))
+        # One token at least is read: the answer's first comes out of it.
+        held = min(sum(takewhile(bool, same)), len(prompt) - 1)
+        session.reset(held)
+        self.dialog_tokens, self.prompt_tokens = len(prompt), len(prompt) - held
         return Generation(
             session,
             prompt[held:],

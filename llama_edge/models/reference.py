@@ -55,6 +55,11 @@ class KVCache:
         """Tokens held by the last layer: those of every completed forward pass."""
         return self.keys[-1].shape[-2] if self.keys else 0
 
+    def cut(self, length: int) -> None:
+        """Forget the tokens after the first `length`."""
+        self.keys = [keys[..., :length, :] for keys in self.keys]
+        self.values = [values[..., :length, :] for values in self.values]
+
 
 def quantize_per_token(x: Tensor) -> Tensor:
     """Round to asymmetric int8 per token and back, as XNNPACK's qdint8 conversion does.

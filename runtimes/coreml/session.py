@@ -19,6 +19,7 @@ from llama_edge.core.session import (
     ClosesOnExit,
     FloatArray,
     OperatorTrace,
+    check_kept,
     check_tokens,
 )
 from llama_edge.formats.mlpackage import MLPackage
@@ -127,11 +128,12 @@ class CoreMLSession(ClosesOnExit):
         """See `Session`."""
         return self.prefill([token])
 
-    def reset(self) -> None:
-        """See `Session`."""
-        if self._program is not None:
+    def reset(self, keep: int = 0) -> None:
+        """See `Session`; the mask hides what the states hold after the position."""
+        check_kept(keep, self._used)
+        if self._program is not None and not keep:
             self._program.reset()
-        self._used = 0
+        self._used = keep
 
     def close(self) -> None:
         """See `Session`."""

@@ -65,7 +65,7 @@ class Parrot(EagerSession):
         self._step += 1
         return logits
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         self._step = self.used = 0
 
 

@@ -37,7 +37,7 @@ class CountingSession(ClosesOnExit):
     def decode(self, token: int) -> FloatArray:
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         self.used = 0
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ class FakeSession:
     def decode(self, token: int) -> FloatArray:
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         self.used = 0
 
 

@@ -32,7 +32,7 @@ class Recorder(ClosesOnExit):
     def decode(self, token: int) -> FloatArray:
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         self.calls.append("reset")
 
     def close(self) -> None:

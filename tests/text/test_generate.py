@@ -31,7 +31,7 @@ class CountingSession:
     def decode(self, token: int) -> FloatArray:
         return self.prefill([token])
 
-    def reset(self) -> None:
+    def reset(self, keep: int = 0) -> None:
         self.seen = []
 
     def close(self) -> None: ...
