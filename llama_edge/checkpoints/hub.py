@@ -34,8 +34,10 @@ from llama_edge.checkpoints.recognise import (
 from llama_edge.core.errors import CheckpointError, UsageError
 from llama_edge.core.walk import walk
 
+#: Neither has controls, or bytes that are no UTF-8.
+_SHORT: Final = r"[^:@\x00-\x1f\x7f\ud800-\udfff]+"
 _ID: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<choice>[^:@]+))?(@(?P<revision>[^:@]+))?"
+    rf"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<choice>{_SHORT}))?(@(?P<revision>{_SHORT}))?"
 )
 _SAFETENSORS: Final = ("*.safetensors", "*.json", "*.jinja")
 #: Text files, and the torch files that are weights: not an optimizer's or a scheduler's.
