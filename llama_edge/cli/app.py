@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -15,6 +16,7 @@ from llama_edge.cli.artifacts import compare, inspect, parity, report
 from llama_edge.cli.bench import bench
 from llama_edge.cli.bisect import bisect
 from llama_edge.cli.console import (
+    open_closed_streams,
     print_error,
     print_json,
     print_usage_error,
@@ -116,6 +118,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the program and end the process with its exit code."""
+    open_closed_streams()
     replace_unencodable()
     _quiet_libraries()
     _modest_threads()
@@ -146,9 +149,10 @@ def run_program(arguments: list[str]) -> int:
 
 
 def _explain(code: int, *, as_json: bool) -> None:
-    """What the framework's own exits leave unsaid."""
-    if code == INTERRUPTED:
-        say("interrupted; nothing was left behind", err=True)
-    if as_json and code in (BAD_USAGE, INTERRUPTED):
-        message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
-        print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})
+    """What the framework's own exits leave unsaid, as far as it can be written."""
+    with suppress(OSError):
+        if code == INTERRUPTED:
+            say("interrupted; nothing was left behind", err=True)
+        if as_json and code in (BAD_USAGE, INTERRUPTED):
+            message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
+            print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})
