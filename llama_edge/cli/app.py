@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -130,6 +131,7 @@ def run_program(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error that a user can cause is told."""
     as_json = "--json" in arguments
     try:
+        _require_current_folder()
         code = app(arguments, standalone_mode=False) or 0
     except LlamaEdgeError as error:
         print_error(error, as_json=as_json)
@@ -146,6 +148,16 @@ def run_program(arguments: list[str]) -> int:
         return end.code if isinstance(end.code, int) else 0
     _explain(code, as_json=as_json)
     return int(code)
+
+
+def _require_current_folder() -> None:
+    """Where it is gone, libraries fail on import, and end the process with reasons of their own."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise LlamaEdgeError(
+            f"the current folder cannot be used: {error.strerror}; change to one that exists"
+        ) from error
 
 
 def _explain(code: int, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Streams that are closed, full or broken: the exit code is what it would be without."""
+"""What a program inherits: streams that are closed, full or broken, and a current folder."""
 
 import subprocess
 import sys
@@ -65,3 +65,17 @@ def test_no_file_takes_the_number_of_a_stream(tmp_path: Path) -> None:
     )
     assert result.returncode == 0
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", PROGRAM, "plan", "llama-3.2-1b"]
+    result = subprocess.run(
+        ["/bin/sh", "-c", 'cd gone; rmdir ../gone; "$@"', "sh", *command],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 3
+    assert result.stderr.startswith("error: the current folder cannot be used: No such file")
