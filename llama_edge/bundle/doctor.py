@@ -14,7 +14,8 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.regular import real_path
 from llama_edge.core.walk import MAX_DEPTH, Entry, walk
 
-_MEMORY_BYTES: Final = 1792 << 20
+#: A process that it starts has the same limit of its own: with what both have besides, under 2 GiB.
+_MEMORY_BYTES: Final = 1600 << 20
 _BASE_S: Final = 55
 #: Read, hashed and compared, on a slow disk.
 _BYTES_PER_S: Final = 50_000_000
