@@ -70,6 +70,7 @@ def open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
         if getattr(sys, name) is None:
             mode = "r" if number == 0 else "w"
             stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
