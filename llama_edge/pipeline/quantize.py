@@ -12,6 +12,7 @@ from llama_edge.core.files import copy_files, output_folder, require_free_space,
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe, Rounding
+from llama_edge.core.regular import real_path
 from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
@@ -30,7 +31,7 @@ def source_name(model: str) -> str:
     """
     if model in BUILTIN_MODELS or not Path(model).exists():
         return model
-    return Path(model).resolve().name
+    return real_path(model).name
 
 
 def short_name(model: str) -> str:
