@@ -19,6 +19,7 @@ import numpy as np
 from llama_edge.confined.child import confine
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.errors import LlamaEdgeError
+from llama_edge.core.regular import real_path
 from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
 from llama_edge.core.walk import walk
 from llama_edge.runtimes.machine import peak_rss_bytes
@@ -46,7 +47,7 @@ class _Worker:
         if self._is_confined:
             return
         self._runtime.version()  # imports the vendor's library, which may look around
-        root = artifact.root.resolve()
+        root = real_path(artifact.root)
         sizes = sum(entry.status.st_size for entry in walk(root) if entry.is_file)
         confine(
             memory_bytes=_BASE_MEMORY_BYTES + _MEMORY_PER_BYTE * sizes,

@@ -74,6 +74,7 @@ PRIVATE: Final[Mapping[tuple[str, str], str]] = {
     ("llama_edge/confined/worker.py", "TemporaryFile"): "has no name",
     ("llama_edge/confined/worker.py", "TemporaryDirectory"): "the system's, for its owner alone",
     ("llama_edge/confined/child.py", "open"): "the null device",
+    ("llama_edge/cli/console.py", "open"): "the null device",
 }
 #: Where the terminal is written to.
 SPEAKERS: Final[Mapping[str, str]] = {

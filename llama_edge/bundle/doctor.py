@@ -1,6 +1,5 @@
 """`doctor`: what is wrong with a bundle, or with a folder that another program wrote."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +11,11 @@ from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.confined import ConfinedError, Limits, Worker
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.progress import Progress
+from llama_edge.core.regular import real_path
 from llama_edge.core.walk import MAX_DEPTH, Entry, walk
 
-_MEMORY_BYTES: Final = 1792 << 20
+#: A process that it starts has the same limit of its own: with what both have besides, under 2 GiB.
+_MEMORY_BYTES: Final = 1600 << 20
 _BASE_S: Final = 55
 #: Read, hashed and compared, on a slow disk.
 _BYTES_PER_S: Final = 50_000_000
@@ -66,7 +67,7 @@ def _readable(path: Path, public_key: Path | None) -> tuple[Path, ...]:
         for entry in _entries(folder, depth=1)
         if not entry.is_folder and not entry.is_file
     ]
-    targets = [Path(os.path.realpath(link)) for link in links]
+    targets = [real_path(link) for link in links]
     return tuple(place for place in (*folders, *keys, *targets) if place.exists())
 
 

@@ -63,7 +63,7 @@ def new_key(path: Path) -> Path:
     Raises:
         OutputError: One of the two files exists; a key is never replaced.
     """
-    private, public = Ed25519PrivateKey.generate(), path.with_name(f"{path.name}.pub")
+    private, public = Ed25519PrivateKey.generate(), Path(f"{path}.pub")
     for place in (path, public):
         if os.path.lexists(place):
             raise OutputError(f"{place}: exists already; a key is never replaced: name another")

@@ -34,8 +34,13 @@ from llama_edge.checkpoints.recognise import (
 from llama_edge.core.errors import CheckpointError, UsageError
 from llama_edge.core.walk import walk
 
+#: Neither what follows `:` nor what follows `@` has controls, or bytes that are no UTF-8.
+_LETTER: Final = r"[^:@\x00-\x1f\x7f\ud800-\udfff]"
+#: As in git. The hub's client also takes it for a path in its cache, and would read `/dev/zero`.
+_REVISION: Final = rf"(?!/)((?!\.\.){_LETTER})+"
 _ID: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<choice>[^:@]+))?(@(?P<revision>[^:@]+))?"
+    rf"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<choice>{_LETTER}+))?"
+    rf"(@(?P<revision>{_REVISION}))?"
 )
 _SAFETENSORS: Final = ("*.safetensors", "*.json", "*.jinja")
 #: Text files, and the torch files that are weights: not an optimizer's or a scheduler's.

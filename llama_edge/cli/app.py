@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -16,6 +18,7 @@ from llama_edge.cli.bench import bench
 from llama_edge.cli.bisect import bisect
 from llama_edge.cli.chat import chat
 from llama_edge.cli.console import (
+    open_closed_streams,
     print_error,
     print_json,
     print_usage_error,
@@ -118,6 +121,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the program and end the process with its exit code."""
+    open_closed_streams()
     replace_unencodable()
     _quiet_libraries()
     _modest_threads()
@@ -129,6 +133,7 @@ def run_program(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error that a user can cause is told."""
     as_json = "--json" in arguments
     try:
+        _require_current_folder()
         code = app(arguments, standalone_mode=False) or 0
     except LlamaEdgeError as error:
         print_error(error, as_json=as_json)
@@ -147,10 +152,21 @@ def run_program(arguments: list[str]) -> int:
     return int(code)
 
 
+def _require_current_folder() -> None:
+    """Where it is gone, libraries fail on import, and end the process with reasons of their own."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise LlamaEdgeError(
+            f"the current folder cannot be used: {error.strerror}; change to one that exists"
+        ) from error
+
+
 def _explain(code: int, *, as_json: bool) -> None:
-    """What the framework's own exits leave unsaid."""
-    if code == INTERRUPTED:
-        say("interrupted; nothing was left behind", err=True)
-    if as_json and code in (BAD_USAGE, INTERRUPTED):
-        message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
-        print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})
+    """What the framework's own exits leave unsaid, as far as it can be written."""
+    with suppress(OSError):
+        if code == INTERRUPTED:
+            say("interrupted; nothing was left behind", err=True)
+        if as_json and code in (BAD_USAGE, INTERRUPTED):
+            message = "interrupted" if code == INTERRUPTED else "bad usage; stderr says what"
+            print_json({"error": {"class": "UsageError", "message": message, "exit_code": code}})

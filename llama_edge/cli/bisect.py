@@ -46,11 +46,12 @@ def bisect(
     is wrong.
     """
     from llama_edge.core.files import output_folder, require_place
+    from llama_edge.core.regular import real_path
     from llama_edge.debug.bisect import bisect as search
     from llama_edge.debug.bisect_repro import bisection_json, write_bisection
 
     (against,) = all_revised((against,), revision)
-    place = out or Path("bisect") / bundle.resolve().name
+    place = out or Path("bisect") / real_path(bundle).name
     require_place(place, force=force)
     with progress_on_stderr() as progress:
         found = search(bundle, against, progress, trust_in(public_key))

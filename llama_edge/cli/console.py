@@ -6,6 +6,7 @@ Nothing else writes to a terminal: here, strings of others lose what a terminal 
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -56,6 +57,24 @@ _LOG_WIDTH: Final = 132
 _SAY_EVERY_S: Final = 20.0
 #: What JSON need not escape and a terminal acts on, or no encoding has.
 _NOT_SHOWN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff]")
+
+
+def open_closed_streams() -> None:
+    """Stdin, stdout and stderr that the caller has closed lead nowhere.
+
+    Python has None for them, and the next file that is opened would have their numbers: what a
+    library writes to stdout or stderr would be in the middle of a model.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
 
 
 def replace_unencodable() -> None:
@@ -113,19 +132,25 @@ def print_next(*commands: str) -> None:
 
 
 def print_error(error: LlamaEdgeError, *, as_json: bool) -> None:
-    """The message on stderr; with `as_json` also as an object on stdout."""
+    """The message on stderr; with `as_json` also as an object on stdout.
+
+    What cannot be written, on a full disk or a broken pipe, is left out: the exit code says it too.
+    """
     name = type(error).__name__
     if as_json:
         description = {"class": name, "message": str(error), "exit_code": error.exit_code}
-        print_json({"error": description})
+        with contextlib.suppress(OSError):
+            print_json({"error": description})
     first, *others = str(error).split("\n")
-    say(first, *(f"  {line}" for line in others), err=True, label="error: ")
+    with contextlib.suppress(OSError):
+        say(first, *(f"  {line}" for line in others), err=True, label="error: ")
 
 
 def print_usage_error(error: Any) -> None:  # noqa: ANN401 (a class of the framework's own)
     """What the framework says of a wrong command line, in which arguments are repeated."""
     error.message = visible(error.message)
-    rich_format_error(error)
+    with contextlib.suppress(OSError):
+        rich_format_error(error)
 
 
 def print_finding(code: str, *lines: str) -> None:

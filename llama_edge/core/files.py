@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 from llama_edge.core.errors import OutputError
 from llama_edge.core.json_files import canonical_json
 from llama_edge.core.ownership import RECORD_FILE, record_of, remove_tree, require_own
-from llama_edge.core.regular import NO_LINK, NO_WAITING, open_inside
+from llama_edge.core.regular import NO_LINK, NO_WAITING, open_inside, real_path
 from llama_edge.core.unfinished import (
     MARKER,
     empty,
@@ -270,7 +270,7 @@ def _require_replaceable(target: Path, *, force: bool) -> None:
                 f"{target}: exists already; pass --force to replace it if llama-edge wrote it, or "
                 "name another --out"
             )
-        if Path.cwd().is_relative_to(target.resolve()):
+        if Path.cwd().is_relative_to(real_path(target)):
             raise OutputError(
                 f"{target}: holds the current folder and will not be replaced; name a new --out"
             )

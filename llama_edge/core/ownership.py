@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from llama_edge.core.errors import OutputError
 from llama_edge.core.json_files import MAX_INDEX_BYTES, read_json_object
-from llama_edge.core.regular import kind_of
+from llama_edge.core.regular import kind_of, real_path
 from llama_edge.core.walk import walk
 
 #: What `record_of` says, in an output folder that has no manifest.
@@ -124,7 +124,7 @@ def refuse_mounts(folder: Path) -> None:
     Raises:
         OutputError: `folder` or one in it is where something is mounted.
     """
-    real = folder.resolve()
+    real = real_path(folder)
     for mount in _mounts(real):
         raise OutputError(
             f"{folder}: something is mounted at {mount}, and would be emptied with it; unmount it, "

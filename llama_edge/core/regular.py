@@ -45,6 +45,15 @@ def kind_of(mode: int) -> str:
     return next((name for name, holds in kinds.items() if holds(mode)), "a device")
 
 
+def real_path(path: Path | str) -> Path:
+    """Where a path leads, through all links, whether anything is there or not.
+
+    A link that leads to itself is left as it is: `Path.resolve` of Python up to 3.12 raises a
+    RuntimeError, and who opens the path says what is wrong with it.
+    """
+    return Path(os.path.realpath(path))
+
+
 @dataclass(frozen=True, slots=True)
 class FileState:
     """Which file it is, and when it was last written or renamed."""

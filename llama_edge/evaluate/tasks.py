@@ -7,40 +7,26 @@ is asked of a model (`lm_eval.api.model.LM`) is answered here.
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import jinja2
 import numpy as np
-import yaml
-from datasets.exceptions import DatasetsError
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from llama_edge.core.errors import TextError
+from llama_edge.core.errors import LlamaEdgeError, TextError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.evaluate.intervals import TaskScore
+from llama_edge.evaluate.task_files import read_task
 from llama_edge.evaluate.windows import PIECE, SEED
 from llama_edge.gate.metrics import negative_log_likelihood
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, Generation, SamplingConfig
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
-
-#: Readers of the `datasets` library that take plain files.
-LOCAL_READERS: Final = ("csv", "json", "parquet", "text")
-
-#: What lm-eval lets through when a task is not right.
-_TASK_ERRORS: Final = (
-    *(AttributeError, ImportError, KeyError, OSError, TypeError, ValueError),
-    DatasetsError,
-    jinja2.TemplateError,
-    yaml.YAMLError,
-)
 
 
 class SessionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
@@ -183,7 +169,9 @@ def run_tasks(
     for path in paths:
         try:
             scores += _run_task(model, path)
-        except _TASK_ERRORS as error:
+        except LlamaEdgeError:
+            raise
+        except (Exception, SystemExit) as error:  # a task's own functions raise what they like
             raise TextError(
                 f"{path}: not a task that lm-eval can run: {type(error).__name__}: {error}"
             ) from error
@@ -191,7 +179,7 @@ def run_tasks(
 
 
 def _run_task(model: SessionLM, path: Path) -> list[TaskScore]:
-    config = _local(load_yaml(path), path)
+    config = read_task(path)
     with tempfile.TemporaryDirectory() as cache:
         config["dataset_kwargs"]["cache_dir"] = cache
         results = simple_evaluate(
@@ -221,28 +209,3 @@ def _run_task(model: SessionLM, path: Path) -> list[TaskScore]:
 def _number(value: object) -> float | None:
     """lm-eval writes "N/A" where there is no standard error."""
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def _local(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The task with absolute paths of its data, which are on this machine.
-
-    Raises:
-        TextError: It names no single task, or data elsewhere.
-    """
-    if not isinstance(config.get("task"), str):
-        raise TextError(f"{path}: `task` is {config.get('task')!r}; the name of one task is needed")
-    reader = config.get("dataset_path")
-    if reader not in LOCAL_READERS:
-        raise TextError(
-            f"{path}: dataset_path is {reader!r}; only local data is read, so it must be one of "
-            f"{', '.join(LOCAL_READERS)}, with dataset_kwargs.data_files"
-        )
-    options = config.get("dataset_kwargs")
-    if not isinstance(options, dict) or not isinstance(options.get("data_files"), dict):
-        raise TextError(f"{path}: dataset_kwargs.data_files must name a file for each split")
-    files = {split: path.parent / str(name) for split, name in options["data_files"].items()}
-    for file in files.values():
-        if not file.is_file():
-            raise TextError(f"{path}: {file}: no such data file; paths begin at the task's folder")
-    named = {split: str(file.resolve()) for split, file in files.items()}
-    return {**config, "dataset_kwargs": {**options, "data_files": named}}

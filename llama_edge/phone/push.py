@@ -10,6 +10,7 @@ from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import CheckFailedError, UsageError
+from llama_edge.core.regular import real_path
 from llama_edge.phone.adb import QUESTION_S, Adb
 
 #: The demo app's own folder on the shared storage, which needs no permission to read.
@@ -53,7 +54,7 @@ def push_bundle(
         raise CheckFailedError(
             f"{folder}: the app would refuse it: {findings[0].code}: {findings[0].message}"
         )
-    name = folder.resolve().name if name is None else name
+    name = real_path(folder).name if name is None else name
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is no plain name for a folder on the phone: letters, digits and ._- alone, "

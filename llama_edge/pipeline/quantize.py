@@ -13,6 +13,7 @@ from llama_edge.core.files import copy_files, output_folder, require_free_space,
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe, Rounding
+from llama_edge.core.regular import real_path
 from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
@@ -31,8 +32,8 @@ def source_name(model: str) -> str:
     """
     base, adapters = split_adapters(model)
     is_local = base not in BUILTIN_MODELS and Path(base).exists()
-    name = Path(base).resolve().name if is_local else base
-    return JOINT.join([name, *(folder.resolve().name for folder in adapters)])
+    name = real_path(Path(base)).name if is_local else base
+    return JOINT.join([name, *(real_path(folder).name for folder in adapters)])
 
 
 def short_name(model: str) -> str:
@@ -41,7 +42,7 @@ def short_name(model: str) -> str:
 
     base, adapters = split_adapters(model)
     if adapters:
-        return "-".join([short_name(base), *(folder.resolve().name for folder in adapters)])
+        return "-".join([short_name(base), *(real_path(folder).name for folder in adapters)])
     if model not in BUILTIN_MODELS and is_repository(model):
         found = parse_hub_id(model)
         choice = Path(found.choice or "").name.removesuffix(".gguf")

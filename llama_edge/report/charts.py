@@ -6,6 +6,7 @@ so that one drawing serves light and dark; the same data gives the same bytes.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ _STYLE: Final[Mapping[str, Any]] = {
 @contextmanager
 def figure(size: tuple[float, float] = _SIZE) -> "Iterator[tuple[Figure, Axes]]":
     """A figure in the page's style with one pair of axes; no state outlives it."""
+    # Read on import, where a backend that is not installed is an error; none is needed here.
+    os.environ.pop("MPLBACKEND", None)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -17,7 +17,7 @@ from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import ArtifactError, OutputError
 from llama_edge.core.files import explained, write_bytes, write_new
 from llama_edge.core.json_files import parse_json_object
-from llama_edge.core.regular import open_regular, read_regular
+from llama_edge.core.regular import open_regular, read_regular, real_path
 from llama_edge.report.page import GENERATOR, render_page
 
 REPORT_FILE: Final = "report.html"
@@ -73,7 +73,7 @@ def rebuild_report(folder: Path, out: Path | None = None, trust: Trust = NO_KEY)
 
 def _is_own(out: Path, folder: Path) -> bool:
     """Whether there is a page that `render_page` made; nothing else is replaced."""
-    if out.resolve().is_relative_to(folder.resolve()):
+    if real_path(out).is_relative_to(real_path(folder)):
         raise OutputError(
             f"{out}: is in the bundle, whose manifest would not list it; name a place outside, or "
             "leave out --out"

@@ -19,6 +19,10 @@ _LIMITS: Final = Limits(memory_bytes=256 << 20, cpu_s=2, wall_s=60)
 _REMEDY: Final = "no template of a chat needs so much; take the one that came with the model"
 
 
+class TemplateStoppedError(TokenizerError):
+    """A template exceeds a limit or kills its child: it is hostile, whatever the dialog."""
+
+
 @lru_cache(maxsize=8)
 def _worker(source: str) -> Worker:
     """A child for one template: what it does to its process is its own affair."""
@@ -70,7 +74,8 @@ class ChatTemplate:
                 `typed_text`.
 
         Raises:
-            TokenizerError: The template fails, refuses the messages or exceeds a limit.
+            TokenizerError: The template fails, or refuses the messages.
+            TemplateStoppedError: It exceeds a limit.
         """
         text: str = self._ask(
             {
@@ -90,4 +95,6 @@ class ChatTemplate:
         except ConfinedError as error:
             if error.refused:
                 raise TokenizerError(str(error)) from error
-            raise TokenizerError(f"the chat template was stopped: {error}; {_REMEDY}") from error
+            raise TemplateStoppedError(
+                f"the chat template was stopped: {error}; {_REMEDY}"
+            ) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_edge.core.errors import TokenizerError
-from llama_edge.text.chat_template import ChatTemplate
+from llama_edge.text.chat_template import ChatTemplate, TemplateStoppedError
 
 Message = Mapping[str, Any]
 
@@ -84,6 +84,8 @@ def _refusal(template: ChatTemplate, dialog: Sequence[Message], *, parts: bool) 
     given = [_with_parts(message) for message in dialog] if parts else dialog
     try:
         text = template.render(given)
+    except TemplateStoppedError:
+        raise
     except TokenizerError as error:
         return f"fails ({error})"
     left_out = missing_message(dialog, text)
@@ -96,6 +98,8 @@ def _render(
     given = [_with_parts(message) for message in dialog] if parts else dialog
     try:
         return template.render(given, add_generation_prompt=prompt)
+    except TemplateStoppedError:
+        raise
     except TokenizerError:
         return None
 

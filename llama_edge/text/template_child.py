@@ -21,7 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llama_edge.confined.child import RefusedError
 from llama_edge.text.typed_text import MARK, mark_typed
 
-MAX_OUTPUT_CHARACTERS: Final = 1 << 24
+#: A context of 131,072 tokens has about half a million.
+MAX_OUTPUT_CHARACTERS: Final = 1 << 22
 
 #: What a wrong template can raise from compiling or running; anything else is our own fault.
 _TEMPLATE_ERRORS: Final = (

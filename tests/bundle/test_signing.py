@@ -112,6 +112,16 @@ def test_new_keys_are_the_owners_alone_and_never_replaced(tmp_path: Path) -> Non
     assert not private.exists()
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "/dev/null"])
+def test_a_key_has_a_place_of_its_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="exists already"):
+        new_key(Path(name))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     new_key(tmp_path / "key")
     with pytest.raises(UsageError, match="not a PEM public key"):

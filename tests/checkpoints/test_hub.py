@@ -350,8 +350,10 @@ def test_the_option_and_the_name(hf_folder: Path) -> None:
         with_revision(str(hf_folder), "v1")
     with pytest.raises(UsageError, match="is no Hugging Face id"):
         with_revision("smollm2-135m", "v1")
-    with pytest.raises(UsageError, match="a branch, a tag or a commit is needed"):
-        with_revision("some/model", "a:b")
+    for odd in ("a:b", "", "v1\n", "\x1b[2J", "\udcff", "/dev/zero", "../../x", "refs/../x"):
+        with pytest.raises(UsageError, match="a branch, a tag or a commit is needed"):
+            with_revision("some/model", odd)
+        assert not is_hub_id(f"some/model@{odd}")
 
 
 def test_ids() -> None:

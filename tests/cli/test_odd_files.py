@@ -166,6 +166,28 @@ def test_a_path_that_is_nothing_of_ours(program: Program, place: Path, path: str
     assert not (place / "page.html").exists()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PLACES if kind != "a folder"])
+def test_an_output_place_that_is_taken(program: Program, place: Path, kind: str) -> None:
+    """`--force` or not, what is there stays what it is."""
+    PLACES[kind](place / "taken")
+    before = (place / "taken").lstat()
+    for words in (
+        ("export", "model", "--target", "onnx", "--out", "taken"),
+        ("quantize", "model", "--out", "taken"),
+        ("bisect", "bundle", "--out", "taken"),
+        ("synth", "--like", "llama-3.2-1b", "taken"),
+        ("report", "bundle", "--out", "taken"),
+    ):
+        for more in ((), ("--force",) if words[0] != "report" else ()):
+            result = program(*words, *more)
+            assert result.code == 3, (words, result.err)
+            last = result.err.splitlines()[-1]
+            assert last.startswith("error: ")
+            assert "taken: " in last
+    after = (place / "taken").lstat()
+    assert (before.st_ino, before.st_size) == (after.st_ino, after.st_size)
+
+
 def test_an_error_of_the_system_is_a_message(
     program: Program, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

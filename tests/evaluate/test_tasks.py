@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,9 @@ def test_a_task_runs_from_local_data(task: Path) -> None:
         ("{{answer}}", "{{answer", "not a task that lm-eval can run"),
         ("{{question}}", "{{enquiry}}", "not a task that lm-eval can run"),
         ("multiple_choice", "telepathy", "not a task that lm-eval can run"),
+        ("task: rain", "task: rain\ninclude: 5", "include is 5; a file's name is needed"),
+        ("task: rain", "task: rain\ninclude: rain.yaml", "Include cycle"),
+        ("{test: rain.jsonl}", "{test: [rain.jsonl]}", "must name a file for each split"),
     ],
 )
 def test_a_task_that_cannot_run_is_named(task: Path, old: str, new: str, message: str) -> None:
@@ -203,3 +207,81 @@ def test_a_task_that_cannot_run_is_named(task: Path, old: str, new: str, message
 def test_a_missing_task_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"nowhere\.yaml"):
         run_tasks(Parrot("", 128), debug_text(), [tmp_path / "nowhere.yaml"], SilentProgress())
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(TextError) as caught:
+        run_tasks(Parrot("", 128), debug_text(), [path], SilentProgress())
+    return str(caught.value)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(20 << 30)
+
+
+NO_FILES: Mapping[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "is a named pipe"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+    "a folder": (Path.mkdir, "is a folder"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "a sparse file": (sparse, "at most"),
+}
+
+
+@pytest.mark.parametrize("name", ["rain.yaml", "rain.jsonl", "base.yaml", "words.py"])
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_a_task_is_made_of_is_files(task: Path, kind: str, name: str) -> None:
+    """A pipe that nobody writes to would be waited for; a device has no end."""
+    task.write_text(f"{TASK}include: base.yaml\nprocess_docs: !function words.plain\n")
+    (task.parent / "base.yaml").write_text("num_fewshot: 0")
+    (task.parent / "words.py").write_text("def plain(docs):\n    return docs\n")
+    assert len(run_tasks(Parrot("", 128), debug_text(), [task], SilentProgress())) == 1
+    make, message = NO_FILES[kind]
+    (task.parent / name).unlink()
+    make(task.parent / name)
+    said = refusal(task)
+    assert name in said
+    assert message in said
+
+
+TEN = ", ".join(["x"] * 10)
+LEVELS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("[" * 100_000, "more than 64 levels"),
+        ("a: " + "{a: " * 50_000, "more than 64 levels"),
+        ("- " * 30_000, "more than 64 levels"),
+        (f"a0: &a0 [{TEN}]\n{LEVELS}\ntask: *a9", "written out"),
+        (f"a: &a {'x' * 100_000}\ntask: [{', '.join(['*a'] * 100)}]", "written out"),
+        ("task: &a [*a]", "written out"),
+        ("&a {task: rain, b: &a {c: *a}}", "written out"),
+        ("include: [" + ", ".join(f"{i}.yaml" for i in range(100)) + "]", "more than 64 files"),
+    ],
+)
+def test_yaml_that_would_overflow_is_refused(task: Path, source: str, message: str) -> None:
+    for number in range(100):
+        (task.parent / f"{number}.yaml").write_text("{}")
+    task.write_text(source)
+    assert message in refusal(task)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class Odd(Exception): pass\ndef words(docs): raise Odd('no words')", "Odd: no words"),
+        ("def words(docs): return words(docs)", "RecursionError"),
+        ("def words(docs): assert docs is None", "AssertionError"),
+        ("def words(docs): raise SystemExit(7)", "SystemExit: 7"),
+        ("def words(:", "SyntaxError"),
+    ],
+)
+def test_an_error_of_a_tasks_own_code_is_told(task: Path, body: str, message: str) -> None:
+    task.write_text(f"{TASK}process_docs: !function code.words\n")
+    (task.parent / "code.py").write_text(body)
+    said = refusal(task)
+    assert said.startswith(str(task))
+    assert message in said

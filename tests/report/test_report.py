@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -283,3 +285,10 @@ def test_errors_are_shown_before_and_after_flips_are_taken_back(
     assert row is not None
     assert f"{raw:.1e}" in row.group()
     assert f"{explained:.1e}" in row.group()
+
+
+def test_a_plotting_backend_that_is_not_installed_is_no_matter() -> None:
+    """A notebook sets one for every program that it starts."""
+    code = "from llama_edge.report.charts import figure\nwith figure(): pass"
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_backend"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=100)

@@ -5,7 +5,12 @@ import pytest
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
-from llama_edge.text.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
+from llama_edge.text.chat_template import (
+    MAX_TEMPLATE_CHARACTERS,
+    ChatTemplate,
+    TemplateStoppedError,
+)
+from llama_edge.text.dialog_form import dialog_form
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -117,3 +122,26 @@ def test_a_template_that_would_never_end_is_stopped(source: str) -> None:
     with pytest.raises(TokenizerError):
         render(source)
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_template_that_is_stopped_on_some_dialogs_is_refused(role: str) -> None:
+    """It is not one that leaves such messages out: each would cost the whole limit."""
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    source = (
+        "{% for message in messages %}{% if message.role == '"
+        + role
+        + "' %}"
+        + loop
+        + "{% endif %}"
+        "{{ message.content }}{% endfor %}"
+    )
+    with pytest.raises(TemplateStoppedError, match="processor time"):
+        dialog_form(ChatTemplate(source, {}))
+
+
+def test_a_rendering_is_no_longer_than_a_context_can_be() -> None:
+    """A tokenizer that is given more takes gigabytes."""
+    assert len(render("{{ 'x' * 4000000 }}")) == 4_000_000
+    with pytest.raises(TokenizerError, match="writes over"):
+        render("{{ 'x' * 4200000 }}")
