@@ -89,6 +89,7 @@ def _examine_text(
         if vocab_size is not None:
             examination.check("vocabulary", check_vocabulary_size(text, vocab_size))
         examination.check("special tokens", check_special_tokens(folder, text))
+        has_template = text.chat_template is not None
         text = renderable(examination, text)
         examination.check("begin tokens", check_begin_tokens(text))
         examination.check("end tokens", _check_ends(folder, text, values))
@@ -96,7 +97,7 @@ def _examine_text(
             examination.note(warning)
         _check_begin_value(examination, text, values)
         _note_begin(examination, text)
-        if text.chat_template is None:
+        if not has_template:
             examination.note("there is no chat template: the model completes text only")
 
 

@@ -228,6 +228,16 @@ def test_text_files_that_contradict_themselves(
     assert expected in found(checkpoint)
 
 
+def test_a_refused_template_is_not_said_to_be_absent(checkpoint: Path) -> None:
+    def noted() -> str:
+        return " ".join(examined(checkpoint).notes)
+
+    edit(checkpoint / "tokenizer_config.json", "chat_template", "{% for")
+    assert "no chat template" not in noted()
+    edit_json(checkpoint / "tokenizer_config.json", lambda config: config.pop("chat_template"))
+    assert "there is no chat template" in noted()
+
+
 def test_the_tokenizer_of_another_model(checkpoint: Path) -> None:
     edit(checkpoint / "config.json", "vocab_size", 100)
     assert found(checkpoint) == [("tokenizer.vocabulary", "tokenizer.json")]
