@@ -20,6 +20,7 @@ from llama_edge.checkpoints.weight_files import SafetensorsFile, WeightFile
 from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.regular import real_path
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.models.weights import weight_shapes
@@ -268,7 +269,7 @@ def merge_adapter(base: Checkpoint, folder: Path, base_names: Iterable[str] = ()
         config=merged,
         weights=weights,
         text=_text(base, folder),
-        note="; ".join(filter(None, (base.note, f"with the adapter {folder.resolve().name}"))),
+        note="; ".join(filter(None, (base.note, f"with the adapter {real_path(folder).name}"))),
     )
 
 

@@ -19,6 +19,7 @@ from llama_edge.cli.console import (
     trust_in,
 )
 from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError
+from llama_edge.core.regular import real_path
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig, StopReason
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def chat(
         if opened.failed_gate:
             say("warning: this bundle failed its gate; see its parity.json", err=True)
         talk = _Talk(opened, system)
-        say(f"{bundle.resolve().name}: a context of {opened.max_context} tokens; /help", err=True)
+        say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
         for line in _lines():
             if not talk.take(line):
                 return
