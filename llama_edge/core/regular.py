@@ -24,8 +24,9 @@ NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER: Final = os.O_RDONLY | NO_WAITING | getattr(os, "O_DIRECTORY", 0)
 _CHUNK: Final = 1 << 20
-#: Of a text to calibrate on or to evaluate on, which is tokenized whole: some 20 million tokens.
-MAX_TEXT_BYTES: Final = 64 << 20
+#: Of a text to calibrate on or to evaluate on, which is tokenized whole: 1 to 4 million tokens, for
+#: which the tokenizer's process has just enough memory.
+MAX_TEXT_BYTES: Final = 4 << 20
 #: Git LFS's own limit on a pointer file, and how each of them begins.
 _MAX_POINTER_BYTES: Final = 1024
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"

@@ -55,7 +55,7 @@ def folder(
     shutil.copytree(debug_bundles["onnx"].root, tmp_path / "bundle")
     (tmp_path / "text.txt").write_text("the rain in Spain stays mainly in the plain " * 8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"op": "open"}\n'))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"op": "open"}\n')))
     return tmp_path / "bundle"
 
 
@@ -76,7 +76,7 @@ def test_a_change_before_the_model_runs_is_refused(
     program: Program, folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert program(command, folder, *COMMANDS[command]).code == 0
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"op": "open"}\n'))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"op": "open"}\n')))
     after_loading(monkeypatch, lambda: CHANGES["another file"](folder / "tokenizer_config.json"))
     result = program(command, folder, *COMMANDS[command])
     assert result.code == 1

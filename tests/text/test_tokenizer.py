@@ -1,12 +1,14 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import transformers
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import TokenizerError
+from llama_edge.core.regular import MAX_TEXT_BYTES
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
 from tests.conftest import debug_text
@@ -181,3 +183,14 @@ def test_a_text_is_parsed_once_and_its_setting_is_a_calls_own() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_the_longest_text_fits_the_tokenizer_s_process(smollm2: Checkpoint) -> None:
+    """Of random letters, which have the most tokens; a text of half as much again does not fit."""
+    random = Random(0)
+    text = "".join(chr(random.randrange(0x20, 0x2FFF)) for _ in range(MAX_TEXT_BYTES // 2))
+    longest = text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    assert len(Tokenizer(smollm2.text).encode(longest)) > MAX_TEXT_BYTES // 2
+    with pytest.raises(TokenizerError, match="was stopped"):
+        Tokenizer(smollm2.text).encode(longest + longest[: len(longest) // 2])
