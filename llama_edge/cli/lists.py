@@ -1,20 +1,69 @@
 """`models`, `targets`, `recipes`: what the other commands accept."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from llama_edge.cli.console import JsonOption, print_json, print_table, say
 
+if TYPE_CHECKING:
+    from llama_edge.checkpoints.known_models import KnownModel
 
-def models(as_json: Annotated[bool, JsonOption] = False) -> None:
-    """List the built-in models; a folder, a file or a Hugging Face id is a MODEL as well."""
+
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="A row's name or id: shows all that is known of it.")
+    ] = None,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """List models that people take to phones, the built-in one first, and what is known of each.
+
+    Any other Llama, Qwen2.5 or Qwen3 is a MODEL as well: a folder, a file or a Hugging Face id.
+    """
     from llama_edge.checkpoints.builtin import BUILTIN_MODELS
+    from llama_edge.checkpoints.known_models import KNOWN_MODELS, get_known_model
 
-    if as_json:
-        print_json({"models": [{"name": n, **asdict(m)} for n, m in BUILTIN_MODELS.items()]})
+    if model is not None:
+        published = BUILTIN_MODELS[model].published if model in BUILTIN_MODELS else model
+        row = get_known_model(published)
+        if as_json:
+            print_json(asdict(row))
+        else:
+            print_table("", (row.name, row.id), _known(row))
         return
-    rows = [(name, model.summary, model.licence) for name, model in BUILTIN_MODELS.items()]
-    print_table("", ("model", "what it is", "licence"), rows)
+    if as_json:
+        print_json(
+            {
+                "models": [{"name": n, **asdict(m)} for n, m in BUILTIN_MODELS.items()],
+                "known_models": [asdict(row) for row in KNOWN_MODELS.values()],
+            }
+        )
+        return
+    rows = [
+        *((name, "built in", one.summary, one.licence) for name, one in BUILTIN_MODELS.items()),
+        *((row.name, row.id, row.shape, row.licence.name) for row in KNOWN_MODELS.values()),
+    ]
+    print_table("", ("model", "Hugging Face id", "what it is", "licence"), rows)
+    say("`llama-edge models MODEL` says what was verified here of one, and what its licence asks.")
+
+
+def _known(row: "KnownModel") -> list[tuple[str, str]]:
+    licence = row.licence
+    duties = [
+        ("show", licence.shown),
+        ("NOTICE", licence.notice),
+        ("a derived model's name begins with", licence.name_prefix),
+        ("rules of use", licence.policy_url),
+    ]
+    return [
+        ("what it is", row.shape),
+        ("dialogs", row.template),
+        ("an answer ends at", " ".join(row.stop_tokens)),
+        ("verified here", row.verified),
+        ("licence", f"{licence.name}, {licence.url}"),
+        *((what, text) for what, text in duties if text),
+    ]
 
 
 def targets(as_json: Annotated[bool, JsonOption] = False) -> None:

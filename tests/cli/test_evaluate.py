@@ -87,7 +87,11 @@ def test_tasks_need_lm_eval(program: Program, monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "code", "message"),
     [
         (["eval", "smollm2-135m"], 2, "--text or --tasks"),
-        (["eval", "smollm2-135m", "--tasks", "nowhere.yaml"], 3, "nowhere.yaml: the file is missing"),
+        (
+            ["eval", "smollm2-135m", "--tasks", "nowhere.yaml"],
+            3,
+            "nowhere.yaml: the file is missing",
+        ),
         (["eval", "nowhere/at-all.gguf", "--text", "RAIN"], 3, "nowhere/at-all.gguf"),
         (["eval", "smollm2-135m", "--text", "nowhere.txt"], 3, "nowhere.txt: the file is missing"),
         (["eval", "smollm2-135m", "--text", "RAIN", "--window", "8000"], 3, "smaller --window"),

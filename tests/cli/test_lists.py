@@ -24,6 +24,16 @@ def test_lists_for_people_and_for_programs(
     assert name in [entry["name"] for entry in result.json[key]]
 
 
+def test_one_model(program: Program) -> None:
+    result = program("models", "llama-3.2-1b-instruct")
+    for said in ("Built with Llama", "<|eot_id|>", "the weights themselves were not here"):
+        assert said in " ".join(result.out.split())
+    row = program("models", "meta-llama/Llama-3.2-1B-Instruct", "--json").json
+    assert row["licence"]["name_prefix"] == "Llama"
+    assert program("models", "smollm2-135m", "--json").json["name"] == "smollm2-135m-instruct"
+    assert program("models", "llama-9").code == 2
+
+
 def test_what_is_not_verified_is_said(program: Program) -> None:
     assert all(entry["not_verified"] for entry in program("targets", "--json").json["targets"])
 
