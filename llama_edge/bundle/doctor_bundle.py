@@ -34,6 +34,7 @@ from llama_edge.bundle.folder import (
     check_unlisted,
     tensor_entry,
 )
+from llama_edge.bundle.licences import missing_notice
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
 from llama_edge.bundle.signing import Trust
 from llama_edge.bundle.text_files import (
@@ -91,6 +92,9 @@ def _examine_contract(examination: Examination, bundle: Bundle) -> None:
     examination.check("verdict", _check_verdict(bundle))
     examination.check("context and target", _check_promises(bundle.manifest))
     examination.check("list of weights", check_tensor_list(bundle.manifest))
+    notice = missing_notice(bundle.manifest)
+    if notice is not None:
+        examination.note(notice)
     _examine_text(examination, bundle)
     _examine_artifact(examination, bundle)
     examination.add(*check_unchanged(bundle))

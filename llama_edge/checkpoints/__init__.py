@@ -68,7 +68,8 @@ def load_checkpoint(model: str) -> Checkpoint:
     """Open a built-in name, a local folder or file, or a Hugging Face id, in this order.
 
     Args:
-        model: Its name; and for each adapter that is merged into it, `+` and the adapter's folder.
+        model: Its name; and for each adapter that is merged into it, `+` and the adapter's folder
+            or Hugging Face id.
 
     Raises:
         CheckpointError: Nothing readable is there, or it is damaged, hostile or no plain Llama.
@@ -83,14 +84,16 @@ def load_checkpoint(model: str) -> Checkpoint:
     if adapters:
         from llama_edge.checkpoints.adapters import merge_adapter
 
-        for folder in adapters:
-            checkpoint = merge_adapter(checkpoint, folder, _published_names(base))
+        for adapter in adapters:
+            checkpoint = merge_adapter(
+                checkpoint, _adapter_folder(adapter), adapter, _published_names(base)
+            )
     text = fit_vocabulary(model, checkpoint.text, checkpoint.config.vocab_size)
     return replace(checkpoint, text=text)
 
 
-def split_adapters(model: str) -> tuple[str, list[Path]]:
-    """The model's own name, and the folders of the adapters that are merged into it."""
+def split_adapters(model: str) -> tuple[str, list[str]]:
+    """The model's own name, and the folders or ids of the adapters that are merged into it."""
     parts, names = model.split(JOINT), []
     while parts:
         # A path may have the sign in it.
@@ -98,7 +101,13 @@ def split_adapters(model: str) -> tuple[str, list[Path]]:
         size = next((n for n in sizes if Path(JOINT.join(parts[:n])).exists()), 1)
         names.append(JOINT.join(parts[:size]))
         parts = parts[size:]
-    return names[0], [Path(name) for name in names[1:]]
+    return names[0], names[1:]
+
+
+def _adapter_folder(adapter: str) -> Path:
+    from llama_edge.checkpoints.hub import download_adapter, is_repository
+
+    return download_adapter(adapter) if is_repository(adapter) else Path(adapter)
 
 
 def _published_names(model: str) -> list[str]:

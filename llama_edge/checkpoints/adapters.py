@@ -220,7 +220,9 @@ class _MergedWeights:
         return name if name in self._names else EMBEDDING
 
 
-def merge_adapter(base: Checkpoint, folder: Path, base_names: Iterable[str] = ()) -> Checkpoint:
+def merge_adapter(
+    base: Checkpoint, folder: Path, name: str, base_names: Iterable[str] = ()
+) -> Checkpoint:
     """The model with an adapter; nothing is computed before a weight is read.
 
     A head that is the embedding and gets a change of its own, or whose embedding does, becomes a
@@ -230,6 +232,7 @@ def merge_adapter(base: Checkpoint, folder: Path, base_names: Iterable[str] = ()
     Args:
         base: Full precision.
         folder: As PEFT's `save_pretrained` writes it.
+        name: How the user named it.
         base_names: Ids under which the model is published, `owner/name`; none if it is local.
 
     Raises:
@@ -237,6 +240,7 @@ def merge_adapter(base: Checkpoint, folder: Path, base_names: Iterable[str] = ()
         TokenizerError: Its tokenizer is damaged.
     """
     config = read_adapter_config(folder)
+    short = real_path(folder).name if Path(name).exists() else name
     if base.codes is not None:
         raise CheckpointError(
             f"{folder}: {base.source} came with quantized values of its own, which a merged "
@@ -249,27 +253,27 @@ def merge_adapter(base: Checkpoint, folder: Path, base_names: Iterable[str] = ()
     is_one = merged.tie_word_embeddings
     changed = frozenset(name for name in adapter.changes if not (is_one and name == LM_HEAD))
     weights = _MergedWeights(base.weights, adapter, changed, shapes)
-    for name in sorted(changed):
-        if name not in shapes:
+    for weight in sorted(changed):
+        if weight not in shapes:
             raise CheckpointError(
-                f"{adapter.file.path}: changes {name}, which the model does not have; it is an "
+                f"{adapter.file.path}: changes {weight}, which the model does not have; it is an "
                 "adapter of another model"
             )
-        adapter.check(name, shapes[name])
-    for name, shape in shapes.items():
-        is_new = name in changed and adapter.changes[name].whole is not None
-        if not is_new and weights.base_shape(name) != shape:
+        adapter.check(weight, shapes[weight])
+    for weight, shape in shapes.items():
+        is_new = weight in changed and adapter.changes[weight].whole is not None
+        if not is_new and weights.base_shape(weight) != shape:
             raise CheckpointError(
-                f"{adapter.file.path}: has an embedding of {merged.vocab_size} rows and no {name} "
-                "of as many; save the adapter with save_embedding_layers=True"
+                f"{adapter.file.path}: has an embedding of {merged.vocab_size} rows and no "
+                f"{weight} of as many; save the adapter with save_embedding_layers=True"
             )
     return replace(
         base,
-        source=f"{base.source}{JOINT}{folder}",
+        source=f"{base.source}{JOINT}{name}",
         config=merged,
         weights=weights,
         text=_text(base, folder),
-        note="; ".join(filter(None, (base.note, f"with the adapter {real_path(folder).name}"))),
+        note="; ".join(filter(None, (base.note, f"with the adapter {short}"))),
     )
 
 

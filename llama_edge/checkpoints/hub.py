@@ -42,9 +42,13 @@ _ID: Final = re.compile(
     rf"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<choice>{_LETTER}+))?"
     rf"(@(?P<revision>{_REVISION}))?"
 )
-_SAFETENSORS: Final = ("*.safetensors", "*.json", "*.jinja")
+#: Texts that a bundle carries on.
+_LICENCES: Final = ("LICEN*", "NOTICE*", "USE_POLICY*")
+_SAFETENSORS: Final = ("*.safetensors", "*.json", "*.jinja", *_LICENCES)
 #: Text files, and the torch files that are weights: not an optimizer's or a scheduler's.
-_TORCH: Final = ("pytorch_model*.bin", "*.json", "*.jinja")
+_TORCH: Final = ("pytorch_model*.bin", "*.json", "*.jinja", *_LICENCES)
+#: With the tokenizer that it was trained with, if it has one.
+_ADAPTER: Final = ("adapter_model.*", "tokenizer.model", "*.json", "*.jinja")
 #: A config and the files beside it that say more of how the weights are stored.
 _CONFIGS: Final = ("*config.json",)
 #: A pattern of nothing.
@@ -52,7 +56,7 @@ _NO_FILE: Final = "no-file-has-this-name"
 #: Other folders of a Hugging Face repository hold the same model in other forms.
 _TOP_ONLY: Final = ("*/*",)
 _META_FOLDERS: Final = ("", "original/")
-_META_FILES: Final = (PARAMS_FILE, "tokenizer.model", "*.pth", "*.pt")
+_META_FILES: Final = (PARAMS_FILE, "tokenizer.model", "*.pth", "*.pt", *_LICENCES)
 _PART: Final = re.compile(r"-\d+-of-\d+(?=\.gguf$)", re.IGNORECASE)
 #: What a file's name says of its quantization, as llama.cpp writes it.
 _QUANTIZATION: Final = re.compile(
@@ -151,6 +155,20 @@ def download(model: str, *, config_only: bool = False) -> Path:
             read_config(config)
         folder = _snapshot(found, wanted)
     return folder / wanted.path
+
+
+def download_adapter(adapter: str) -> Path:
+    """The folder of a LoRA adapter; from the cache what is there already.
+
+    Args:
+        adapter: An id, see `is_hub_id`.
+
+    Raises:
+        CheckpointError: The repository is absent, gated or not to be reached.
+    """
+    found = parse_hub_id(adapter)
+    with _explained(found):
+        return _snapshot(found, _Wanted(_ADAPTER, _TOP_ONLY))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """How commands take a MODEL, with adapters, and a revision of one that is a Hugging Face id."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="A built-in name, a folder or file on this machine, or a Hugging Face id, whose "
-        "GGUF models are named as OWNER/NAME:Q4_K_M. MODEL+FOLDER is one with a LoRA adapter."
+        "GGUF models are named as OWNER/NAME:Q4_K_M. MODEL+ADAPTER is one with a LoRA adapter."
     ),
 ]
 Revision = Annotated[
@@ -23,20 +22,20 @@ Revision = Annotated[
 ]
 
 Adapters = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--adapter",
-        help="The folder of a LoRA adapter, as PEFT saves it, that is merged into MODEL; as often "
-        "as needed, in this order.",
+        help="A LoRA adapter as PEFT saves it, a folder or a Hugging Face id, that is merged into "
+        "MODEL; as often as needed, in this order.",
     ),
 ]
 
 
-def with_adapters(model: str, folders: Sequence[Path] | None) -> str:
+def with_adapters(model: str, adapters: Sequence[str] | None) -> str:
     """A MODEL with adapters."""
     from llama_edge.checkpoints.adapter_config import JOINT
 
-    return JOINT.join([model, *map(str, folders or ())])
+    return JOINT.join([model, *(adapters or ())])
 
 
 def revised(model: str, revision: str | None) -> str:
@@ -50,8 +49,8 @@ def revised(model: str, revision: str | None) -> str:
     from llama_edge.checkpoints import split_adapters
     from llama_edge.checkpoints.hub import with_revision
 
-    base, folders = split_adapters(model)
-    return with_adapters(with_revision(base, revision), folders)
+    base, adapters = split_adapters(model)
+    return with_adapters(with_revision(base, revision), adapters)
 
 
 def all_revised(models: tuple[str | None, ...], revision: str | None) -> list[str | None]:

@@ -16,7 +16,9 @@ from llama_edge.bundle.folder import (
     list_tensors,
     write_manifest,
 )
+from llama_edge.bundle.licences import copy_licences, write_notice
 from llama_edge.bundle.manifest import Manifest, Model, TensorEntry, Verdict
+from llama_edge.checkpoints import split_adapters
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, OutputError
@@ -113,6 +115,7 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         outcome = _gate(lowered, checkpoint, kv_cache, request.prompts, progress)
         lowered.written.artifact.root.replace(folder)
         moved = replace(lowered, written=exporter.open(folder))
+        _copy_licences(request.model, checkpoint, folder)
         bundle = _write(moved, request, outcome, warnings)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
@@ -252,6 +255,14 @@ def _write(
         warnings=warnings,
     )
     return write_manifest(folder, with_report(folder, manifest, measured))
+
+
+def _copy_licences(model: str, checkpoint: Checkpoint, folder: Path) -> None:
+    base = Path(split_adapters(model)[0])
+    source = base if base.is_dir() else checkpoint.folder
+    if source is not None:
+        copy_licences(source, folder)
+    write_notice(source_name(model), folder)
 
 
 def _failed_place(out: Path) -> Path:

@@ -31,9 +31,10 @@ def source_name(model: str) -> str:
     A bundle travels, so it has no path of this machine.
     """
     base, adapters = split_adapters(model)
-    is_local = base not in BUILTIN_MODELS and Path(base).exists()
-    name = real_path(Path(base)).name if is_local else base
-    return JOINT.join([name, *(real_path(folder).name for folder in adapters)])
+    parts = [base, *adapters]
+    is_local = [part not in BUILTIN_MODELS and Path(part).exists() for part in parts]
+    names = (real_path(p).name if local else p for p, local in zip(parts, is_local, strict=True))
+    return JOINT.join(names)
 
 
 def short_name(model: str) -> str:
@@ -42,7 +43,7 @@ def short_name(model: str) -> str:
 
     base, adapters = split_adapters(model)
     if adapters:
-        return "-".join([short_name(base), *(real_path(folder).name for folder in adapters)])
+        return "-".join(map(short_name, (base, *adapters)))
     if model not in BUILTIN_MODELS and is_repository(model):
         found = parse_hub_id(model)
         choice = Path(found.choice or "").name.removesuffix(".gguf")

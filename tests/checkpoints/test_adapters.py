@@ -291,6 +291,6 @@ def test_paths_may_have_the_sign(tmp_path: Path) -> None:
     base, adapter = tmp_path / "a+b", tmp_path / "c+d"
     base.mkdir()
     adapter.mkdir()
-    assert split_adapters(f"{base}+{adapter}+{adapter}") == (str(base), [adapter, adapter])
+    assert split_adapters(f"{base}+{adapter}+{adapter}") == (str(base), [str(adapter)] * 2)
     assert split_adapters("owner/name") == ("owner/name", [])
-    assert split_adapters("owner/name+here") == ("owner/name", [Path("here")])
+    assert split_adapters("owner/name+here") == ("owner/name", ["here"])

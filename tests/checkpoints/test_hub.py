@@ -20,7 +20,14 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from torch import Tensor
 
 from llama_edge.checkpoints import load_checkpoint, load_config
-from llama_edge.checkpoints.hub import HubModel, download, is_hub_id, parse_hub_id, with_revision
+from llama_edge.checkpoints.hub import (
+    HubModel,
+    download,
+    download_adapter,
+    is_hub_id,
+    parse_hub_id,
+    with_revision,
+)
 from llama_edge.core.errors import CheckpointError, UsageError
 from llama_edge.models.weight_names import EMBEDDING
 from tests.checkpoint_writers import random_weights, write_meta
@@ -224,8 +231,15 @@ def test_a_model_that_is_not_read_is_refused_before_its_weights_are_downloaded(h
 
 def test_an_adapter(hub: Hub) -> None:
     (hub.source / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
-    assert "is a LoRA adapter of a/b; merge it" in refusal("some/model")
+    assert "is a LoRA adapter of a/b; give its base model as MODEL" in refusal("some/model")
     assert hub.cached() == ["adapter_config.json"]
+    for name in ("adapter_model.safetensors", "training_args.bin", "tokenizer.json"):
+        (hub.source / name).write_text("{}")
+    download_adapter("some/model")
+    assert {"adapter_model.safetensors", "tokenizer.json"} <= {*hub.cached()}
+    assert "training_args.bin" not in hub.cached()
+    with pytest.raises(CheckpointError, match="PEFT's type None"):
+        load_checkpoint("smollm2-135m+some/model")
 
 
 @pytest.mark.parametrize(

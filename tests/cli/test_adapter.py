@@ -62,8 +62,10 @@ def test_a_revision_is_the_models(program: Program, monkeypatch: pytest.MonkeyPa
 
 
 def test_names_of_folders(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+    for name in ("model", "one", "two"):
+        (tmp_path / name).mkdir()
     model = f"{tmp_path / 'model'}+{tmp_path / 'one'}+{tmp_path / 'two'}"
     assert source_name(model) == "model+one+two"
     assert short_name(model) == "model-one-two"
-    assert short_name(f"a/b:Q4@main+{tmp_path / 'one'}") == "b-Q4-main-one"
+    assert short_name(f"a/b:Q4@main+{tmp_path / 'one'}+c/d") == "b-Q4-main-one-d"
+    assert source_name(f"a/b+{tmp_path / 'one'}+c/d") == "a/b+one+c/d"
