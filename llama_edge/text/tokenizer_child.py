@@ -146,7 +146,8 @@ def _plain(control_tokens: tuple[str, ...]) -> tokenizers.Tokenizer:
     value = json.loads(_opened[0].to_str())
     for token in value["added_tokens"]:
         token["special"] = token["special"] or token["content"] in control_tokens
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(value))
+    # The library writes some tokenizers so that it does not read them again.
+    tokenizer = _parse(json.dumps(value))
     tokenizer.add_tokens([AddedToken(_AFTER_CONTROL, special=False, normalized=False)])
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -198,3 +198,16 @@ def test_every_command_lives_on(
         assert result.code == code, arguments
         assert "the tokenizers library" in result.out + result.err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_tokenizer_that_the_library_may_not_read_again() -> None:
+    """Two tokens with one id: which of them it writes differs from process to process."""
+    value = json.loads(debug_text().tokenizer_json)
+    vocabulary = value["model"]["vocab"]
+    vocabulary["g"] = vocabulary["z"]
+    for _ in range(6):
+        opened = NativeTokenizer(json.dumps(value))
+        try:
+            assert opened.encode_plain("an in")
+        except TokenizerError as error:
+            assert str(error).startswith("not a tokenizer that this version")
