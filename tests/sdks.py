@@ -95,7 +95,11 @@ def imported_sdks(path: Path) -> frozenset[str]:
         path / "conftest.py" if path.is_dir() else path,
         *(folder / "conftest.py" for folder in path.parents if folder != _ROOT),
     ]
-    ours = (file for file in files if file.is_relative_to(_ROOT) and file.is_file())
+    ours = (
+        file
+        for file in files
+        if file.suffix == ".py" and file.is_relative_to(_ROOT) and file.is_file()
+    )
     packages = frozenset().union(*(_packages(file) for file in ours))
     return frozenset(sdk for sdk, names in PACKAGES.items() if names & packages)
 

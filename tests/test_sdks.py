@@ -57,3 +57,11 @@ def test_what_is_hidden_is_not_found() -> None:
     assert without.find_spec("onnx", None) is None
     assert without.find_spec("onnx.checker", None) is None
     assert without.find_spec("onnxruntime", None) == "spec of onnxruntime"
+
+
+def test_a_file_that_is_no_program_imports_nothing() -> None:
+    """Such are in the corpus of mutated files, and pytest asks for each."""
+    corpus = Path(__file__).parent / "fuzz" / "corpus"
+    files = [path for path in corpus.rglob("*") if path.is_file()]
+    assert files
+    assert not any(imported_sdks(path) for path in files)
