@@ -16,7 +16,7 @@ from torch import Tensor
 from llama_edge.checkpoints.adapter_config import JOINT, AdapterConfig, read_adapter_config
 from llama_edge.checkpoints.names import plain_names
 from llama_edge.checkpoints.torch_file import TorchFile
-from llama_edge.checkpoints.weight_files import SafetensorsFile, WeightFile
+from llama_edge.checkpoints.weight_files import FLOAT_DTYPES, SafetensorsFile, WeightFile
 from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
@@ -34,7 +34,6 @@ _NAME: Final = re.compile(
     r"|token_adapter\.trainable_tokens_delta)(?:\.\w+?)??(?:\.weight)?"
     r"|(?:base_layer\.|modules_to_save\.(?:\w+\.)?)?(?P<whole>weight|bias))"
 )
-_DTYPES: Final = ("F32", "F16", "BF16", "float32", "float16", "bfloat16")
 
 
 @dataclass(slots=True)
@@ -51,10 +50,9 @@ class _Change:
 
 
 class _Adapter:
-    """An adapter's tensors, held against the model that it is for."""
+    """An adapter's tensors, compared with the model that it is for."""
 
     def __init__(self, folder: Path, config: AdapterConfig) -> None:
-        self.folder = folder
         self.config = config
         self.file = _open(folder)
         self._shapes = {name: shape for name, (_, shape) in self.file.entries().items()}
@@ -65,7 +63,7 @@ class _Adapter:
         stored = plain_names(self._shapes, "base_model.model.model.embed_tokens.weight")
         for plain, name in stored.items():
             dtype = self.file.entries()[name][0]
-            if dtype not in _DTYPES:
+            if dtype not in FLOAT_DTYPES:
                 self._refuse(f"{name[:100]} is {dtype}; float32, float16 and bfloat16 are read")
             found = _NAME.fullmatch(plain)
             if found is None:
@@ -93,7 +91,7 @@ class _Adapter:
         return next((ids for name, ids in listed.items() if f".{module}".endswith(f".{name}")), ())
 
     def check(self, weight: str, shape: tuple[int, ...]) -> None:
-        """Hold the change of a weight against the weight's shape.
+        """Compare the change of a weight with the weight's shape.
 
         Raises:
             CheckpointError: It is of another model, or incomplete.
@@ -251,7 +249,7 @@ def merge_adapter(
     merged = _merged_config(base.config, adapter)
     shapes = weight_shapes(merged)
     is_one = merged.tie_word_embeddings
-    changed = frozenset(name for name in adapter.changes if not (is_one and name == LM_HEAD))
+    changed = frozenset(adapter.changes) - ({LM_HEAD} if is_one else set())
     weights = _MergedWeights(base.weights, adapter, changed, shapes)
     for weight in sorted(changed):
         if weight not in shapes:

@@ -12,7 +12,12 @@ from llama_edge.checkpoints.base import CheckedWeights
 from llama_edge.checkpoints.huggingface_config import read_config
 from llama_edge.checkpoints.names import plain_names
 from llama_edge.checkpoints.recognise import CONFIG_FILE
-from llama_edge.checkpoints.weight_files import WeightFile, WeightFiles, open_weight_files
+from llama_edge.checkpoints.weight_files import (
+    FLOAT_DTYPES,
+    WeightFile,
+    WeightFiles,
+    open_weight_files,
+)
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckpointError
 from llama_edge.core.model_config import ModelConfig
@@ -22,7 +27,6 @@ from llama_edge.text.text_assets import read_text_assets
 #: Computed from the config; older checkpoints store it all the same.
 _HARMLESS_SUFFIX: Final = "rotary_emb.inv_freq"
 #: in safetensors' names and in torch's
-_DTYPES: Final = ("F32", "F16", "BF16", "float32", "float16", "bfloat16")
 _READ: Final = "float32, float16 and bfloat16 are read"
 _OUTPUT_BIAS: Final = ".self_attn.o_proj.bias"
 _BASE: Final = "model."
@@ -60,7 +64,7 @@ class _Stored:
         shapes = {}
         for name, (file, own_name) in self.tensors.items():
             dtype, shapes[name] = file.entries()[own_name]
-            if dtype not in _DTYPES:
+            if dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"{file.path}: {own_name} is {dtype}; {_READ}, so take the model's "
                     "unquantized release"

@@ -21,6 +21,8 @@ from llama_edge.core.errors import CheckpointError
 from llama_edge.core.json_files import MAX_INDEX_BYTES, read_json_object
 from llama_edge.core.regular import open_regular
 
+#: dtypes of weights, as safetensors and torch name them.
+FLOAT_DTYPES: Final = ("F32", "F16", "BF16", "float32", "float16", "bfloat16")
 #: Of a file, in every file system.
 _MAX_NAME_BYTES: Final = 255
 

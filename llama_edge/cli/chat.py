@@ -13,6 +13,10 @@ import typer
 from llama_edge.cli.console import (
     PublicKeyOption,
     RuntimeOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     print_error,
     say,
     say_answer,
@@ -42,16 +46,10 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens of an answer; the context keeps so many free.")
     ] = DEFAULT_MAX_NEW_TOKENS,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the most probable token each time.")
-    ] = GREEDY.temperature,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the smallest set with this probability.")
-    ] = GREEDY.top_p,
-    top_k: Annotated[
-        int, typer.Option(help="Sample from so many tokens; 0: from all.")
-    ] = GREEDY.top_k,
-    seed: Annotated[int, typer.Option(help="The same seed samples the same text.")] = GREEDY.seed,
+    temperature: Annotated[float, TemperatureOption] = GREEDY.temperature,
+    top_p: Annotated[float, TopPOption] = GREEDY.top_p,
+    top_k: Annotated[int, TopKOption] = GREEDY.top_k,
+    seed: Annotated[int, SeedOption] = GREEDY.seed,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
 ) -> None:

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from llama_edge.bundle.signing import Trust
 
 #: `--json`, the same on every command.
+TemperatureOption = typer.Option(help="0 takes the most probable token each time.")
+TopPOption = typer.Option(help="Sample from the smallest set with this probability.")
+TopKOption = typer.Option(help="Sample from so many tokens; 0: from all.")
+SeedOption = typer.Option(help="The same seed samples the same text.")
 JsonOption = typer.Option("--json", help="Print one JSON object on stdout; progress on stderr.")
 
 #: `--runtime`, for the commands that run a bundle's artifact without judging it.

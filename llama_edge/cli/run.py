@@ -9,6 +9,10 @@ from llama_edge.cli.console import (
     JsonOption,
     PublicKeyOption,
     RuntimeOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     print_json,
     say,
     say_answer,
@@ -28,16 +32,10 @@ def run(
     max_new_tokens: Annotated[
         int, typer.Option(help="Stop after so many tokens.")
     ] = DEFAULT_MAX_NEW_TOKENS,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the most probable token each time.")
-    ] = GREEDY.temperature,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the smallest set with this probability.")
-    ] = GREEDY.top_p,
-    top_k: Annotated[
-        int, typer.Option(help="Sample from so many tokens; 0: from all.")
-    ] = GREEDY.top_k,
-    seed: Annotated[int, typer.Option(help="The same seed samples the same text.")] = GREEDY.seed,
+    temperature: Annotated[float, TemperatureOption] = GREEDY.temperature,
+    top_p: Annotated[float, TopPOption] = GREEDY.top_p,
+    top_k: Annotated[int, TopKOption] = GREEDY.top_k,
+    seed: Annotated[int, SeedOption] = GREEDY.seed,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,

@@ -1,4 +1,4 @@
-"""The table of models, held against Meta's own list and against what is built in."""
+"""The table of models, compared with Meta's own list and with what is built in."""
 
 import re
 

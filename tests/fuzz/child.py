@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Final
 
 from llama_edge.confined import ConfinedError, Worker
-from llama_edge.confined.child import RefusedError
+from llama_edge.confined.child import RefusedError, _data_bytes
 from llama_edge.confined.worker import visible
 from llama_edge.core.errors import LlamaEdgeError
 from tests.fuzz.mutations import mutate
@@ -188,9 +188,7 @@ def main() -> None:
 
 def _limit_memory() -> None:
     """What an input may take beyond what the process has."""
-    status = Path("/proc/self/status").read_text()
-    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
-    limit = (own << 10) + LIMIT_BYTES
+    limit = (_data_bytes() or 0) + LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -35,7 +35,6 @@ from llama_edge.checkpoints.weight_files import open_weight_files
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.json_files import read_json_object
-from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
 from llama_edge.generate.serve import serve
 from llama_edge.models.weights import weight_shapes
@@ -53,24 +52,19 @@ from tests.checkpoint_writers import (
     write_huggingface,
     write_meta,
 )
-from tests.conftest import MemoryWeights, debug_text
+from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 from tests.generate.test_serve import CountingModel
 from tests.text.test_sentencepiece import folder_of, trained
 
 #: As small as every backend takes it: an input takes the time that its file's size takes.
-CONFIG: Final = ModelConfig(
+CONFIG: Final = replace(
+    DEBUG_CONFIG,
     hidden_size=32,
     num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=1,
-    head_dim=16,
     intermediate_size=64,
-    vocab_size=256,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
     rope_scaling=None,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
 )
 _KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 #: Not of the tokenizer: what a mutated one makes of it is seen.
