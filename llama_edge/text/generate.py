@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +74,25 @@ def token_probabilities(logits: FloatArray, sampling: SamplingConfig) -> NDArray
     return probabilities
 
 
+class Constraint(Protocol):
+    """Which tokens may come next in one answer: a grammar that follows what was written."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Shape (V,): the tokens that may come next, end tokens where the answer may end here."""
+        ...
+
+    def push(self, token: int) -> None:
+        """Take the token that was chosen; it was allowed."""
+        ...
+
+
 class Generation:
     """New tokens as they are made, without the EOS; iterate once, then ask `stop_reason`.
 
     Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. The
-    session holds `used` tokens, and none by default. Iterating raises `SessionError` when the
-    prompt is empty or too long, or the highest logit is not finite.
+    session holds `used` tokens, and none by default. With a `constraint`, only tokens that it
+    allows are chosen. Iterating raises `SessionError` when the prompt is empty or too long, the
+    highest logit is not finite, or the constraint allows no token.
     """
 
     def __init__(
@@ -89,6 +103,7 @@ class Generation:
         eos_token_ids: Sequence[int],
         max_new_tokens: int,
         sampling: SamplingConfig = GREEDY,
+        constraint: Constraint | None = None,
         used: int = 0,
     ) -> None:
         self.stop_reason: StopReason | None = None
@@ -97,6 +112,7 @@ class Generation:
         self._eos = frozenset(eos_token_ids)
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
+        self._constraint = constraint
         self._used = used
         self._random = np.random.default_rng(sampling.seed)
 
@@ -104,6 +120,10 @@ class Generation:
         highest = float(np.max(logits))  # NaN where one of them is
         if not math.isfinite(highest):
             raise SessionError(f"the model's highest logit is {highest}; no token follows from it")
+        if self._constraint is not None:
+            logits = np.where(self._constraint.allowed(), logits, np.float32(-math.inf))
+            if np.max(logits) == -math.inf:
+                raise SessionError("the grammar allows no token here, not even the end")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
         probabilities = token_probabilities(logits, self._sampling)
@@ -118,6 +138,8 @@ class Generation:
             if token in self._eos:
                 self.stop_reason = StopReason.EOS
                 return
+            if self._constraint is not None:
+                self._constraint.push(token)
             yield token
             if count == self._max_new_tokens:
                 break

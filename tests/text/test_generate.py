@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from llama_edge.core.errors import UsageError
+from llama_edge.core.errors import SessionError, UsageError
 from llama_edge.core.session import FloatArray, check_tokens
 from llama_edge.text.generate import Generation, SamplingConfig, StopReason, token_probabilities
 
@@ -101,3 +102,43 @@ def test_token_probabilities_by_hand() -> None:
 def test_bad_sampling_is_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match="must be"):
         SamplingConfig(**{name: value})  # type: ignore[arg-type]
+
+
+class OddTokens:
+    """Odd tokens only, and none after 7."""
+
+    def __init__(self) -> None:
+        self.pushed: list[int] = []
+
+    def allowed(self) -> NDArray[np.bool_]:
+        allowed = np.arange(10) % 2 == 1
+        return allowed & (7 not in self.pushed)
+
+    def push(self, token: int) -> None:
+        self.pushed.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_a_constraint_decides_which_tokens_are_chosen(temperature: float) -> None:
+    constraint = OddTokens()
+    generation = Generation(
+        CountingSession(),
+        [2],
+        eos_token_ids=[7],
+        max_new_tokens=50,
+        sampling=SamplingConfig(temperature=temperature),
+        constraint=constraint,
+    )
+    made = list(generation)
+    assert made
+    assert all(token % 2 for token in made)
+    assert constraint.pushed == made  # the end is not pushed
+    assert generation.stop_reason is StopReason.EOS
+
+
+def test_a_constraint_that_allows_nothing_is_an_error() -> None:
+    generation = Generation(
+        CountingSession(), [6], eos_token_ids=(), max_new_tokens=5, constraint=OddTokens()
+    )
+    with pytest.raises(SessionError, match="the grammar allows no token here"):
+        list(generation)
