@@ -36,12 +36,12 @@ from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import SilentProgress
-from llama_edge.generate.serve import serve
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
+from llama_edge.serve.stdio import serve
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ from tests.checkpoint_writers import (
     write_meta,
 )
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
-from tests.generate.test_serve import CountingModel
+from tests.serve.test_stdio import CountingModel
 from tests.text.test_sentencepiece import folder_of, trained
 
 #: As small as every backend takes it: an input takes the time that its file's size takes.
