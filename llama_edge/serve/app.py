@@ -4,11 +4,11 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from msgspec import UNSET
 from starlette.applications import Starlette
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.serve.access import Access, AccessConfig
-from llama_edge.serve.answers import Answers, Ended, Piece
+from llama_edge.serve.answers import Ended, Piece
 from llama_edge.serve.errors import JSON_TYPE, ApiError
 from llama_edge.serve.openapi import document
 from llama_edge.serve.replies import (
@@ -52,6 +52,10 @@ Item = Piece | Ended
 
 #: For the whole body; a client on this machine or network takes a fraction of a second.
 BODY_S: Final = 30.0
+#: A body that is too large is read to its end up to here: a client that still sends when the
+#: connection is closed does not see why.
+MAX_PASSED_OVER_BYTES: Final = 64 << 20
+_CLOSE: Final = {"connection": "close"}
 _STREAM_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -142,6 +146,14 @@ class _Frame:
         return event(encode(chunk))
 
 
+class AnswersRequests(Protocol):
+    """What is asked: `Answers`."""
+
+    def answer(self, request: ChatCompletionRequest) -> Iterator[Item]:
+        """The pieces as they come, one at least, and how it ended."""
+        ...
+
+
 class Endpoint:
     """What the paths do.
 
@@ -155,7 +167,7 @@ class Endpoint:
     def __init__(
         self,
         served: Served,
-        answers: Answers,
+        answers: AnswersRequests,
         turns: Turns,
         told: Callable[[LlamaEdgeError], None],
     ) -> None:
@@ -288,30 +300,33 @@ async def _body(request: Request) -> bytes:
             f"{JSON_TYPE}",
             status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
-    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
-        raise _too_large()
-    read = bytearray()
+    read, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_S):
+            if int(request.headers.get("content-length", "0")) > MAX_PASSED_OVER_BYTES:
+                raise _too_large(_CLOSE)
             async for part in request.stream():
-                read += part
-                if len(read) > MAX_BODY_BYTES:
-                    raise _too_large()
+                size += len(part)
+                if size > MAX_PASSED_OVER_BYTES:
+                    raise _too_large(_CLOSE)
+                read += part if size <= MAX_BODY_BYTES else b""
     except TimeoutError as error:
         raise ApiError(
             f"the body did not come within {BODY_S:g} s",
             status=HTTPStatus.REQUEST_TIMEOUT,
-            headers={"connection": "close"},
+            headers=_CLOSE,
         ) from error
+    if size > MAX_BODY_BYTES:
+        raise _too_large()
     return bytes(read)
 
 
-def _too_large() -> ApiError:
+def _too_large(headers: Mapping[str, str] | None = None) -> ApiError:
     return ApiError(
         f"the body has more than {MAX_BODY_BYTES} bytes; shorten the messages",
         status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         code="request_too_large",
-        headers={"connection": "close"},
+        headers=headers,
     )
 
 

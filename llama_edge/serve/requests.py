@@ -391,10 +391,8 @@ def _text(content: Content, where: str) -> str:
                 texts.append(part.text)
             case RefusalPart():
                 texts.append(part.refusal)
-            case _:
-                kind = msgspec.structs.asdict(part)
-                param = f"{where}.content[{place}]"
-                raise unsupported(
-                    param, f"{param} has {', '.join(kind)}; this model reads text only"
-                )
+            case ImagePart() | AudioPart() | FilePart():
+                (kind,) = msgspec.structs.asdict(part)
+                param = f"{where}.content[{place}].{kind}"
+                raise unsupported(param, f"{param}: this model reads text only")
     return "".join(texts)

@@ -17,7 +17,7 @@ from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.serve.access import OPEN, AccessConfig, is_loopback
 from llama_edge.serve.answers import Answers
-from llama_edge.serve.app import Endpoint, Served, http_app
+from llama_edge.serve.app import AnswersRequests, Endpoint, Served, http_app
 from llama_edge.serve.turns import DEFAULT_MAX_WAITING, Turns
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -127,7 +127,7 @@ class BundleServer(Server):
     def __init__(
         self,
         model: BundleModel,
-        answers: Answers,
+        answers: AnswersRequests,
         config: ServerConfig,
         *,
         name: str,
