@@ -125,7 +125,7 @@ def test_a_full_queue_says_when_to_come_back(model: BundleModel, script: Scripte
                     model=NAME, messages=[{"role": "user", "content": "late"}]
                 )
             slow.close()
-            until(lambda: script.ended.is_set() or script.go_on.release() is not None)
+            script.go_on.release(1000)
             for connection in waiting:
                 with connection, connection.makefile("rb") as stream:
                     assert read_response(stream)[0] == 200
@@ -144,7 +144,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(model: BundleModel) -> None
             yield Ended(finish="stop", usage=NO_USAGE)
 
     with running(model, Long()) as server, server.connect() as lazy:
-        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         lazy.sendall(posted(asking("long", stream=True), "Connection: close"))
         select.select([lazy], [], [])
         assert answer_of(server, "next") == "next"
@@ -257,17 +257,18 @@ def test_a_runtime_that_died_is_started_again(
 
     monkeypatch.setattr(BundleModel, "open", recorded)
     with Answers(model) as answers, running(model, answers) as server:
-        first = answer_of(server, "the")
+        body = posted(asking("the", max_tokens=2))
+        with server.connect() as connection:
+            assert exchange(connection, body)[0] == 200
 
         def died(tokens: object) -> object:
             raise RuntimeCrashError("it died")
 
         monkeypatch.setattr(opened[0], "prefill", died)
         with server.connect() as connection:
-            status, _, body = exchange(connection, posted(asking("the", temperature=0)))
-        assert (status, json.loads(body)["error"]["message"]) == (500, "it died")
-        assert answer_of(server, "the")
-        assert first
+            status, _, reply = exchange(connection, body)
+            assert (status, json.loads(reply)["error"]["message"]) == (500, "it died")
+            assert exchange(connection, body)[0] == 200
         assert len(opened) == 2
 
 
@@ -286,6 +287,8 @@ def test_the_end_waits_for_what_runs_and_sends_the_others_away(
         script.go_on.release(2)
         with slow.makefile("rb") as stream:
             assert b" 200 " in stream.readline()
+            assert not script.ended.is_set(), "it goes on"
         slow.close()
-        until(lambda: script.ended.is_set() or script.go_on.release() is not None)
+        script.go_on.release(1000)
+    assert script.ended.is_set()
     assert script.asked == ["slow"]

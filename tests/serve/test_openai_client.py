@@ -178,7 +178,7 @@ def test_an_answer_can_be_sent_back(client: OpenAI) -> None:
     second = client.chat.completions.create(model=NAME, messages=messages, max_tokens=3)
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
-    assert second.usage.prompt_tokens_details.cached_tokens > 0
+    assert second.usage.prompt_tokens_details.cached_tokens
 
 
 def test_harmless_options_are_taken(client: OpenAI) -> None:
