@@ -9,6 +9,8 @@ from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
+from llama_edge.text.generate import Constraint
+from llama_edge.text.grammar import Grammar, constraint_for
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -49,6 +51,16 @@ class BundleModel:
     def max_context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self._artifact.max_context
+
+    def constraint_for(self, grammar: Grammar) -> Constraint:
+        """Follow a grammar through one answer.
+
+        Raises:
+            UsageError: The grammar is wrong, too large, or asks for what cannot be kept.
+            TokenizerError: The bytes of the tokenizer's tokens are not known.
+        """
+        size = self.manifest.model.config.vocab_size
+        return constraint_for(grammar, self.tokenizer, self.text.eos_token_ids, size)
 
     def open(self) -> Session:
         """Load the artifact.

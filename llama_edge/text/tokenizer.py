@@ -11,6 +11,7 @@ from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import REFERENCE_DATE, ChatTemplate
 from llama_edge.text.dialog_form import DialogForm, dialog_form
 from llama_edge.text.native import AddedToken, open_tokenizer
+from llama_edge.text.token_bytes import drops_first_space, token_bytes
 from llama_edge.text.typed_text import MARK, without_marks
 
 _REPLACEMENT: Final = "\ufffd"
@@ -57,6 +58,20 @@ class Tokenizer:
             TokenizerError: There is no template, or it renders no dialog.
         """
         return dialog_form(self._chat_template())
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token that is text, by id; empty for the others.
+
+        Raises:
+            TokenizerError: They are not known for this kind of tokenizer.
+        """
+        return token_bytes(self._tokenizer)
+
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a space in front of a text is lost when its tokens are decoded."""
+        return drops_first_space(self._tokenizer, self.token_bytes)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of plain text; a control token spelled in it stays text.
