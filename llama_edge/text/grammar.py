@@ -20,15 +20,14 @@ from llama_edge.core.json_files import parse_json_object
 from llama_edge.text.generate import Constraint
 from llama_edge.text.token_bytes import greedy
 from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_calls import CallFormat
 from llama_edge.text.tool_grammar import call_rules
-from llama_edge.text.tools import CallFormat, Tool, ToolChoice
+from llama_edge.text.tools import MAX_CALLS, Tool, ToolChoice
 
 MAX_SCHEMA_BYTES: Final = 1 << 16
 MAX_SCHEMA_VALUES: Final = 4096
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_PATTERN_CHARACTERS: Final = 4096
-#: Calls in one answer of the pythonic form.
-MAX_CALLS: Final = 8
 _SHOWN: Final = 300
 
 #: An answer that is no call, whatever it is: what `parse_tool_calls` would take for one, and what

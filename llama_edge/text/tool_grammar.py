@@ -12,12 +12,11 @@ import json
 import keyword
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_edge.core.errors import UsageError
-from llama_edge.text.tool_calls import MAX_DEPTH, MAX_INTEGER
-from llama_edge.text.tools import CallFormat, Tool
+from llama_edge.core.errors import ToolCallError, UsageError
+from llama_edge.text.tool_calls import MAX_DEPTH, CallFormat, check_value, write_value
+from llama_edge.text.tools import Tool
 
 #: Of all tools together, every `$ref` written out.
 MAX_VALUES: Final = 4096
@@ -54,18 +53,7 @@ NUMBER: /-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?/
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Notation:
-    """How a form writes values."""
-
-    words: Mapping[bool | None, str]
-    quotes: Sequence[str]
-
-
-_NOTATIONS: Final = {
-    CallFormat.JSON: _Notation({True: "true", False: "false", None: "null"}, ('"',)),
-    CallFormat.PYTHONIC: _Notation({True: "True", False: "False", None: "None"}, ('"', "'")),
-}
+_QUOTES: Final = {CallFormat.JSON: ('"',), CallFormat.PYTHONIC: ('"', "'")}
 
 
 def call_rules(tools: Sequence[Tool], form: CallFormat, max_calls: int) -> str:
@@ -88,7 +76,6 @@ class _Writer:
 
     def __init__(self, form: CallFormat) -> None:
         self._form = form
-        self._notation = _NOTATIONS[form]
         self._rules: list[str] = []
         self._values = 0
         #: the tool's whole schema, and the references that are being written out
@@ -241,42 +228,27 @@ class _Writer:
         """Exactly this value."""
         if isinstance(value, str):
             return self._text(value)
-        return _literal(self._written(value, where, depth))
-
-    def _written(self, value: object, where: str, depth: int) -> str:
-        if depth > MAX_DEPTH:
-            raise UsageError(f"{where}: a value is nested more than {MAX_DEPTH} deep")
-        if isinstance(value, str):
-            return _quoted(value, '"')
-        if value is None or isinstance(value, bool):
-            return self._notation.words[value]
-        if isinstance(value, list):
-            return "[" + ", ".join(self._written(v, where, depth + 1) for v in value) + "]"
-        if isinstance(value, Mapping):
-            pairs = (
-                f"{_quoted(name, chr(34))}: {self._written(inner, where, depth + 1)}"
-                for name, inner in value.items()
-            )
-            return "{" + ", ".join(pairs) + "}"
-        if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            raise UsageError(f"{where}: {str(value)[:40]} is an integer of more than 64 bits")
-        return json.dumps(value)
+        try:
+            check_value(value, depth)
+        except ToolCallError as error:
+            raise UsageError(f"{where}: no call can have this value: {error}") from error
+        return _literal(write_value(value, self._form))
 
     def _text(self, text: str) -> str:
         """This string, in each kind of quotes."""
         return (
-            "("
-            + " | ".join(_literal(_quoted(text, quote)) for quote in self._notation.quotes)
-            + ")"
+            "(" + " | ".join(_literal(_quoted(text, quote)) for quote in _QUOTES[self._form]) + ")"
         )
+
+    def _word(self, value: bool | None) -> str:
+        return _literal(write_value(value, self._form))
 
     def _kind(self, kind: str, schema: Mapping[str, Any], where: str, depth: int) -> str:
         match kind:
             case "null":
-                return _literal(self._notation.words[None])
+                return self._word(None)
             case "boolean":
-                words = self._notation.words
-                return f"({_literal(words[True])} | {_literal(words[False])})"
+                return f"({self._word(True)} | {self._word(False)})"
             case "integer" | "number":
                 return self._number(kind, schema, where)
             case "string":
@@ -308,7 +280,7 @@ class _Writer:
             limits = {name: value for name, value in lengths.items() if value}
             return self._embedded({"type": "string", **exact, **limits})
         count = f"{{{shortest},{'' if longest is None else longest}}}"
-        quoted = (f"/{quote}{_character(quote)}{count}{quote}/" for quote in self._notation.quotes)
+        quoted = (f"/{quote}{_character(quote)}{count}{quote}/" for quote in _QUOTES[self._form])
         return "(" + " | ".join(quoted) + ")"
 
     def _embedded(self, schema: Mapping[str, Any]) -> str:
@@ -340,7 +312,7 @@ class _Writer:
 
     def _free(self, levels: int) -> str:
         """Any value, so deep at most."""
-        words = " | ".join(_literal(word) for word in self._notation.words.values())
+        words = " | ".join(map(self._word, (None, True, False)))
         scalar = f"{words} | NUMBER | {self._string({}, '')}"
         rule = self._rule(scalar)
         for _ in range(levels):
@@ -361,7 +333,7 @@ def _literal(text: str) -> str:
 
 def _quoted(text: str, quote: str) -> str:
     """A string as JSON and Python write it, in these quotes."""
-    inside = json.dumps(text, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")
+    inside = json.dumps(text, ensure_ascii=False)[1:-1]
     return (
         quote + (inside if quote == '"' else inside.replace('\\"', '"').replace("'", "\\'")) + quote
     )

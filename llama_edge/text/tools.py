@@ -17,20 +17,13 @@ from llama_edge.core.json_files import parse_json
 from llama_edge.core.regular import read_regular_text
 
 MAX_TOOLS: Final = 128
+#: Calls in one answer, where the model's format lets several follow each other.
+MAX_CALLS: Final = 8
 #: Of all definitions together, as JSON: they are part of a prompt.
 MAX_TOOLS_BYTES: Final = 1 << 18
 #: OpenAI's rule for names, and the dot of Python's modules.
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _TOOL_KEYS: Final = frozenset({"name", "description", "parameters", "strict"})
-
-
-class CallFormat(StrEnum):
-    """How a model writes calls; see `tool_calls`."""
-
-    #: `{"name": "f", "parameters": {"a": 1}}`
-    JSON = "json"
-    #: `[f(a=1)]`
-    PYTHONIC = "pythonic"
 
 
 class ToolChoice(StrEnum):
