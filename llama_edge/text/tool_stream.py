@@ -1,8 +1,8 @@
 """Tool calls while an answer is still being written: what is known of them, piece by piece.
 
 Everything that the stream gives out is what `parse_tool_calls` finds in the whole answer, however
-it was cut into pieces. Where an answer begins as a call and does not end as that one, the end raises
-an error. What is written in an unusual way is given out at the end.
+it was cut into pieces. Where an answer begins as a call and does not end as that one, the end
+raises an error. What is written in an unusual way is given out at the end.
 """
 
 import ast

@@ -42,14 +42,12 @@ CALLS = st.lists(
     max_size=3,
 )
 #: What answers, and what nearly are calls, are made of.
-FRAGMENTS = st.lists(
-    st.sampled_from(
-        ["[", "]", "{", "}", "(", ")", ",", ";", ":", " ", "\n", "f(", "a=", '"name"', '"f"', "1"]
-        + ['"parameters"', '{"name": "f", "parameters": {', '{"a": 1}', "[f(a=1", "'x'", '"', "'"]
-        + ["<|python_tag|>", "<", "text", "#", "\\", "True", "true", "-", ".call(", "é", "=", "b"]
-    ),
-    max_size=14,
-).map("".join)
+PIECES = (
+    *("[", "]", "{", "}", "(", ")", ",", ";", ":", " ", "\n", "f(", "a=", '"name"', '"f"', "1"),
+    *('"parameters"', '{"name": "f", "parameters": {', '{"a": 1}', "[f(a=1", "'x'", '"', "'"),
+    *("<|python_tag|>", "<", "text", "#", "\\", "True", "true", "-", ".call(", "é", "=", "b"),
+)
+FRAGMENTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 
 
 def cut(text: str, places: Sequence[int]) -> list[str]:
