@@ -145,6 +145,8 @@ def _source(grammar: Grammar) -> str:
                     f"the regex has {len(pattern)} characters; 1 to {MAX_PATTERN_CHARACTERS} "
                     "are possible"
                 )
+            if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # the engine would drop it
+                raise UsageError("the regex ends inside an escape: its last backslash is alone")
             return llguidance.LLMatcher.grammar_from_regex(pattern)
         case ToolCalls():
             return llguidance.LLMatcher.grammar_from_lark(_tool_lark(grammar))

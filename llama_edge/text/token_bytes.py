@@ -23,17 +23,16 @@ class _File(msgspec.Struct, frozen=True):
     decoder: _Decoder | None = None
 
 
-def byte_letters() -> dict[str, int]:
-    """The letters by which byte-level tokenizers write bytes.
+def byte_letters() -> dict[int, str]:
+    """The printable letter that stands for each byte: itself, or one from U+0100 on.
 
-    Source: `bytes_to_unicode` of GPT-2's `encoder.py`.
+    Source: `bytes_to_unicode` in GPT-2's `encoder.py`.
     """
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    plain += range(ord("®"), ord("ÿ") + 1)
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {
-        chr(256 + place): byte for place, byte in enumerate(others)
-    }
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+    return dict(sorted(letters.items()))
 
 
 def token_bytes(tokenizer: NativeTokenizer) -> list[bytes]:
@@ -48,7 +47,7 @@ def token_bytes(tokenizer: NativeTokenizer) -> list[bytes]:
     kinds = _kinds(tokenizer.tokenizer_json)
     found = [b""] * tokenizer.size
     if "ByteLevel" in kinds:
-        letters = byte_letters()
+        letters = {letter: byte for byte, letter in byte_letters().items()}
         for token, number in tokenizer.vocabulary().items():
             if number not in tokenizer.added and all(letter in letters for letter in token):
                 found[number] = bytes(map(letters.__getitem__, token))
