@@ -20,7 +20,7 @@ from llama_edge.bundle.manifest import (
     Verdict,
 )
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, smollm_tokenizer
 from llama_edge.core.artifact import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig, RopeScaling
@@ -33,6 +33,7 @@ from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets
+from llama_edge.text.token_bytes import byte_letters
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
 from tests.guard_model import small_text, write_guard
 from tests.sdks import PACKAGES, hide, imported_sdks, is_installed, needed_sdks

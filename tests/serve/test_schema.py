@@ -6,8 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
-from schemathesis import Case
 from schemathesis.checks import CheckFunction
 from schemathesis.generation import GenerationMode
 
@@ -15,7 +13,7 @@ from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.serve.answers import Answers, Ended, Piece
 from llama_edge.serve.openapi import document
 from llama_edge.serve.requests import ChatCompletionRequest
-from tests.serve.conftest import NAME, running
+from tests.serve.conftest import running
 
 pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
 
