@@ -1,22 +1,34 @@
 """From a request to pieces of an answer, in the one thread that has the model."""
 
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
-from http import HTTPStatus
+from typing import Final
 
-from llama_edge.core.errors import RuntimeCrashError, TokenizerError
+from llama_edge.core.errors import TokenizerError, UsageError
 from llama_edge.core.session import ClosesOnExit
 from llama_edge.generate.assistant import Answer, AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
-from llama_edge.serve.errors import ApiError
+from llama_edge.generate.guard import Guard
+from llama_edge.serve.calls import CallReader
+from llama_edge.serve.errors import invalid
+from llama_edge.serve.grammars import (
+    calls_tools,
+    constraint_of,
+    context_exceeded,
+    form_errors,
+    tools_of,
+)
+from llama_edge.serve.guarding import refusal_of, require_guardable, withheld
+from llama_edge.serve.kept import Kept
 from llama_edge.serve.logprobs import LogprobReader
+from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.replies import Finish, PromptDetails, TokenLogprob, Usage
-from llama_edge.serve.requests import ChatCompletionRequest
+from llama_edge.serve.requests import ChatCompletionRequest, ChosenTool
+from llama_edge.text.dialog import Message
 from llama_edge.text.generate import SamplingConfig, StopReason
 
-_FINISH: dict[StopReason, Finish] = {
+_FINISH: Final[dict[StopReason, Finish]] = {
     StopReason.EOS: "stop",
     StopReason.STOP_SEQUENCE: "stop",
     StopReason.MAX_NEW_TOKENS: "length",
@@ -24,73 +36,79 @@ _FINISH: dict[StopReason, Finish] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """More of an answer."""
-
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """The last item of every answer."""
-
-    finish: Finish
-    usage: Usage
-
-
 class Answers(ClosesOnExit):
     """Answers of a bundle, one after another.
 
     Use it as a context manager: the runtime is a child process. Where that dies, the next answer
     starts another one.
+
+    Args:
+        model: What answers.
+        guard: Opens what checks questions and answers, if anything does.
+
+    Raises:
+        LlamaEdgeError: One of them cannot be opened.
     """
 
-    def __init__(self, model: BundleModel) -> None:
+    def __init__(self, model: BundleModel, guard: Callable[[], Guard] | None = None) -> None:
         self._model = model
         self._logprobs = LogprobReader(model.tokenizer)
-        self._assistant: Assistant | None = Assistant(model)
+        self._assistant = Kept(lambda: Assistant(model))
+        self._guard = None if guard is None else Kept(guard)
 
-    def answer(self, request: ChatCompletionRequest) -> Iterator[Piece | Ended]:
+    def answer(self, request: ChatCompletionRequest) -> Iterator[Item]:
         """The pieces as they come, one at least, and how it ended.
 
         Raises:
-            ApiError: The dialog does not fit the template or the context.
+            ApiError: The dialog does not fit the template or the context, or the answer cannot
+                have the form that is asked for.
             RuntimeCrashError: The runtime died or hung.
             LlamaEdgeError: It cannot be started again.
         """
-        prompt = self._encode(request)
-        config = self._config(request, self._model.max_context - len(prompt) + 1)
-        if self._assistant is None:
-            self._assistant = Assistant(self._model)
-        answer = self._assistant.answer(prompt, config)
-        try:
-            yield from self._pieces(answer, request)
-        except RuntimeCrashError:
-            self.close()
-            raise
-        assert answer.stop_reason is not None, "an answer that has ended knows why"
-        yield Ended(finish=_FINISH[answer.stop_reason], usage=_usage(answer))
+        messages = request.dialog
+        if self._guard is None:
+            yield from self._unguarded(request, messages)
+            return
+        require_guardable(request)
+        with self._guard.use() as guard:
+            prompt = self._encode(request, messages)
+            refusal = refusal_of(guard, messages)
+            if refusal is None:
+                yield from withheld(self._unguarded(request, messages), guard, messages)
+            else:
+                yield Piece(refusal=refusal)
+                yield Ended(finish="content_filter", usage=_usage(len(prompt), 0, 0))
 
     def close(self) -> None:
-        """End the child process."""
-        if self._assistant is not None:
-            self._assistant.close()
-            self._assistant = None
+        """End the child processes."""
+        self._assistant.close()
+        if self._guard is not None:
+            self._guard.close()
 
-    def _encode(self, request: ChatCompletionRequest) -> list[int]:
+    def _unguarded(
+        self, request: ChatCompletionRequest, messages: Sequence[Message]
+    ) -> Iterator[Item]:
+        prompt = self._encode(request, messages)
+        config = self._config(request, self._model.max_context - len(prompt) + 1)
+        constraint = constraint_of(request, self._model)
+        with self._assistant.use() as assistant, form_errors(request):
+            answer = assistant.answer(prompt, config, constraint)
+            if calls_tools(request):
+                yield from self._calls(answer, request)
+            else:
+                yield from self._pieces(answer, request)
+                yield _ended(answer)
+
+    def _encode(self, request: ChatCompletionRequest, messages: Sequence[Message]) -> list[int]:
         try:
-            prompt = self._model.tokenizer.encode_chat(request.dialog, today=date.today())
-        except TokenizerError as error:
-            raise ApiError(f"messages: {error}", param="messages", code="invalid_value") from error
+            prompt = self._model.encode_dialog(messages, tools_of(request), date.today())
+        except (TokenizerError, UsageError) as error:
+            raise invalid("messages", f"messages: {error}") from error
         limit = self._model.max_context
         if len(prompt) > limit:
-            raise ApiError(
+            raise context_exceeded(
                 f"the messages have {len(prompt)} tokens, and the context of this model has room "
-                f"for {limit}; shorten them",
-                param="messages",
-                code="context_length_exceeded",
+                f"for {limit}; shorten them"
             )
         return prompt
 
@@ -136,18 +154,29 @@ class Answers(ClosesOnExit):
         if held and answer.stop_reason is not StopReason.STOP_SEQUENCE:
             yield Piece(text="", logprobs=tuple(held))
 
+    def _calls(self, answer: Answer, request: ChatCompletionRequest) -> Iterator[Item]:
+        """An answer that may be calls of tools."""
+        reader = CallReader()
+        for piece in self._pieces(answer, request):
+            yield reader.push(piece)
+        yield reader.flush(cut=answer.stop_reason is not StopReason.EOS)
+        # As OpenAI has it: an answer that had to be a call of one tool has stopped.
+        chosen = isinstance(request.tool_choice, ChosenTool)
+        is_call = reader.called and answer.stop_reason is StopReason.EOS and not chosen
+        yield _ended(answer, "tool_calls" if is_call else None)
 
-def _usage(answer: Answer) -> Usage:
+
+def _ended(answer: Answer, finish: Finish | None = None) -> Ended:
+    assert answer.stop_reason is not None, "an answer that has ended knows why"
+    cached = answer.prompt_tokens - answer.read_tokens
+    usage = _usage(answer.prompt_tokens, len(answer.tokens), cached)
+    return Ended(finish=finish or _FINISH[answer.stop_reason], usage=usage)
+
+
+def _usage(prompt_tokens: int, new_tokens: int, cached_tokens: int) -> Usage:
     return Usage(
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=len(answer.tokens),
-        total_tokens=answer.prompt_tokens + len(answer.tokens),
-        prompt_tokens_details=PromptDetails(
-            cached_tokens=answer.prompt_tokens - answer.read_tokens
-        ),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=new_tokens,
+        total_tokens=prompt_tokens + new_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=cached_tokens),
     )
-
-
-def internal(error: Exception) -> ApiError:
-    """What is wrong with the server, not with the request."""
-    return ApiError(str(error), status=HTTPStatus.INTERNAL_SERVER_ERROR)

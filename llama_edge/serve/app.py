@@ -4,7 +4,15 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -23,9 +31,10 @@ from starlette.types import Receive, Scope, Send
 from llama_edge.bundle.manifest import Manifest
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.serve.access import Access, AccessConfig
-from llama_edge.serve.answers import Ended, Piece
+from llama_edge.serve.calls import whole_calls
 from llama_edge.serve.errors import JSON_TYPE, ApiError
 from llama_edge.serve.openapi import document
+from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.replies import (
     DONE,
     Choice,
@@ -48,7 +57,6 @@ from llama_edge.serve.requests import MAX_BODY_BYTES, ChatCompletionRequest, par
 from llama_edge.serve.turns import Turns
 
 _T = TypeVar("_T")
-Item = Piece | Ended
 
 #: For the whole body; a client on this machine or network takes a fraction of a second.
 BODY_S: Final = 30.0
@@ -217,20 +225,14 @@ class Endpoint:
     async def _whole(
         self, pieces: AsyncGenerator[Item, None], frame: _Frame, asked: ChatCompletionRequest
     ) -> bytes:
-        texts = list[str]()
-        logprobs = list[TokenLogprob]()
+        got = list[Piece]()
         async with aclosing(pieces):
             try:
                 async for piece in pieces:
                     if isinstance(piece, Ended):
-                        choice = Choice(
-                            message=Message(content="".join(texts)),
-                            logprobs=Logprobs(content=tuple(logprobs)) if asked.logprobs else None,
-                            finish_reason=piece.finish,
-                        )
+                        choice = _choice(got, piece.finish, logprobs=bool(asked.logprobs))
                         return frame.completion(choice, piece.usage)
-                    texts.append(piece.text)
-                    logprobs += piece.logprobs
+                    got.append(piece)
             except LlamaEdgeError as error:
                 raise self._internal(error) from error
         raise AssertionError("the last item of an answer says how it ended")
@@ -257,6 +259,25 @@ class Endpoint:
         return ApiError(str(error), status=HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+def _choice(pieces: Sequence[Piece], finish: Finish, *, logprobs: bool) -> Choice:
+    """The whole answer."""
+    text = "".join(piece.text for piece in pieces)
+    calls = whole_calls(delta for piece in pieces for delta in piece.calls)
+    refusal = next((piece.refusal for piece in pieces if piece.refusal is not None), None)
+    read = tuple(entry for piece in pieces for entry in piece.logprobs)
+    is_empty = not text and (bool(calls) or refusal is not None)
+    message = Message(
+        content=None if is_empty else text,
+        refusal=refusal,
+        tool_calls=calls or UNSET,
+    )
+    return Choice(
+        message=message,
+        logprobs=Logprobs(content=read) if logprobs else None,
+        finish_reason=finish,
+    )
+
+
 class _Stream(StreamingResponse):
     """A response that gives its turn up when it ends, however that may be."""
 
@@ -273,9 +294,13 @@ class _Stream(StreamingResponse):
 def _shown(item: Item, frame: _Frame) -> Iterator[bytes]:
     """The events of an item."""
     match item:
-        case Piece(text=text, logprobs=logprobs):
+        case Piece(text=text, logprobs=logprobs, calls=calls, refusal=refusal):
             if text or logprobs:
                 yield frame.chunk(Delta(content=text), logprobs)
+            if calls:
+                yield frame.chunk(Delta(tool_calls=calls))
+            if refusal is not None:
+                yield frame.chunk(Delta(refusal=refusal))
         case Ended(finish=finish, usage=usage):
             yield frame.chunk(Delta(), finish=finish)
             if frame.wants_usage:

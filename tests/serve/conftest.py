@@ -14,8 +14,9 @@ from openai import OpenAI
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.generate.bundle_model import BundleModel
-from llama_edge.serve.answers import Answers, Ended, Piece
-from llama_edge.serve.app import AnswersRequests, Item
+from llama_edge.serve.answers import Answers
+from llama_edge.serve.app import AnswersRequests
+from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.replies import PromptDetails, Usage
 from llama_edge.serve.requests import ChatCompletionRequest
 from llama_edge.serve.server import BundleServer, ServerConfig, address_of, bind

@@ -13,8 +13,8 @@ import pytest
 
 from llama_edge.core.errors import RuntimeCrashError, SessionError
 from llama_edge.generate.bundle_model import BundleModel
-from llama_edge.serve.answers import Answers, Ended, Piece
-from llama_edge.serve.app import Item
+from llama_edge.serve.answers import Answers
+from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.requests import ChatCompletionRequest
 from llama_edge.serve.server import ServerConfig
 from tests.serve.conftest import (
