@@ -227,6 +227,7 @@ class ChatCompletionRequest(_Strict, frozen=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None

@@ -11,7 +11,7 @@ from llama_edge.serve.access import AccessConfig, is_loopback
 from llama_edge.serve.server import ServerConfig
 from tests.serve.conftest import Running, Scripted, asking, exchange, posted, running
 
-pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+pytestmark = pytest.mark.onnx
 
 PAGE = "http://localhost:5173"
 

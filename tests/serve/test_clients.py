@@ -30,7 +30,7 @@ from tests.serve.conftest import (
     running,
 )
 
-pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+pytestmark = pytest.mark.onnx
 
 CLIENTS = 200
 

@@ -12,7 +12,7 @@ from llama_edge.serve import server as server_module
 from llama_edge.serve.requests import MAX_BODY_BYTES
 from tests.serve.conftest import Running, Scripted, asking, exchange, posted, read_response, running
 
-pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+pytestmark = pytest.mark.onnx
 
 
 @pytest.fixture(scope="module")

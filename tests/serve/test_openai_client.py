@@ -9,9 +9,9 @@ from openai import OpenAI
 
 from llama_edge.generate.assistant import AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
-from tests.serve.conftest import NAME
+from tests.serve.conftest import CONTEXT, NAME
 
-pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+pytestmark = pytest.mark.onnx
 
 DIALOG: list[Any] = [
     {"role": "system", "content": "an in"},
@@ -258,18 +258,18 @@ def test_what_would_change_the_answer_is_refused_by_name(
 def test_a_dialog_beyond_the_context_is_refused_with_the_limit(
     client: OpenAI, stream: bool
 ) -> None:
-    messages: list[Any] = [{"role": "user", "content": "x" * 600}]
-    with pytest.raises(openai.BadRequestError, match="room for 512") as caught:
+    messages: list[Any] = [{"role": "user", "content": "x" * CONTEXT}]
+    with pytest.raises(openai.BadRequestError, match=f"room for {CONTEXT}") as caught:
         client.chat.completions.create(model=NAME, messages=messages, stream=stream)
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
 
 
 def test_a_full_context_ends_the_answer(client: OpenAI) -> None:
-    messages: list[Any] = [{"role": "user", "content": "x" * 480}]
+    messages: list[Any] = [{"role": "user", "content": "x" * (CONTEXT - 40)}]
     done = client.chat.completions.create(
         model=NAME, messages=messages, temperature=0, max_tokens=5000
     )
     assert done.usage is not None
     assert done.choices[0].finish_reason == "length"
-    assert done.usage.total_tokens == 513, "the last token is given out and never read"
+    assert done.usage.total_tokens == CONTEXT + 1, "the last token is given out and never read"

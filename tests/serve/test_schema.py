@@ -22,7 +22,7 @@ from llama_edge.serve.pieces import Item
 from llama_edge.serve.requests import ChatCompletionRequest
 from tests.serve.conftest import NAME, running
 
-pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
+pytestmark = pytest.mark.onnx
 
 
 class Short(Answers):
