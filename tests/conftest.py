@@ -87,6 +87,9 @@ class MemoryWeights:
         return self.tensors[name]
 
 
+#: Of `served_bundle`.
+SERVED_CONTEXT = 1280
+
 #: ChatML, as small as it can be.
 DEBUG_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
@@ -331,6 +334,18 @@ def guard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     request = debug_request(model, "onnx", place / "bundle")
     # The gate's prompts have a token for each letter here.
     request = replace(request, options=LowerOptions(max_context=1280))
+    return export_model(request, SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def served_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The debug model with room for definitions of tools, which have a token for each letter."""
+    place = tmp_path_factory.mktemp("served")
+    config = replace(DEBUG_CONFIG, max_position_embeddings=SERVED_CONTEXT)
+    tensors = MemoryWeights(config).tensors
+    folder = write_huggingface(place / "model", config, tensors, debug_text())
+    request = debug_request(folder, "onnx", place / "bundle")
+    request = replace(request, options=LowerOptions(max_context=SERVED_CONTEXT))
     return export_model(request, SilentProgress())
 
 

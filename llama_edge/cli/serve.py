@@ -2,13 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_edge.cli.console import PublicKeyOption, RuntimeOption, print_error, say, trust_in
+from llama_edge.cli.guard import (
+    CategoriesOption,
+    ThresholdOption,
+    read_categories_option,
+    warn_of_guard,
+)
 from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.core.regular import real_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_edge.bundle.signing import Trust
+    from llama_edge.generate.guard import Guard
 
 _KEY_VARIABLE = "LLAMA_EDGE_API_KEY"
 
@@ -38,6 +50,15 @@ def serve(
     model_name: Annotated[
         str | None, typer.Option(help="The model's name in requests; by default the folder's.")
     ] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of a Llama Guard's bundle: questions and answers that it finds unsafe "
+            "are withheld. An answer comes when it is whole and checked."
+        ),
+    ] = None,
+    categories: Annotated[str | None, CategoriesOption] = None,
+    threshold: Annotated[float, ThresholdOption] = 0.5,
     stdio: Annotated[
         bool, typer.Option("--stdio", help="JSON lines on stdin and stdout instead of HTTP.")
     ] = False,
@@ -60,6 +81,7 @@ def serve(
         return
 
     from llama_edge.serve.access import AccessConfig
+    from llama_edge.serve.answers import Answers
     from llama_edge.serve.server import ServerConfig, serve_http
 
     config = ServerConfig(
@@ -70,29 +92,60 @@ def serve(
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()), api_key=api_key
         ),
         max_waiting=queue,
-        model_name=model_name,
+        model_name=model_name or real_path(bundle).name,
     )
-    model = BundleModel(bundle, runtime, trust_in(public_key))
+    trust = trust_in(public_key)
+    model = BundleModel(bundle, runtime, trust)
     if model.failed_gate:
         say("warning: this bundle failed its gate; see its parity.json", err=True)
     if not config.is_local:
         who = "whoever has the key" if api_key else "everybody; give --api-key"
         say(f"warning: other machines reach {host}, unencrypted, and may ask: {who}", err=True)
-    name = config.model_name or real_path(bundle).name
 
     def ready(address: str) -> None:
-        say(f"{name}: {address}/v1, a context of {model.max_context} tokens; Ctrl-C ends", err=True)
+        say(
+            f"{config.model_name}: {address}/v1, a context of {model.max_context} tokens; Ctrl-C "
+            "ends",
+            err=True,
+        )
 
     def told(error: LlamaEdgeError) -> None:
         print_error(error, as_json=False)
 
-    serve_http(model, config, name=name, ready=ready, told=told)
+    checks = _guard(guard, categories, threshold, trust)
+    serve_http(lambda: Answers(model, checks), model, config, ready=ready, told=told)
+
+
+def _guard(
+    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
+) -> "Callable[[], Guard] | None":
+    """Opens the guard, if there is one.
+
+    Raises:
+        UsageError: There is none, and categories or a threshold for it.
+    """
+    from llama_edge.generate.bundle_model import BundleModel
+    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
+
+    if folder is None:
+        if categories is not None or threshold != DEFAULT_THRESHOLD:
+            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
+        return None
+    asked = read_categories_option(categories)
+    model = BundleModel(folder, trust=trust)
+
+    def opened() -> Guard:
+        guard = Guard(model, asked, threshold)
+        warn_of_guard(guard)
+        return guard
+
+    return opened
 
 
 def _refuse_http_options(context: typer.Context) -> None:
     """Options that --stdio would leave without effect."""
     http = ("host", "port", "expose", "api_key", "allow_host", "allow_origin", "queue")
-    for name in (*http, "model_name"):
+    for name in (*http, "model_name", "guard", "categories", "threshold"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"--{name.replace('_', '-')} is for HTTP; leave it out with --stdio")

@@ -38,6 +38,8 @@ class ServerConfig:
         UsageError: The host is reached from other machines, and `expose` does not say so.
     """
 
+    #: by which requests ask for the model
+    model_name: str
     host: str = DEFAULT_HOST
     #: 0: one that is free
     port: int = DEFAULT_PORT
@@ -45,8 +47,6 @@ class ServerConfig:
     expose: bool = False
     access: AccessConfig = OPEN
     max_waiting: int = DEFAULT_MAX_WAITING
-    #: None: the bundle's folder
-    model_name: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -94,19 +94,19 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve_http(
+    opens: Callable[[], Answers],
     model: BundleModel,
     config: ServerConfig,
     *,
-    name: str,
     ready: Callable[[str], None],
     told: Callable[[LlamaEdgeError], None],
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; a second one ends it at once.
 
     Args:
-        model: What answers.
+        opens: Loads what answers, once the address is known to be free.
+        model: Of which it answers.
         config: Where, and whom.
-        name: The model's, where the config has none.
         ready: Called with the address when requests are answered.
         told: Hears errors that are the server's own.
 
@@ -115,8 +115,8 @@ def serve_http(
         SessionError: The runtime refuses the artifact.
         RuntimeCrashError: It died or hung while it opened.
     """
-    with closing(bind(config.host, config.port)) as listener, Answers(model) as answers:
-        server = BundleServer(model, answers, config, name=name, told=told)
+    with closing(bind(config.host, config.port)) as listener, opens() as answers:
+        server = BundleServer(model, answers, config, told)
         ready(address_of(listener))
         server.run([listener])
 
@@ -129,12 +129,10 @@ class BundleServer(Server):
         model: BundleModel,
         answers: AnswersRequests,
         config: ServerConfig,
-        *,
-        name: str,
         told: Callable[[LlamaEdgeError], None],
     ) -> None:
         self._turns = Turns(config.max_waiting)
-        served = Served.of(model.manifest, config.model_name or name)
+        served = Served.of(model.manifest, config.model_name)
         endpoint = Endpoint(served, answers, self._turns, told)
         access = config.access
         if not config.is_local and config.host:

@@ -5,31 +5,27 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import pytest
 from openai import OpenAI
 
-from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import LlamaEdgeError
-from llama_edge.core.progress import SilentProgress
 from llama_edge.generate.bundle_model import BundleModel
-from llama_edge.pipeline.export import export_model
 from llama_edge.serve.answers import Answers
 from llama_edge.serve.app import AnswersRequests
 from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.replies import PromptDetails, Usage
 from llama_edge.serve.requests import ChatCompletionRequest
 from llama_edge.serve.server import BundleServer, ServerConfig, address_of, bind
-from tests.checkpoint_writers import write_huggingface
-from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_request, debug_text
+from tests.conftest import SERVED_CONTEXT
 
 NAME = "debug"
 KEY = "not-checked"
-CONTEXT = 1280
-CONFIG = ServerConfig(port=0, max_waiting=400)
+CONTEXT = SERVED_CONTEXT
+CONFIG = ServerConfig(model_name=NAME, port=0, max_waiting=400)
 
 
 @dataclass
@@ -54,7 +50,7 @@ def running(
 ) -> Iterator[Running]:
     told: list[LlamaEdgeError] = []
     with closing(bind(config.host, config.port)) as listener:
-        server = BundleServer(model, answers, config, name=NAME, told=told.append)
+        server = BundleServer(model, answers, config, told.append)
         url, port = address_of(listener), listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -64,18 +60,6 @@ def running(
             server.should_exit = True
             thread.join(timeout=30)
             assert not thread.is_alive(), "the server does not end"
-
-
-@pytest.fixture(scope="session")
-def served_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The debug model with room for definitions of tools, which have a token for each letter."""
-    place = tmp_path_factory.mktemp("served")
-    config = replace(DEBUG_CONFIG, max_position_embeddings=CONTEXT)
-    tensors = MemoryWeights(config).tensors
-    folder = write_huggingface(place / "model", config, tensors, debug_text())
-    request = debug_request(folder, "onnx", place / "bundle")
-    request = replace(request, options=LowerOptions(max_context=CONTEXT))
-    return export_model(request, SilentProgress())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from llama_edge.core.errors import UsageError
 from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.serve.access import AccessConfig, is_loopback
 from llama_edge.serve.server import ServerConfig
-from tests.serve.conftest import Running, Scripted, asking, exchange, posted, running
+from tests.serve.conftest import NAME, Running, Scripted, asking, exchange, posted, running
 
 pytestmark = pytest.mark.onnx
 
@@ -20,7 +20,7 @@ PAGE = "http://localhost:5173"
 def guarded(model: BundleModel) -> Iterator[Running]:
     """With a key, one name more, and one page that may ask."""
     access = AccessConfig(hosts=("Box.local",), origins=(PAGE,), api_key="s3cret")
-    with running(model, Scripted(), ServerConfig(port=0, access=access)) as found:
+    with running(model, Scripted(), ServerConfig(model_name=NAME, port=0, access=access)) as found:
         yield found
 
 
@@ -143,7 +143,7 @@ def test_hosts_that_others_reach_have_to_be_meant() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", ""):
         assert not is_loopback(host)
         with pytest.raises(UsageError, match="--expose"):
-            ServerConfig(host=host)
-        assert not ServerConfig(host=host, expose=True).is_local
+            ServerConfig(model_name=NAME, host=host)
+        assert not ServerConfig(model_name=NAME, host=host, expose=True).is_local
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
-        assert ServerConfig(host=host).is_local
+        assert ServerConfig(model_name=NAME, host=host).is_local

@@ -107,7 +107,7 @@ def test_clients_that_vanish_in_the_queue_are_never_answered(
 
 
 def test_a_full_queue_says_when_to_come_back(model: BundleModel, script: Scripted) -> None:
-    with running(model, script, ServerConfig(port=0, max_waiting=2)) as server:
+    with running(model, script, ServerConfig(model_name=NAME, port=0, max_waiting=2)) as server:
         slow, *waiting = [server.connect() for _ in range(3)]
         slow.sendall(posted(asking("slow")))
         assert script.began.wait(20)
