@@ -41,6 +41,9 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
+from llama_edge.serve.errors import ApiError
+from llama_edge.serve.grammars import tools_of
+from llama_edge.serve.requests import parse_request
 from llama_edge.serve.stdio import serve
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets
@@ -260,6 +263,38 @@ def _serve(folder: Path) -> None:
         json.loads(line)
 
 
+def _write_body(folder: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "x"},
+            {"role": "user", "content": [{"type": "text", "text": "y"}], "name": "n"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "z", "tool_call_id": "1"},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+        "seed": 1,
+        "stop": ["a"],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "tool_choice": "auto",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        "logit_bias": {},
+    }
+    (folder / "body").write_text(json.dumps(body))
+
+
+def _read_body(folder: Path) -> None:
+    """A request, or an error that is the client's."""
+    with suppress(ApiError):
+        request = parse_request((folder / "body").read_bytes())
+        json.dumps(request.dialog)
+        tools_of(request)
+
+
 READERS: Final[Mapping[str, Reader]] = {
     "safetensors": Reader(_huggingface, ("*.safetensors", "*.index.json"), _weights),
     "config": Reader(_huggingface, ("*config.json",), _config),
@@ -278,5 +313,6 @@ READERS: Final[Mapping[str, Reader]] = {
     "executorch": _artifact("executorch"),
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
+    "body": Reader(_write_body, ("body",), _read_body),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }
