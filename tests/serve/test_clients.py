@@ -125,7 +125,8 @@ def test_a_full_queue_says_when_to_come_back(model: BundleModel, script: Scripte
                     model=NAME, messages=[{"role": "user", "content": "late"}]
                 )
             slow.close()
-            script.go_on.release(1000)
+            until(lambda: len(server.server.server_state.connections) == 3)
+            script.go_on.release()
             for connection in waiting:
                 with connection, connection.makefile("rb") as stream:
                     assert read_response(stream)[0] == 200
@@ -289,6 +290,7 @@ def test_the_end_waits_for_what_runs_and_sends_the_others_away(
             assert b" 200 " in stream.readline()
             assert not script.ended.is_set(), "it goes on"
         slow.close()
-        script.go_on.release(1000)
+        until(lambda: not server.server.server_state.connections)
+        script.go_on.release()
     assert script.ended.is_set()
     assert script.asked == ["slow"]

@@ -48,7 +48,7 @@ CHECKS: list[Any] = [
     response_schema_conformance,
 ]
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
