@@ -17,13 +17,14 @@ from llama_edge.cli.console import (
     trust_in,
 )
 from llama_edge.cli.model import Revision, all_revised
-from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, TaskScore
 from llama_edge.evaluate.report import (
     DEFAULT_WINDOW,
     EvalReport,
     EvalRequest,
+    TaskScore,
     TextResult,
 )
+from llama_edge.gate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
 
 _LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "perplexity": ("perplexity", "{:.4g}".format),

@@ -19,12 +19,12 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.regular import MAX_TEXT_BYTES, plain_newlines, read_regular_text
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.evaluate.intervals import TaskScore
 from llama_edge.evaluate.report import (
     TOTAL,
     EvalReport,
     EvalRequest,
     SubjectResult,
+    TaskScore,
     TextResult,
 )
 from llama_edge.evaluate.windows import (

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
-from llama_edge.evaluate.intervals import Estimate, TaskScore
 from llama_edge.gate.findings import rounded
+from llama_edge.gate.intervals import Estimate
 
 DEFAULT_WINDOW: Final = 512
 #: How all texts together are called.
@@ -42,6 +42,19 @@ class EvalRequest:
             raise UsageError(f"window is {self.window}; it takes at least 2 tokens to predict one")
         if self.max_windows is not None and self.max_windows < 1:
             raise UsageError(f"max_windows is {self.max_windows}; it must be 1 or above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """One metric of one task."""
+
+    task: str
+    #: lm-eval's name of the metric and of its filter, such as "acc,none"
+    metric: str
+    value: float
+    #: None where lm-eval has none
+    standard_error: float | None
+    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
