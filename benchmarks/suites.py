@@ -45,7 +45,7 @@ TABLES: Final = (
     ("Agreement with full precision", "agreement", None),
     ("Same answer, token by token", "same_answer", None),
     ("Checks passed", "checks", "full_checks"),
-    ("Valid tool calls", "tool_call", "full_tool_call"),
+    ("Valid tool calls, of the prompts that offer tools", "tool_call", "full_tool_call"),
 )
 
 
