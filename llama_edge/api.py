@@ -30,8 +30,9 @@ from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.recipe import Device
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.gate.gate import GateOutcome
+from llama_edge.generate.assistant import AnswerConfig
 from llama_edge.generate.chat import Chat
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
 
@@ -111,11 +112,10 @@ class Bundle:
             prompt=prompt,
             system=system,
             raw=raw,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
             runtime=runtime,
         )
-        yield from Answer(self.root, request, _trust(self.public_key))
+        yield from Run(self.root, request, _trust(self.public_key))
 
     def chat(
         self,
@@ -133,11 +133,11 @@ class Bundle:
         A turn reads its own tokens only, while the tokens before it are those in the cache. Where
         the context is full the oldest exchanges are left out, never the system prompt.
         """
+        sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         return Chat(
             self.root,
             system=system,
-            max_new_tokens=max_new_tokens,
-            sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+            config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
             runtime=runtime,
             trust=_trust(self.public_key),
         )

@@ -8,7 +8,8 @@ import pytest
 
 import llama_edge
 from llama_edge.core.errors import ArtifactError, CheckFailedError, SessionError, UsageError
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 
 pytestmark = pytest.mark.onnx
 
@@ -22,9 +23,9 @@ def bundle(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> llam
 def test_a_bundle_answers_as_the_command_does(bundle: llama_edge.Bundle) -> None:
     opened = llama_edge.open_bundle(str(bundle.root))
     assert opened == bundle
-    request = PromptRequest(prompt="the lighthouse", max_new_tokens=12)
+    request = PromptRequest(prompt="the lighthouse", config=AnswerConfig(max_new_tokens=12))
     assert opened.generate("the lighthouse", max_new_tokens=12) == "".join(
-        Answer(bundle.root, request)
+        Run(bundle.root, request)
     )
     warm = {"temperature": 1.0, "max_new_tokens": 12}
     answers = [opened.generate("a", seed=seed, **warm) for seed in (1, 1, 2)]  # type: ignore[arg-type]
@@ -45,7 +46,7 @@ def test_a_second_turn_reads_its_own_tokens(bundle: llama_edge.Bundle) -> None:
     """And answers what a fresh session does."""
     with bundle.chat(system="an in", max_new_tokens=1) as chat:
         first = chat.send("the")
-        held = list(chat._held)
+        held = list(chat._assistant._cache._held)
         second = chat.send("on")
         prompt = chat._encode(chat.messages[:-1])
         assert prompt[: len(held)] == held
@@ -54,7 +55,7 @@ def test_a_second_turn_reads_its_own_tokens(bundle: llama_edge.Bundle) -> None:
     assert [chat.messages[place]["content"] for place in (2, 4)] == [first, second]
     with bundle.chat(system="an in", max_new_tokens=1) as fresh:
         assert fresh.send("the") == first
-        fresh._held = []
+        fresh._assistant._cache._held = []
         assert fresh.send("on") == second
         assert fresh.prompt_tokens == len(prompt)
 

@@ -68,9 +68,7 @@ shape: sizes, names and dtypes are those of the published model, so time, memory
 _MADE_UP: Final = """\
 The tokenizer is made up as well: Llama 3's form, with its control tokens at the end of the
 vocabulary as Llama 3 has them, and none of Meta's own tokens."""
-_GIVEN: Final = (
-    "Tokenizer and dialog format are real: they were given, and have their licence."
-)
+_GIVEN: Final = "Tokenizer and dialog format are real: they were given, and have their licence."
 
 
 def write_synthetic(

@@ -58,14 +58,14 @@ def chat(
     Where the context is full, the oldest exchanges are left out, never the system prompt. What was
     typed is remembered until the end, and not written anywhere.
     """
+    from llama_edge.generate.assistant import AnswerConfig
     from llama_edge.generate.chat import Chat
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     with Chat(
         bundle,
         system=system,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
         runtime=runtime,
         trust=trust_in(public_key),
     ) as opened:

@@ -54,7 +54,7 @@ def serve(
     max_new_tokens where wanted; {"op": "cancel"}; {"op": "reset"}; {"op": "close"}. Replies:
     opened, token, done, reset or error; docs/apps.md has them in full.
     """
-    from llama_edge.generate.serve import BundleModel
+    from llama_edge.generate.bundle_model import BundleModel
     from llama_edge.generate.serve import serve as answer
 
     answer(BundleModel(bundle, runtime, trust_in(public_key)), sys.stdin.buffer, sys.stdout)

@@ -41,18 +41,18 @@ def run(
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Let a bundle answer a prompt on this machine; the text streams to stdout."""
-    from llama_edge.generate.run import Answer, PromptRequest
+    from llama_edge.generate.assistant import AnswerConfig
+    from llama_edge.generate.run import PromptRequest, Run
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     request = PromptRequest(
         prompt=prompt,
         system=system,
         raw=raw,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
         runtime=runtime,
     )
-    answer = Answer(bundle, request, trust_in(public_key))
+    answer = Run(bundle, request, trust_in(public_key))
     if answer.failed_gate:
         say("warning: this bundle failed its gate; see its parity.json", err=True)
     pieces = []

@@ -2,26 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
-from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from llama_edge.backends import get_exporter
-from llama_edge.bundle.folder import open_bundle
-from llama_edge.bundle.manifest import Verdict
-from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
-from llama_edge.core.session import Session
-from llama_edge.runtimes import choose_runtime
+from llama_edge.core.session import ClosesOnExit
+from llama_edge.generate.assistant import AnswerConfig, Assistant
+from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.text.dialog import Message, trim_dialog
-from llama_edge.text.generate import Generation, SamplingConfig, StopReason
-from llama_edge.text.text_assets import read_text_assets
-from llama_edge.text.tokenizer import Tokenizer, TokenStream
+from llama_edge.text.generate import StopReason
 
 
-class Chat:
+class Chat(ClosesOnExit):
     """Messages so far, and a session that holds their keys and values.
 
     Use it as a context manager: the runtime is a child process.
@@ -29,8 +21,7 @@ class Chat:
     Args:
         folder: The bundle.
         system: A system prompt.
-        max_new_tokens: Of one answer; so many tokens of the context are kept free for it.
-        sampling: How tokens are chosen.
+        config: How an answer may be; its tokens are kept free in the context.
         runtime: None takes the one that the gate uses.
         trust: Whose signature the bundle must have.
 
@@ -46,40 +37,30 @@ class Chat:
         folder: Path,
         *,
         system: str | None,
-        max_new_tokens: int,
-        sampling: SamplingConfig,
+        config: AnswerConfig,
         runtime: str | None = None,
         trust: Trust = NO_KEY,
     ) -> None:
-        bundle = open_bundle(folder, trust)
-        artifact = get_exporter(bundle.manifest.backend).open(folder).artifact
-        if not 0 < max_new_tokens < artifact.max_context:
+        model = BundleModel(folder, runtime, trust)
+        if config.max_new_tokens >= model.max_context:
             raise UsageError(
-                f"max_new_tokens is {max_new_tokens}; it must be at least 1 and below the "
-                f"context's {artifact.max_context} tokens"
+                f"max_new_tokens is {config.max_new_tokens}; it must be below the context's "
+                f"{model.max_context} tokens"
             )
-        self.failed_gate = bundle.manifest.verdict is Verdict.FAILED
-        self._text = read_text_assets(folder)
-        self._tokenizer = Tokenizer(self._text)
-        self._limit = artifact.max_context - max_new_tokens
-        self._max_new_tokens = max_new_tokens
-        self._sampling = sampling
+        self.failed_gate = model.failed_gate
+        #: tokens that the dialog may have with the answer
+        self.max_context = model.max_context
+        self._tokenizer = model.tokenizer
+        self._config = config
         self._messages: list[Message] = []
         self.begin(system)
-        #: the tokens whose keys and values are in the cache
-        self._held: list[int] = []
-        self._session = open_session(bundle, artifact, choose_runtime(artifact.backend, runtime))
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
         #: tokens of the last turn: those of the dialog before the answer, those of them that had to
         #: be read, and those of the answer
         self.dialog_tokens = self.prompt_tokens = self.new_tokens = 0
         self.stop_reason: StopReason | None = None
-
-    @property
-    def max_context(self) -> int:
-        """Tokens that the dialog may have with the answer."""
-        return self._session.max_context
+        self._assistant = Assistant(model)
 
     def begin(self, system: str | None = None) -> None:
         """Forget the dialog, and begin another one.
@@ -96,20 +77,9 @@ class Chat:
         """The dialog, oldest first."""
         return tuple(self._messages)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the child process."""
-        self._session.close()
+        self._assistant.close()
 
     def send(self, text: str) -> str:
         """Say something; the whole answer."""
@@ -126,43 +96,19 @@ class Chat:
             RuntimeCrashError: The runtime died or hung.
         """
         asked = [*self._messages, {"role": "user", "content": text}]
-        kept = trim_dialog(asked, lambda messages: len(self._encode(messages)), self._limit)
+        limit = self.max_context - self._config.max_new_tokens
+        kept = trim_dialog(asked, lambda messages: len(self._encode(messages)), limit)
         self.dropped = len(asked) - len(kept)
         prompt = self._encode(kept)
-        generation = self._start(self._session, prompt)
-        stream, pieces = TokenStream(self._tokenizer), list[str]()
-        # Until the first token comes, nobody knows what the cache holds.
-        self._held, self.new_tokens = [], 0
-        read = prompt
-        for token in generation:
-            # A token is read when the one after it comes.
-            self._held += read
-            read = [token]
-            self.new_tokens += 1
-            pieces.append(stream.push(token))
-            yield pieces[-1]
-        pieces.append(stream.flush())
-        yield pieces[-1]
-        self.stop_reason = generation.stop_reason
-        if self.stop_reason is StopReason.EOS:
-            self._held += read
+        answer = self._assistant.answer(prompt, self._config)
+        self.dialog_tokens, self.new_tokens = len(prompt), 0
+        pieces = list[str]()
+        for piece in answer:
+            self.prompt_tokens, self.new_tokens = answer.read_tokens, len(answer.tokens)
+            pieces.append(piece)
+            yield piece
+        self.stop_reason = answer.stop_reason
         self._messages = [*kept, {"role": "assistant", "content": "".join(pieces)}]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         return self._tokenizer.encode_chat(messages, today=date.today())
-
-    def _start(self, session: Session, prompt: Sequence[int]) -> Generation:
-        """A generation that reads what follows the first token that is another one in the cache."""
-        same = (ours == theirs for ours, theirs in zip(prompt, self._held, strict=False))
-        # One token at least is read: the answer's first comes out of it.
-        held = min(sum(takewhile(bool, same)), len(prompt) - 1)
-        session.reset(held)
-        self.dialog_tokens, self.prompt_tokens = len(prompt), len(prompt) - held
-        return Generation(
-            session,
-            prompt[held:],
-            used=held,
-            eos_token_ids=self._text.eos_token_ids,
-            max_new_tokens=self._max_new_tokens,
-            sampling=self._sampling,
-        )

@@ -14,19 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Protocol, Self, TextIO
 
 import msgspec
 
-from llama_edge.backends import get_exporter
-from llama_edge.bundle.folder import open_bundle
-from llama_edge.bundle.session import open_session
-from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.core.json_files import parse_json_object
 from llama_edge.core.session import Session
-from llama_edge.runtimes import choose_runtime
 from llama_edge.text.generate import (
     DEFAULT_MAX_NEW_TOKENS,
     GREEDY,
@@ -84,27 +78,6 @@ class OpensSession(Protocol):
     def open(self) -> Session:
         """Load the artifact."""
         ...
-
-
-class BundleModel:
-    """A checked bundle with the runtime of its backend, in a child process."""
-
-    def __init__(self, folder: Path, runtime: str | None = None, trust: Trust = NO_KEY) -> None:
-        """Hold every file against the manifest.
-
-        Raises:
-            ArtifactError: Not a bundle, or an unsafe one.
-            CheckFailedError: A file is not what the manifest says, or not listed there; or the
-                signature is not the one that `trust` demands.
-            UsageError: The runtime is another backend's.
-        """
-        self._bundle = open_bundle(folder, trust)
-        self._artifact = get_exporter(self._bundle.manifest.backend).open(folder).artifact
-        self._runtime = choose_runtime(self._artifact.backend, runtime)
-
-    def open(self) -> Session:
-        """See `OpensSession`."""
-        return open_session(self._bundle, self._artifact, self._runtime)
 
 
 @dataclass(frozen=True, slots=True)

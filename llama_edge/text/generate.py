@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_edge.core.errors import SessionError, UsageError
-from llama_edge.core.session import FloatArray, Session
+from llama_edge.core.session import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ class StopReason(StrEnum):
     """Why a generation ended."""
 
     EOS = "eos"
+    STOP_SEQUENCE = "stop_sequence"
     MAX_NEW_TOKENS = "max_new_tokens"
     CONTEXT_FULL = "context_full"
 
@@ -86,34 +87,50 @@ class Constraint(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """What a generation reads with: a session whose cache is empty, or a `KeptCache`."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the cache holds."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> FloatArray:
+        """Read a prompt; logits (V,) after it."""
+        ...
+
+    def decode(self, token: int) -> FloatArray:
+        """Append one token; logits (V,) after it."""
+        ...
+
+
 class Generation:
     """New tokens as they are made, without the EOS; iterate once, then ask `stop_reason`.
 
-    Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. The
-    session holds `used` tokens, and none by default. With a `constraint`, only tokens that it
-    allows are chosen. Iterating raises `SessionError` when the prompt is empty or too long, the
-    highest logit is not finite, or the constraint allows no token.
+    Stops before any of `eos_token_ids`, after `max_new_tokens`, or when the cache is full. With a
+    `constraint`, only tokens that it allows are chosen. Iterating raises `SessionError` when the
+    prompt is empty or too long, the highest logit is not finite, or the constraint allows no token.
     """
 
     def __init__(
         self,
-        session: Session,
+        cache: Cache,
         prompt_tokens: Sequence[int],
         *,
         eos_token_ids: Sequence[int],
         max_new_tokens: int,
         sampling: SamplingConfig = GREEDY,
         constraint: Constraint | None = None,
-        used: int = 0,
     ) -> None:
         self.stop_reason: StopReason | None = None
-        self._session = session
+        #: logits (V,) out of which the last token was chosen, as the model gave them
+        self.logits: FloatArray = np.empty(0, np.float32)
+        self._cache = cache
         self._prompt = tuple(prompt_tokens)
         self._eos = frozenset(eos_token_ids)
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
         self._constraint = constraint
-        self._used = used
         self._random = np.random.default_rng(sampling.seed)
 
     def _choose(self, logits: FloatArray) -> int:
@@ -131,10 +148,10 @@ class Generation:
 
     def __iter__(self) -> Iterator[int]:
         """Prefill, then one decode for every token but the last."""
-        logits = self._session.prefill(self._prompt)
-        room = self._session.max_context - self._used - len(self._prompt)
+        self.logits = self._cache.prefill(self._prompt)
+        room = self._cache.max_context - len(self._prompt)
         for count in range(1, self._max_new_tokens + 1):
-            token = self._choose(logits)
+            token = self._choose(self.logits)
             if token in self._eos:
                 self.stop_reason = StopReason.EOS
                 return
@@ -146,5 +163,5 @@ class Generation:
             if count > room:
                 self.stop_reason = StopReason.CONTEXT_FULL
                 return
-            logits = self._session.decode(token)
+            self.logits = self._cache.decode(token)
         self.stop_reason = StopReason.MAX_NEW_TOKENS

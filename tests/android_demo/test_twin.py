@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from llama_edge.bundle.folder import Bundle
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from tests.app_fixtures.files import ROOT
 
 BUILT = ROOT / "android_demo/check/build"
@@ -65,8 +66,10 @@ def test_smollm2_answers_through_the_apps_own_text_path(android_bundle: Bundle) 
     first, second, reset, again, stopped, _, until = replies
     assert code == 0
     assert "Paris" in first["text"]
-    request = PromptRequest(prompt=question, system=SYSTEM_PROMPT, max_new_tokens=MAX_NEW_TOKENS)
-    assert first["text"] == "".join(Answer(android_bundle.root, request))
+    request = PromptRequest(
+        prompt=question, system=SYSTEM_PROMPT, config=AnswerConfig(max_new_tokens=MAX_NEW_TOKENS)
+    )
+    assert first["text"] == "".join(Run(android_bundle.root, request))
     assert first["pieces"] > 1
     assert first["reason"] in ("END_TOKEN", "MAX_NEW_TOKENS")
     assert (first["messages"], second["messages"]) == (2, 4)

@@ -17,6 +17,7 @@ from llama_edge.text.contract import GOLDEN_TEXTS
 from llama_edge.text.tokenizer import Tokenizer
 from tests.app_fixtures.files import Case, Files
 from tests.app_fixtures.texts import (
+    GENERATION_TEMPLATE,
     PLAIN_TEMPLATE,
     TOOL_TEMPLATE,
     chatml_text,
@@ -239,6 +240,7 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
         "tools": TOOL_TEMPLATE,
         "smollm2": smollm2_template(),
         "llama3": LLAMA3_TEMPLATE,
+        "generation": GENERATION_TEMPLATE,
     }
     for name, source in templates.items():
         path = f"templates/{name}.jinja"
@@ -251,6 +253,7 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
     loop = "{% for a in range(99999) %}"
     failing = {"unclosed": "{% for m in messages %}x", "unknown-tag": "{% frobnicate %}",
                "not-an-expression": "{{ 1 + }}", "raises": "{{ raise_exception('no') }}",
+               "unclosed-generation": "{% generation %}x", "end-of-nothing": "x{% endgeneration %}",
                "endless": loop + loop + "{% endfor %}{% endfor %}"}  # fmt: skip
     for label, source in failing.items():
         path = f"templates/bad-{label}.jinja"

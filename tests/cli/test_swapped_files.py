@@ -19,10 +19,10 @@ from llama_edge.bundle.signing import Trust, load_public_key, new_key
 from llama_edge.core.artifact import Artifact
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.regular import read_regular
+from llama_edge.generate.assistant import AnswerConfig
 from llama_edge.generate.chat import Chat
 from llama_edge.report import write
 from llama_edge.runtimes.child import ChildRuntime, ChildSession
-from llama_edge.text.generate import GREEDY
 from tests.cli.conftest import Program
 from tests.faults.forging import edit_json, edit_manifest, put, sign
 
@@ -100,7 +100,7 @@ def test_every_change_is_seen(
 def test_a_chat_ends_its_runtime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     after_loading(monkeypatch, lambda: CHANGES["gone"](folder / "tokenizer.json"))
     with pytest.raises(Exception, match="was changed since"):
-        Chat(folder, system=None, max_new_tokens=4, sampling=GREEDY)
+        Chat(folder, system=None, config=AnswerConfig(max_new_tokens=4))
 
 
 def test_the_manifest_that_was_signed_is_the_one_that_is_parsed(

@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from llama_edge.bundle.folder import Bundle
 from llama_edge.cli import console
 from llama_edge.core.errors import ArtifactError
-from llama_edge.generate.run import Answer
+from llama_edge.generate.run import Run
 from tests.cli.conftest import Program
 from tests.faults.forging import edit_json, edit_manifest, put, rehash
 
@@ -97,10 +97,10 @@ def test_the_text_of_a_token(program: Program, folder: Path) -> None:
 
 
 def test_a_model_s_answer(program: Program, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pieces(self: Answer) -> Iterator[str]:
+    def pieces(self: Run) -> Iterator[str]:
         yield from ("Two\n\tlines", "\x1b", "[2J\x9b1m\u202e", "👩\u200d🚀\r")
 
-    monkeypatch.setattr(Answer, "__iter__", pieces)
+    monkeypatch.setattr(Run, "__iter__", pieces)
     assert program("run", folder, "hi").out == ("Two\n\tlines\\x1b[2J\\x9b1m\\u202e👩\u200d🚀\\r\n")
     said = program("run", folder, "hi", "--json")
     assert_harmless(said.out)

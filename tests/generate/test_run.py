@@ -4,14 +4,15 @@ import pytest
 
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import UsageError
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.text.generate import SamplingConfig, StopReason
 
 
 @pytest.mark.parametrize("target", ["android", "onnx"])
 def test_streams_as_many_tokens_as_asked(debug_bundles: Mapping[str, Bundle], target: str) -> None:
-    request = PromptRequest(prompt="the rain", max_new_tokens=12)
-    answer = Answer(debug_bundles[target].root, request)
+    request = PromptRequest(prompt="the rain", config=AnswerConfig(max_new_tokens=12))
+    answer = Run(debug_bundles[target].root, request)
     text = "".join(answer)
     assert text
     assert answer.new_tokens <= 12
@@ -20,8 +21,10 @@ def test_streams_as_many_tokens_as_asked(debug_bundles: Mapping[str, Bundle], ta
 
 def test_greedy_is_repeatable_and_seeds_differ(debug_bundles: Mapping[str, Bundle]) -> None:
     def text(sampling: SamplingConfig) -> str:
-        request = PromptRequest(prompt="the rain", max_new_tokens=24, sampling=sampling)
-        return "".join(Answer(debug_bundles["onnx"].root, request))
+        request = PromptRequest(
+            prompt="the rain", config=AnswerConfig(max_new_tokens=24, sampling=sampling)
+        )
+        return "".join(Run(debug_bundles["onnx"].root, request))
 
     greedy = SamplingConfig()
     assert text(greedy) == text(greedy)
@@ -32,9 +35,9 @@ def test_greedy_is_repeatable_and_seeds_differ(debug_bundles: Mapping[str, Bundl
 
 def test_raw_leaves_the_template_out(debug_bundles: Mapping[str, Bundle]) -> None:
     root = debug_bundles["onnx"].root
-    raw = Answer(root, PromptRequest(prompt="the rain", raw=True))
-    chat = Answer(root, PromptRequest(prompt="the rain"))
-    system = Answer(root, PromptRequest(prompt="the rain", system="Be brief."))
+    raw = Run(root, PromptRequest(prompt="the rain", raw=True))
+    chat = Run(root, PromptRequest(prompt="the rain"))
+    system = Run(root, PromptRequest(prompt="the rain", system="Be brief."))
     assert raw.prompt_tokens < chat.prompt_tokens < system.prompt_tokens
 
 
@@ -45,4 +48,9 @@ def test_a_system_prompt_needs_the_template() -> None:
 
 def test_at_least_one_token_is_asked_for() -> None:
     with pytest.raises(UsageError, match="max_new_tokens is 0"):
-        PromptRequest(prompt="a", max_new_tokens=0)
+        AnswerConfig(max_new_tokens=0)
+
+
+def test_an_empty_stop_sequence_is_refused() -> None:
+    with pytest.raises(UsageError, match="a stop sequence is empty"):
+        AnswerConfig(stops=("a", ""))

@@ -30,7 +30,8 @@ from llama_edge.evaluate.report import EvalRequest
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.gate.prompts import PromptPlan
 from llama_edge.gate.tolerances import Tolerances
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.models import rope
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource
@@ -179,14 +180,16 @@ def test_a_bundle_that_travelled_passes_again(bundles: dict[str, Bundle]) -> Non
 
 def test_a_bundle_runs_on_the_runtime_that_is_asked_for(bundles: dict[str, Bundle]) -> None:
     root = bundles["w4a8-rtn"].root
-    asked = PromptRequest(prompt="hello", raw=True, max_new_tokens=4, runtime="coreml-fp16")
-    answer = Answer(root, asked)
+    asked = PromptRequest(
+        prompt="hello", raw=True, config=AnswerConfig(max_new_tokens=4), runtime="coreml-fp16"
+    )
+    answer = Run(root, asked)
     list(answer)
     assert 0 < answer.new_tokens <= 4
     with pytest.raises(UsageError, match="--runtime onnx: the artifact's backend is coreml"):
-        Answer(root, replace(asked, runtime="onnx"))
+        Run(root, replace(asked, runtime="onnx"))
     with pytest.raises(MissingComponentError, match="a part of macOS"):
-        list(Answer(root, replace(asked, runtime="coreml-apple")))
+        list(Run(root, replace(asked, runtime="coreml-apple")))
 
 
 def test_a_bundle_is_evaluated_on_the_runtime_that_is_asked_for(

@@ -22,7 +22,8 @@ from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.pte import PteFile, encode_program
 from llama_edge.gate.check_bundle import check_bundle
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.runtimes.executorch_trace import write_traced_copy
 from tests.conftest import debug_request
@@ -56,7 +57,9 @@ def test_the_bundle_passes_and_says_so(int8_bundle: Bundle, debug_folder: Path) 
     outcome = check_bundle(int8_bundle.root, str(debug_folder), SilentProgress())
     assert outcome.passed
     assert outcome.fidelity is not None
-    answer = Answer(int8_bundle.root, PromptRequest(prompt="the rain", max_new_tokens=12))
+    answer = Run(
+        int8_bundle.root, PromptRequest(prompt="the rain", config=AnswerConfig(max_new_tokens=12))
+    )
     assert "".join(answer)
 
 

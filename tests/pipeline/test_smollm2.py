@@ -11,7 +11,8 @@ from llama_edge.bundle.folder import Bundle, list_tensors
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.debug.inspect import inspect
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.pipeline.export import ExportRequest, export_model
 
 
@@ -52,8 +53,10 @@ def test_doctor_finds_nothing(target: str, request: pytest.FixtureRequest) -> No
 @pytest.mark.parametrize("target", ["android_bundle", "onnx_bundle"])
 def test_answers_through_the_chat_template(target: str, request: pytest.FixtureRequest) -> None:
     bundle: Bundle = request.getfixturevalue(target)
-    asked = PromptRequest(prompt="What is the capital of France?", max_new_tokens=12)
-    assert "Paris" in "".join(Answer(bundle.root, asked))
+    asked = PromptRequest(
+        prompt="What is the capital of France?", config=AnswerConfig(max_new_tokens=12)
+    )
+    assert "Paris" in "".join(Run(bundle.root, asked))
 
 
 @pytest.mark.slow

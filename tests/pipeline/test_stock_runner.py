@@ -6,7 +6,8 @@ import sys
 from typing import Final
 
 from llama_edge.bundle.folder import Bundle
-from llama_edge.generate.run import Answer, PromptRequest
+from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -31,8 +32,8 @@ print(json.dumps("".join(pieces)))
 
 
 def test_the_stock_runner_gives_our_answer(android_bundle: Bundle) -> None:
-    asked = PromptRequest(prompt=QUESTION, max_new_tokens=TOKENS)
-    ours = "".join(Answer(android_bundle.root, asked))
+    asked = PromptRequest(prompt=QUESTION, config=AnswerConfig(max_new_tokens=TOKENS))
+    ours = "".join(Run(android_bundle.root, asked))
     tokenizer = Tokenizer(read_text_assets(android_bundle.root))
     prompt = tokenizer.render_chat([{"role": "user", "content": QUESTION}])
     arguments = [android_bundle.root / "model.pte", android_bundle.root / "tokenizer.json"]

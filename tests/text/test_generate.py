@@ -111,8 +111,8 @@ class OddTokens:
         self.pushed: list[int] = []
 
     def allowed(self) -> NDArray[np.bool_]:
-        allowed = np.arange(10) % 2 == 1
-        return allowed & (7 not in self.pushed)
+        allowed: NDArray[np.bool_] = np.arange(10) % 2 == 1
+        return np.zeros_like(allowed) if 7 in self.pushed else allowed
 
     def push(self, token: int) -> None:
         self.pushed.append(token)

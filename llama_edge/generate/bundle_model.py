@@ -1,0 +1,61 @@
+"""A bundle that can answer: its files checked, its runtime chosen, its text side read."""
+
+from pathlib import Path
+
+from llama_edge.backends import get_exporter
+from llama_edge.bundle.folder import open_bundle
+from llama_edge.bundle.manifest import Manifest, Verdict
+from llama_edge.bundle.session import open_session
+from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.session import Session
+from llama_edge.runtimes import choose_runtime
+from llama_edge.text.text_assets import read_text_assets
+from llama_edge.text.tokenizer import Tokenizer
+
+
+class BundleModel:
+    """A checked bundle with a runtime of its backend, which runs in a child process.
+
+    Args:
+        folder: The bundle.
+        runtime: None takes the one that the gate uses.
+        trust: Whose signature the bundle must have.
+
+    Raises:
+        ArtifactError: Not a bundle, or an unsafe one.
+        CheckFailedError: A file is not what the manifest says, or not listed there; or the
+            signature is not the one that `trust` demands.
+        UsageError: The runtime is another backend's.
+    """
+
+    def __init__(self, folder: Path, runtime: str | None = None, trust: Trust = NO_KEY) -> None:
+        self._bundle = open_bundle(folder, trust)
+        self._artifact = get_exporter(self.manifest.backend).open(folder).artifact
+        self._runtime = choose_runtime(self._artifact.backend, runtime)
+        self.text = read_text_assets(folder)
+        self.tokenizer = Tokenizer(self.text)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def failed_gate(self) -> bool:
+        """Whether the bundle was kept although its gate had failed."""
+        return self.manifest.verdict is Verdict.FAILED
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._artifact.max_context
+
+    def open(self) -> Session:
+        """Load the artifact.
+
+        Raises:
+            ContractCheckError: A file was changed between its check and now.
+            SessionError: The runtime refuses the artifact.
+            RuntimeCrashError: It died or hung.
+        """
+        return open_session(self._bundle, self._artifact, self._runtime)
