@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any, Final
 
+from llama_edge.checkpoints.tiktoken import LLAMA3_TEMPLATE
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.contract import GOLDEN_TEXTS
@@ -125,6 +126,29 @@ _DIALOGS: Final[dict[str, list[dict[str, Any]]]] = {
         {"role": "user", "content": "How late?"},
         {"role": "ipython", "content": "12:30"},
     ],
+    "built-in": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "The 100th digit"},
+                {"type": "text", "text": " of π?"},
+            ],
+        },
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"function": {"name": "wolfram_alpha", "arguments": {"query": "100th digit of π"}}}
+            ],
+        },
+        {"role": "ipython", "content": "7"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [
+                {"function": {"name": "code_interpreter", "arguments": {"code": "print(7)"}}}
+            ],
+        },
+    ],
     "two-calls": [
         {"role": "user", "content": "Both?"},
         {"role": "assistant", "tool_calls": [{"function": {}}, {"function": {}}]},
@@ -201,6 +225,11 @@ def more_chat_token_cases() -> Iterator[tuple[Case, Files]]:
             yield case, {path: text.tokenizer_json.encode()}
 
 
+#: The dialogs that a template is made for, if it is made for more than plain ones.
+_RENDERED_BY: Final = {
+    "tools": ("question", "system", "tools", "result-as-text", "two-calls"),
+    "llama3": ("question", "system", "tools", "result-as-text", "built-in"),
+}
 _NAMED: Final = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 
 
@@ -210,12 +239,13 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
         "plain": PLAIN_TEMPLATE,
         "tools": TOOL_TEMPLATE,
         "smollm2": smollm2_template(),
+        "llama3": LLAMA3_TEMPLATE,
         "generation": GENERATION_TEMPLATE,
     }
     for name, source in templates.items():
         path = f"templates/{name}.jinja"
         for label, messages in _DIALOGS.items():
-            if name != "tools" and label not in ("question", "system"):
+            if label not in _RENDERED_BY.get(name, ("question", "system")):
                 continue
             for tools in (None, _TOOLS) if name == "tools" and label != "two-calls" else (None,):
                 yield _template_case(f"{name}-{label}{'-offered' if tools else ''}", path, source,
