@@ -83,8 +83,8 @@ class Reader:
     read: Callable[[Path], object]
     #: seconds that an input may take
     limit_s: float = 10
-    #: a process of its own reads the files, which may die: what is told then is shown elsewhere
-    confined: bool = False
+    #: targets that a process of its own reads, which may die: what is told then is shown elsewhere
+    confined: tuple[str, ...] = ()
 
 
 def _checkpoint(folder: Path) -> None:
@@ -264,17 +264,19 @@ READERS: Final[Mapping[str, Reader]] = {
     "safetensors": Reader(_huggingface, ("*.safetensors", "*.index.json"), _weights),
     "config": Reader(_huggingface, ("*config.json",), _config),
     "tokenizer": Reader(
-        _huggingface, ("tokenizer.json", "tokenizer_config.json"), _text, confined=True
+        _huggingface, ("tokenizer.json", "tokenizer_config.json"), _text, confined=("*",)
     ),
-    "sentencepiece": Reader(_write_sentencepiece, ("tokenizer.model",), _text, confined=True),
-    "template": Reader(_write_template, ("chat_template.jinja",), _template, confined=True),
+    "sentencepiece": Reader(_write_sentencepiece, ("tokenizer.model",), _text, confined=("*",)),
+    "template": Reader(_write_template, ("chat_template.jinja",), _template, confined=("*",)),
     "gguf": Reader(_write_gguf, ("model.gguf",), _gguf),
-    "torch": Reader(_write_torch, ("*.pth",), _torch, confined=True),
+    "torch": Reader(_write_torch, ("*.pth",), _torch, confined=("*",)),
     "meta": Reader(_write_meta, ("params.json", "tokenizer.model", "*.pth"), _checkpoint),
     "manifest": Reader(_bundle, (MANIFEST_FILE,), _manifest),
     "signature": Reader(_bundle, (SIGNATURE_FILE,), _signature),
     "parity": Reader(_bundle, (PARITY_FILE,), _parity),
-    "doctor": Reader(_bundle, ("*.json", "*.jinja"), _examined),
+    "doctor": Reader(
+        _bundle, ("*.json", "*.jinja"), _examined, confined=("tokenizer.json", "*.jinja")
+    ),
     "executorch": _artifact("executorch"),
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
