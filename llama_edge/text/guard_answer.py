@@ -14,6 +14,7 @@ from llama_edge.core.errors import GuardError
 
 SAFE: Final = "safe"
 UNSAFE: Final = "unsafe"
+_BLANKS: Final = " \t\r\n"
 #: Line breaks that may stand before the verdict: the published model writes two.
 _MOST_BREAKS: Final = 2
 
@@ -24,15 +25,14 @@ def parse_guard_answer(answer: str) -> tuple[str, ...] | None:
     Raises:
         GuardError: It is no verdict.
     """
-    lines = [line.strip(" \t") for line in answer.strip(" \t\r\n").split("\n")]
-    lines = [line.removesuffix("\r").strip(" \t") for line in lines]
+    lines = [line.strip(_BLANKS) for line in answer.strip(_BLANKS).split("\n")]
     if lines == [SAFE]:
         return None
     if lines[0] != UNSAFE or len(lines) > 2:
         raise GuardError(
             f"the guard's answer {answer[:60]!r} is none: safe, or unsafe and a line of categories"
         )
-    codes = [code.strip(" \t") for code in lines[1].split(",")] if len(lines) > 1 else []
+    codes = [code.strip(_BLANKS) for code in lines[1].split(",")] if len(lines) > 1 else []
     return tuple(code for code in codes if code)
 
 

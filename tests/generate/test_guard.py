@@ -8,14 +8,25 @@ from typing import Any, Final, cast
 import numpy as np
 import pytest
 
+from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
+from llama_edge.bundle.manifest import Verdict
 from llama_edge.core.errors import GuardError, SessionError, UsageError
+from llama_edge.core.progress import SilentProgress
 from llama_edge.core.session import ClosesOnExit, FloatArray
 from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.generate.guard import Guard, GuardVerdict
-from llama_edge.text.guard_prompt import CATEGORIES, Category, Side, select_categories
+from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.text.guard_prompt import (
+    CATEGORIES,
+    GUARD_TEMPLATE,
+    Category,
+    Side,
+    select_categories,
+)
 from llama_edge.text.tokenizer import Tokenizer
-from tests.guard_model import UNSAFE_PROBABILITY, guard_config, rows_of, small_text
+from tests.checkpoint_writers import llama3_text
+from tests.guard_model import UNSAFE_PROBABILITY, guard_config, rows_of, small_text, write_guard
 
 _TEXT: Final = small_text()
 _ROWS: Final = rows_of(_TEXT)
@@ -207,6 +218,33 @@ def test_a_written_bundle(guard_bundle: Bundle) -> None:
         assert found.codes == ("S1",)
     with Guard(BundleModel(guard_bundle.root), threshold=0.9) as opened:
         assert opened.check([user("Where?"), agent("On the cape.")]).safe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "recipe"),
+    [("android", "w4a8-rtn"), ("onnx", "w4a8-rtn"), ("ios", "w4-hadamard")],
+)
+def test_metas_tokenizer_through_every_target(tmp_path: Path, target: str, recipe: str) -> None:
+    text = replace(llama3_text(), chat_template=GUARD_TEMPLATE)
+    model = write_guard(tmp_path / "guard", text)
+    file = tmp_path / "text.txt"
+    file.write_text("The lighthouse keeper counts the ships of the evening. " * 400)
+    request = ExportRequest(
+        model=str(model),
+        target=target,
+        recipe=recipe,
+        out=tmp_path / "bundle",
+        options=LowerOptions(max_context=512),
+        calibration=(file,) if recipe == "w4-hadamard" else (),
+    )
+    bundle = export_model(request, SilentProgress())
+    assert bundle.manifest.verdict is Verdict.PASSED
+    assert bundle.manifest.model.config.head_rows == 20
+    with Guard(BundleModel(bundle.root)) as opened:
+        found = opened.check([user("Where?"), agent("On the cape <|eot_id|>.")])
+        assert found.codes == ("S1", "S9")
+        assert found.unsafe_probability == pytest.approx(UNSAFE_PROBABILITY, abs=0.03)
 
 
 def test_a_chat_model_is_no_guard(debug_bundles: dict[str, Bundle]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_edge.core.errors import GuardError
+from llama_edge.core.model_shapes import SHAPES
 from llama_edge.text.generate import Generation, SamplingConfig
 from llama_edge.text.guard_answer import AnswerGrammar, parse_guard_answer, possible_answers
 from llama_edge.text.guard_prompt import CATEGORIES
@@ -116,6 +117,8 @@ def test_the_tokens_of_the_pruned_head_write_every_answer(make: object) -> None:
     text = small_text() if make is small_text else llama3_text()
     tokenizer, rows = Tokenizer(text), rows_of(text)
     assert len(rows) == 20
+    if make is llama3_text:
+        assert {*rows.values()} == {*(SHAPES["llama-guard-3-1b-int4"].config.output_rows or ())}
     within = tokenizer.tokens_within(possible_answers(CODES))
     assert {within[number] for number in rows.values() if number in within} == {
         word for word in ANSWERED if word != "<|eot_id|>"
