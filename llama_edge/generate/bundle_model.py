@@ -71,7 +71,7 @@ class BundleModel:
         Raises:
             TokenizerError: There is no chat template, or it renders no dialog.
         """
-        return self.tokenizer.tool_form
+        return self.manifest.tools or self.tokenizer.tool_form
 
     def encode_dialog(
         self,

@@ -2,21 +2,25 @@
 
 The engine is llguidance (see docs/tools.md for why). It gets the bytes of the model's own tokens,
 and never parses the tokenizer's file. Schemas, patterns and tools come from outside: their size is
-limited here, the work for each token by the engine's own limits.
+limited here, they are compiled in a child process first, and the work for each token is limited by
+the engine.
 """
 
 import json
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_edge.confined import ConfinedError, Limits, Worker
 from llama_edge.core.errors import TokenizerError, UsageError
 from llama_edge.core.json_files import parse_json_object
+from llama_edge.text import grammar_child
 from llama_edge.text.generate import Constraint
 from llama_edge.text.token_bytes import greedy
 from llama_edge.text.tokenizer import Tokenizer
@@ -78,11 +82,11 @@ def constraint_for(
         UsageError: The grammar is wrong, too large, or asks for what cannot be kept.
         TokenizerError: The bytes of the tokenizer's tokens are not known.
     """
-    source = _source(grammar)
-    matcher = llguidance.LLMatcher(_tables(tokenizer).engine, source, log_level=0, limits=_LIMITS)
+    source, tables = _checked(grammar), _tables(tokenizer)
+    matcher = llguidance.LLMatcher(tables.engine, source, log_level=0, limits=grammar_child.LIMITS)
     if matcher.is_error():
         raise UsageError(f"{_NAMES[type(grammar)]}: {_reason(matcher)}")
-    return _Followed(matcher, _tables(tokenizer), eos_token_ids, vocab_size)
+    return _Followed(matcher, tables, eos_token_ids, vocab_size)
 
 
 def read_schema(text: str | bytes, where: str) -> JsonSchema:
@@ -102,9 +106,16 @@ def check_grammar(grammar: Grammar) -> None:
     Raises:
         UsageError: As `constraint_for`.
     """
-    error = llguidance.LLMatcher.validate_grammar(_source(grammar), limits=_LIMITS)
-    if error and not error.startswith("WARNING"):
-        raise UsageError(f"{_NAMES[type(grammar)]}: {_first_line(error)}")
+    _checked(grammar)
+
+
+def _checked(grammar: Grammar) -> str:
+    """The grammar in the engine's form, once it was compiled in a child process."""
+    source = _source(grammar)
+    fault = _fault(source)
+    if fault:
+        raise UsageError(f"{_NAMES[type(grammar)]}: {fault}")
+    return source
 
 
 _NAMES: Final[Mapping[type, str]] = {
@@ -112,15 +123,23 @@ _NAMES: Final[Mapping[type, str]] = {
     Regex: "the regex",
     ToolCalls: "the tools",
 }
-#: A mask takes at most some tens of milliseconds, a grammar a second and 0.1 GiB.
-_LIMITS: Final = llguidance.LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
-    max_lexer_states=50_000,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
+#: The largest grammars within the engine's limits take a second.
+_CHILD_LIMITS: Final = Limits(memory_bytes=1 << 30, cpu_s=3, wall_s=60)
+
+
+@lru_cache(maxsize=1)
+def _checker() -> Worker:
+    return Worker(grammar_child.__name__, _CHILD_LIMITS)
+
+
+@lru_cache(maxsize=64)
+def _fault(source: str) -> str:
+    """What is wrong with a grammar; nothing: an empty text."""
+    try:
+        found: str = _checker().ask({"source": source})
+    except ConfinedError as error:
+        return f"it is too complex, and was stopped: {error}"
+    return _first_line(found)
 
 
 def _source(grammar: Grammar) -> str:

@@ -214,13 +214,12 @@ def _written_format(template: ChatTemplate, form: DialogForm) -> CallFormat | No
         return None
     text = after.removeprefix(before).strip()
     text = text.partition(form.after_answer)[0] if form.after_answer else text
+    if text.startswith(f"[{_CALL.name}("):  # some leave out the quotes of strings
+        return CallFormat.PYTHONIC
     try:
-        calls = parse_tool_calls(text)
+        return CallFormat.JSON if parse_tool_calls(text) == (_CALL,) else None
     except ToolCallError:
         return None
-    if calls != (_CALL,):
-        return None
-    return CallFormat.PYTHONIC if text.strip().startswith("[harbour") else CallFormat.JSON
 
 
 def _takes_result(template: ChatTemplate, form: DialogForm, call: Message, *, tools: bool) -> bool:

@@ -241,6 +241,12 @@ def nested(depth: int) -> dict[str, Any]:
         (JsonSchema({"enum": list(range(5000))}), "more than 4096 values"),
         (JsonSchema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (JsonSchema({"type": "strung"}), "strung"),
+        (
+            JsonSchema(
+                {"allOf": [{"type": "string", "pattern": f".*a.{{{n}}}b"} for n in range(20)]}
+            ),
+            "too complex, and was stopped: .*3 s",
+        ),
         (JsonSchema({"$ref": "http://example.com/x"}), "example.com"),
         (JsonSchema({"type": "integer", "minimum": 5, "maximum": 3}), "the JSON schema: "),
     ],
