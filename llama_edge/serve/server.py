@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -26,6 +27,8 @@ DEFAULT_PORT: Final = 8080
 HEADERS_S: Final = 10.0
 #: What runs when the server is asked to end has so long.
 GRACE_S: Final = 10
+#: For what is left after that: a client that reads its error, a turn that ends.
+_LAST_S: Final = 2
 #: Each has a descriptor, of which a process has 1,024 on most systems.
 MAX_CONNECTIONS: Final = 512
 
@@ -116,8 +119,8 @@ def serve_http(
         RuntimeCrashError: It died or hung while it opened.
     """
     with closing(bind(config.host, config.port)) as listener, opens() as answers:
-        server = BundleServer(model, answers, config, told)
-        ready(address_of(listener))
+        address = address_of(listener)
+        server = BundleServer(model, answers, config, ready=lambda: ready(address), told=told)
         server.run([listener])
 
 
@@ -129,8 +132,11 @@ class BundleServer(Server):
         model: BundleModel,
         answers: AnswersRequests,
         config: ServerConfig,
+        *,
+        ready: Callable[[], None],
         told: Callable[[LlamaEdgeError], None],
     ) -> None:
+        self._ready = ready
         self._turns = Turns(config.max_waiting)
         served = Served.of(model.manifest, config.model_name)
         endpoint = Endpoint(served, answers, self._turns, told)
@@ -154,7 +160,7 @@ class BundleServer(Server):
                 proxy_headers=False,
                 server_header=False,
                 limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=GRACE_S,
+                timeout_graceful_shutdown=GRACE_S + _LAST_S,
             )
         )
 
@@ -164,12 +170,29 @@ class BundleServer(Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say that it answers, once signals are heard."""
+        await super().startup(sockets)
+        self._ready()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The turn that runs has some seconds; those that wait are sent away."""
         self._turns.stop()
-        await super().shutdown(sockets)
-        if not self.force_exit:
-            await asyncio.to_thread(self._turns.close)
+        ending = asyncio.create_task(super().shutdown(sockets))
+        await self._until_idle(GRACE_S)
+        # What still runs is told so; what does not read that is cut off, which is no fault.
+        self._turns.abort()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await ending
+        # Nobody waits for a turn that runs now. It ends before its next token, or with its runtime:
+        # a prefill may take minutes.
+        await self._until_idle(_LAST_S)
+
+    async def _until_idle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + seconds
+        while self._turns.running and not self.force_exit and loop.time() < latest:
+            await asyncio.sleep(0.05)
 
 
 class _Protocol(H11Protocol):

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from llama_edge.core.errors import UsageError
 from llama_edge.serve.errors import ApiError
@@ -40,6 +41,7 @@ class Turns:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="turns")
         self._turns: set[Future[None]] = set()
         self._seconds = 1.0
+        self._readers: set[asyncio.Queue[Any]] = set()
         self._stopped = False
 
     @property
@@ -72,39 +74,46 @@ class Turns:
         made: asyncio.Queue[_T | None] = asyncio.Queue()
         left = threading.Event()
 
+        def tell(heard: Callable[..., None], *values: object) -> None:
+            with suppress(RuntimeError):  # the loop was closed: the server has not waited
+                loop.call_soon_threadsafe(heard, *values)
+
         def run() -> None:
             began = time.monotonic()
             try:
                 for item in work():
-                    loop.call_soon_threadsafe(made.put_nowait, item)
+                    tell(made.put_nowait, item)
                     if left.is_set():
                         return
             finally:
-                loop.call_soon_threadsafe(self._measure, time.monotonic() - began)
+                tell(self._measure, time.monotonic() - began)
 
         turn = self._executor.submit(run)
         self._turns.add(turn)
-        turn.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended, turn, made))
+        self._readers.add(made)
+        turn.add_done_callback(lambda _: tell(self._ended, turn, made))
         try:
             while (item := await made.get()) is not None:
                 yield item
-            if turn.cancelled():
+            if turn.cancelled() or not turn.done():
                 raise stopping()
             turn.result()
         finally:
+            self._readers.discard(made)
             left.set()
             turn.cancel()
 
     def stop(self) -> None:
         """Send those away that wait; the turn that runs goes on."""
         self._stopped = True
+        self._executor.shutdown(wait=False)
         for turn in self._turns:
             turn.cancel()
 
-    def close(self) -> None:
-        """Wait for the turn that runs, whose reader has left."""
-        self.stop()
-        self._executor.shutdown()
+    def abort(self) -> None:
+        """Take the turn that runs away from its reader."""
+        for made in self._readers:
+            made.put_nowait(None)
 
     def _ended(self, turn: Future[None], made: "asyncio.Queue[_T | None]") -> None:
         self._turns.discard(turn)

@@ -146,6 +146,8 @@ def test_a_second_signal_does_not_wait(guard_bundle: Bundle) -> None:
                 "Content-Length: 9",
             )
             connection.sendall("\r\n".join((*head, "", "")).encode())
+            with client_of(address) as client:
+                client.models.list()  # it has read the other request by now
             process.send_signal(signal.SIGINT)
             timer = threading.Timer(1, process.send_signal, (signal.SIGINT,))
             timer.start()

@@ -50,7 +50,7 @@ def running(
 ) -> Iterator[Running]:
     told: list[LlamaEdgeError] = []
     with closing(bind(config.host, config.port)) as listener:
-        server = BundleServer(model, answers, config, told.append)
+        server = BundleServer(model, answers, config, ready=lambda: None, told=told.append)
         url, port = address_of(listener), listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

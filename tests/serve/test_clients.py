@@ -13,6 +13,7 @@ import pytest
 
 from llama_edge.core.errors import RuntimeCrashError, SessionError
 from llama_edge.generate.bundle_model import BundleModel
+from llama_edge.serve import server as server_module
 from llama_edge.serve.answers import Answers
 from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.requests import ChatCompletionRequest
@@ -294,3 +295,24 @@ def test_the_end_waits_for_what_runs_and_sends_the_others_away(
         script.go_on.release()
     assert script.ended.is_set()
     assert script.asked == ["slow"]
+
+
+def test_the_end_does_not_wait_for_ever(
+    model: BundleModel,
+    script: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a prefill that takes minutes."""
+    monkeypatch.setattr(server_module, "GRACE_S", 1)
+    with running(model, script) as server, server.connect() as slow:
+        slow.sendall(posted(asking("slow")))
+        assert script.began.wait(20)
+        server.server.should_exit = True
+        with slow.makefile("rb") as stream:
+            status, _, body = read_response(stream)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+    assert not script.ended.is_set()
+    assert caplog.text == ""
+    script.go_on.release()
+    assert script.ended.wait(20)
