@@ -28,6 +28,7 @@ from llama_edge.cli.console import (
 from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
+from llama_edge.cli.guard import guard
 from llama_edge.cli.lists import models, recipes, targets
 from llama_edge.cli.phone import push, serve
 from llama_edge.cli.plan import plan
@@ -60,6 +61,7 @@ app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
 app.command("chat")(chat)
+app.command("guard")(guard)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -22,12 +23,20 @@ from llama_edge.cli.console import (
     say_answer,
     trust_in,
 )
-from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError
+from llama_edge.cli.guard import (
+    CategoriesOption,
+    ThresholdOption,
+    read_categories_option,
+    warn_of_guard,
+)
+from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError, UsageError
 from llama_edge.core.regular import real_path
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig, StopReason
 
 if TYPE_CHECKING:
+    from llama_edge.bundle.signing import Trust
     from llama_edge.generate.chat import Chat
+    from llama_edge.generate.guard import Guard
 
 _HELP: Final = (
     "/system TEXT  begin again, with this system prompt",
@@ -50,6 +59,15 @@ def chat(
     top_p: Annotated[float, TopPOption] = GREEDY.top_p,
     top_k: Annotated[int, TopKOption] = GREEDY.top_k,
     seed: Annotated[int, SeedOption] = GREEDY.seed,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of a Llama Guard's bundle: questions and answers that it finds unsafe "
+            "are left out. An answer comes when it is whole and checked."
+        ),
+    ] = None,
+    categories: Annotated[str | None, CategoriesOption] = None,
+    threshold: Annotated[float, ThresholdOption] = 0.5,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
 ) -> None:
@@ -60,22 +78,50 @@ def chat(
     """
     from llama_edge.generate.assistant import AnswerConfig
     from llama_edge.generate.chat import Chat
+    from llama_edge.generate.guarded_chat import GuardedChat
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    with Chat(
-        bundle,
-        system=system,
-        config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
-        runtime=runtime,
-        trust=trust_in(public_key),
-    ) as opened:
-        if opened.failed_gate:
-            say("warning: this bundle failed its gate; see its parity.json", err=True)
-        talk = _Talk(opened, system)
-        say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
-        for line in _lines():
-            if not talk.take(line):
-                return
+    trust = trust_in(public_key)
+    with _guard(guard, categories, threshold, trust) as checks:
+        open_chat = Chat if checks is None else partial(GuardedChat, guard=checks)
+        with open_chat(
+            bundle,
+            system=system,
+            config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
+            runtime=runtime,
+            trust=trust,
+        ) as opened:
+            if opened.failed_gate:
+                say("warning: this bundle failed its gate; see its parity.json", err=True)
+            talk = _Talk(opened, system)
+            name = real_path(bundle).name
+            say(f"{name}: a context of {opened.max_context} tokens; /help", err=True)
+            for line in _lines():
+                if not talk.take(line):
+                    return
+
+
+@contextmanager
+def _guard(
+    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
+) -> "Iterator[Guard | None]":
+    """The guard, if there is one.
+
+    Raises:
+        UsageError: There is none, and categories or a threshold for it.
+    """
+    from llama_edge.generate.bundle_model import BundleModel
+    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
+
+    if folder is None:
+        if categories is not None or threshold != DEFAULT_THRESHOLD:
+            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
+        yield None
+        return
+    asked = read_categories_option(categories)
+    with Guard(BundleModel(folder, trust=trust), asked, threshold) as opened:
+        warn_of_guard(opened)
+        yield opened
 
 
 def _lines() -> Iterator[str]:
@@ -177,6 +223,8 @@ class _Talk:
                 say(f"{command} is no command; /help lists them", err=True)
 
     def _answer(self, line: str) -> None:
+        from llama_edge.generate.guarded_chat import GuardedChat
+
         chat, begin = self._chat, time.monotonic()
         with _interruption() as is_interrupted:
             for number, piece in enumerate(chat.stream(line)):
@@ -192,6 +240,10 @@ class _Talk:
                     say("stopped: neither the question nor this is part of the dialog", err=True)
                     return
         self._seconds = time.monotonic() - begin
+        refusal = chat.refusal if isinstance(chat, GuardedChat) else None
+        if refusal is not None:
+            say(f"{refusal}; it is not part of the dialog", err=True)
+            return
         say("")
         if chat.stop_reason is not StopReason.EOS:
             say(f"note: the answer was cut: {_CUT[chat.stop_reason]}", err=True)

@@ -69,6 +69,10 @@ class ToolCallError(LlamaEdgeError):
     """A model began a tool call and did not end it as one."""
 
 
+class GuardError(LlamaEdgeError):
+    """A bundle is no guard, or what it answers is no verdict."""
+
+
 class RuntimeCrashError(CheckFailedError):
     """A native runtime crashed or hung in its child process; the message has its last output."""
 

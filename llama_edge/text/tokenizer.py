@@ -74,13 +74,22 @@ class Tokenizer:
         """Token ids of a rendered template: control tokens are parsed, no BOS is added."""
         return self._tokenizer.encode(text)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """A dialog as the chat template writes it, up to where the assistant begins.
+
+        Args:
+            messages: The dialog.
+            variables: More that the template reads.
 
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        return self._chat_template().render(self._given(messages))
+        return self._chat_template().render(self._given(messages), variables=variables)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -108,11 +117,18 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         today: date = REFERENCE_DATE,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a dialog through the chat template.
 
         Control tokens spelled in a message stay text, so that a person (or a web page that a person
         pasted) cannot end a turn or speak as the system.
+
+        Args:
+            messages: The dialog.
+            add_generation_prompt: End with the header of the assistant's turn.
+            today: What the template takes for the current day.
+            variables: More that the template reads, control tokens as in messages.
 
         Raises:
             TokenizerError: There is no template, or it fails.
@@ -122,6 +138,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             today=today,
             firsts=self._firsts,
+            variables=variables,
         )
         plain = without_marks(rendered)
         pieces = self._pattern.split(rendered)  # text, control token, text, ..., text
@@ -147,6 +164,10 @@ class Tokenizer:
             if after is not None:
                 ids += self._tokenizer.encode(after.content)
         return ids
+
+    def tokens_within(self, texts: Sequence[str]) -> dict[int, str]:
+        """The tokens that are a part of one of these texts, with what they add to a text."""
+        return self._tokenizer.tokens_within(texts)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
