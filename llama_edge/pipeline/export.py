@@ -32,6 +32,7 @@ from llama_edge.core.files import (
 from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context
@@ -54,6 +55,7 @@ from llama_edge.suites.scores import SuiteReport
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets, write_text_assets
 from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_form import ToolForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,8 +286,13 @@ def _write(
         fidelity=outcome.fidelity_summary(),
         versions=library_versions(written.artifact.backend),
         warnings=warnings,
+        tools=_tool_form(quantized.text),
     )
     return write_manifest(folder, with_report(folder, manifest, measured))
+
+
+def _tool_form(text: TextAssets) -> ToolForm | None:
+    return None if text.chat_template is None else Tokenizer(text).tool_form
 
 
 def _copy_licences(model: str, checkpoint: Checkpoint, folder: Path) -> None:
