@@ -2,15 +2,19 @@
 
     llama-edge synth MODELS/1b --like llama-3.2-1b
     llama-edge synth MODELS/3b --like llama-3.2-3b
-    python benchmarks/scale.py MODELS/1b MODELS/3b [--targets android onnx ios] [--json FILE]
+    llama-edge synth MODELS/guard --like llama-guard-3-1b
+    python benchmarks/scale.py MODELS/1b MODELS/3b MODELS/guard [--targets android onnx ios]
+        [--json FILE]
 
-The weights are random, so quality means nothing; sizes, time and memory are those of the model. The
-recipe rounds to nearest. Each export runs in a process of its own and goes the whole way: quantize,
-lower, read every code back, and graph parity and fidelity on one prompt of 16 tokens with 8 decoded
-ones, or with `--all-prompts` on all that every export runs, on the file as written. Peak memory is
-resident memory, mapped files included, of the program in each stage, and of the process that runs
-the artifact. `--json` keeps the rows and adds to those that are there, so that exports can run one
-by one; without models it prints what is kept.
+The weights are random, so quality means nothing; sizes, time and memory are those of the model.
+`synth --tokenizer tokenizer.model` takes Meta's own tokenizer, `--layers` fewer layers; a model of
+one layer needs `--all-prompts`, because a single rounding decides about its mean over few
+positions. The recipe rounds to nearest. Each export runs in a process of its own and goes the whole
+way: quantize, lower, read every code back, and graph parity and fidelity on one prompt of 16 tokens
+with 8 decoded ones, or with `--all-prompts` on all that every export runs, on the file as written.
+Peak memory is resident memory, mapped files included, of the program in each stage, and of the
+process that runs the artifact. `--json` keeps the rows and adds to those that are there, so that
+exports can run one by one; without models it prints what is kept.
 """
 
 import argparse

@@ -65,7 +65,7 @@ _BASE: Final = "none: it completes text"
 _CHATML: Final = "ChatML: <|im_start|> and <|im_end|>"
 _BY_SHAPE: Final = (
     "by shape: random weights of this shape through all targets (benchmarks/scale.py), its "
-    "tokenizer and dialogs against Meta's (tests/text); the weights themselves were not here"
+    "tokenizer and dialogs against Meta's (tests/checkpoints); the weights themselves were not here"
 )
 _BY_LAYOUT: Final = (
     "by layout: random weights in Meta's file format against Meta's own loader "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llama_edge.checkpoints.recognise import CONFIG_FILE, INDEX_FILE
 from llama_edge.checkpoints.synthetic_text import synthetic_text
+from llama_edge.core.errors import ConfigError
 from llama_edge.core.files import require_free_space, write_json
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
@@ -27,6 +28,7 @@ from llama_edge.core.text_assets import TextAssets
 from llama_edge.formats.quantized_checkpoint import write_safetensors
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.text_assets import write_text_assets
+from llama_edge.text.tokenizer import Tokenizer
 
 #: A shard is closed before it gets larger; a larger tensor has one of its own.
 MAX_SHARD_BYTES: Final = 1 << 30
@@ -61,13 +63,21 @@ Written by `llama-edge synth`, seed {seed}, {layers} layers, vocabulary {vocab}.
 text that it writes means nothing, and neither does any quality measured on it. What is real is the
 shape: sizes, names and dtypes are those of the published model, so time, memory and file sizes are.
 
-The tokenizer is made up as well: Llama 3's form, with its control tokens at the end of the
-vocabulary as Llama 3 has them, and none of Meta's own tokens.
+{text}
 """
+_MADE_UP: Final = """\
+The tokenizer is made up as well: Llama 3's form, with its control tokens at the end of the
+vocabulary as Llama 3 has them, and none of Meta's own tokens."""
+_GIVEN: Final = "Tokenizer and dialog format are real: they were given, and have their licence."
 
 
 def write_synthetic(
-    folder: Path, name: str, config: ModelConfig, seed: int, progress: Progress
+    folder: Path,
+    name: str,
+    config: ModelConfig,
+    seed: int,
+    progress: Progress,
+    text: TextAssets | None = None,
 ) -> None:
     """Write a checkpoint into the existing, empty `folder`, holding one tensor at a time.
 
@@ -77,12 +87,20 @@ def write_synthetic(
         config: The shape; small ones serve tests.
         seed: Another one gives other weights.
         progress: Told of each tensor.
+        text: A real tokenizer and dialog format; by default they are made up.
 
     Raises:
-        ConfigError: The vocabulary is too small for Llama 3's control tokens.
+        ConfigError: The vocabulary is too small for Llama 3's control tokens, or for `text`.
         OutputError: The disk has no room for it.
     """
-    text = synthetic_text(config.vocab_size)
+    about = _MADE_UP if text is None else _GIVEN
+    if text is None:
+        text = synthetic_text(config.vocab_size)
+    elif (tokens := Tokenizer(text).vocab_size) > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokens} tokens and {name} a vocabulary of {config.vocab_size}; "
+            "give the tokenizer of that model"
+        )
     shapes = weight_shapes(config)
     total = sum(_BF16_BYTES * math.prod(shape) for shape in shapes.values())
     require_free_space(folder, total + _TEXT_BYTES)
@@ -100,7 +118,11 @@ def write_synthetic(
     write_json(folder / CONFIG_FILE, _huggingface_config(config, text))
     write_text_assets(folder, text)
     note = _NOTE.format(
-        name=name, seed=seed, layers=config.num_hidden_layers, vocab=config.vocab_size
+        name=name,
+        seed=seed,
+        layers=config.num_hidden_layers,
+        vocab=config.vocab_size,
+        text=about,
     )
     (folder / "README.md").write_text(note, encoding="utf-8")
 

@@ -44,16 +44,58 @@ LLAMA3_ENDS: Final = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 #: As in the tokenizer_config.json of the published instruct models.
 LLAMA3_NAMED: Final = {"bos_token": LLAMA3_BEGIN, "eos_token": "<|eot_id|>"}
 
-#: Llama 3's dialog format, which Meta ships as code only (`ChatFormat` in llama_models).
+#: Llama 3's dialog format, which Meta ships as code (`ChatFormat` in llama_models) and as examples
+#: (`llama3_1/prompt_format.md` and `llama3_2/text_prompt_format.md` there). Functions to call are
+#: described in a message's own text. Calls of them are JSON, as `ChatFormat` writes it by default;
+#: calls of the built-in tools have a tag in front and <|eom_id|> at the end, as in the examples.
 LLAMA3_TEMPLATE: Final = """\
 {{- bos_token }}
+{%- if tools %}
+    {{- raise_exception('this dialog format has no place for tools; describe them in a message') }}
+{%- endif %}
 {%- for message in messages %}
     {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
     {%- if role not in ['system', 'user', 'assistant', 'ipython'] %}
         {{- raise_exception('there is no role ' ~ role) }}
     {%- endif %}
     {{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\\n\\n' }}
-    {{- message['content'] ~ '<|eot_id|>' }}
+    {%- set calls = message['tool_calls'] if message['tool_calls'] else [] %}
+    {%- set names = ['brave_search', 'wolfram_alpha', 'photogen', 'code_interpreter'] %}
+    {%- set builtin = false %}
+    {%- if calls %}
+        {%- set builtin = calls[0]['function']['name'] in names %}
+    {%- endif %}
+    {%- if builtin %}
+        {{- '<|python_tag|>' }}
+    {%- endif %}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- elif message['content'] is mapping %}
+        {{- message['content'] | tojson }}
+    {%- elif message['content'] %}
+        {%- for part in message['content'] %}
+            {%- if part['type'] != 'text' %}
+                {{- raise_exception('a message has a part that is not text') }}
+            {%- endif %}
+            {{- part['text'] }}
+        {%- endfor %}
+    {%- endif %}
+    {%- for call in calls %}
+        {%- set name = call['function']['name'] %}
+        {%- set arguments = call['function']['arguments'] %}
+        {%- if name is not string or (name in names and arguments is not mapping) %}
+            {{- raise_exception('a tool call has no name, or arguments that are not an object') }}
+        {%- elif name == 'code_interpreter' %}
+            {{- arguments['code'] }}
+        {%- elif name in names %}
+            {{- name ~ '.call(query="' ~ arguments['query'] ~ '")' }}
+        {%- else %}
+            {{- '{"type": "function", "name": ' ~ (name | tojson) ~ ', "parameters": ' }}
+            {{- arguments if arguments is string else (arguments | tojson) }}
+            {{- '}' }}
+        {%- endif %}
+    {%- endfor %}
+    {{- '<|eom_id|>' if builtin else '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}

@@ -26,10 +26,15 @@ def synth(
         typer.Option(min=1, help="Fewer (or more) layers; by default as many as the model has."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights.")] = 0,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Meta's `tokenizer.model` of that model; by default one is made up."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
     """Write random weights in the exact shape of a model; text from them means nothing."""
+    from llama_edge.checkpoints.meta_text import read_meta_text
     from llama_edge.checkpoints.synthetic import write_synthetic
     from llama_edge.core.files import output_folder
     from llama_edge.core.ownership import RECORD_FILE
@@ -37,8 +42,9 @@ def synth(
     config = get_shape(like).config
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)
+    text = None if tokenizer is None else read_meta_text(tokenizer)
     with output_folder(out, force=force) as folder, progress_on_stderr() as progress:
-        write_synthetic(folder, like, config, seed, progress)
+        write_synthetic(folder, like, config, seed, progress, text)
     files = {
         file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.name != RECORD_FILE
     }

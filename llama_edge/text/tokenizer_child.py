@@ -15,9 +15,10 @@ from tokenizers import AddedToken, processors
 
 from llama_edge.confined.child import RefusedError
 
-#: Stands where a control token ends, in the tokenizer that knows no control tokens: what comes
-#: after it is encoded as after one. A Unicode noncharacter, which no text has.
-_AFTER_CONTROL: Final = "\ufdd1"
+#: One of them, which the text does not have, marks where a control token ends, in the tokenizer
+#: that knows no control tokens: what comes after it is encoded as after one. They are Unicode's
+#: noncharacters, less the one of `typed_text`.
+_MARKS: Final = tuple(map(chr, range(0xFDD1, 0xFDF0)))
 
 _opened: list[tokenizers.Tokenizer] = []
 
@@ -133,22 +134,28 @@ def _encode_plain(text: str, control_tokens: Sequence[str], after_control: bool)
         after_control: Encode it as what comes after a control token, where a tokenizer may put no
             space in front of the first word.
     """
-    tokenizer = _plain(tuple(control_tokens))
+    mark = next((mark for mark in _MARKS if mark not in text), None)
+    if mark is None:
+        raise RefusedError("the text has all of Unicode's noncharacters U+FDD1 to U+FDEF")
+    tokenizer = _plain(tuple(control_tokens), mark)
     with _library("the tokenizer cannot encode the text"):
         if not after_control:
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
-        return list(tokenizer.encode(_AFTER_CONTROL + text, add_special_tokens=False).ids)[1:]
+        return list(tokenizer.encode(mark + text, add_special_tokens=False).ids)[1:]
 
 
 @lru_cache(maxsize=2)
-def _plain(control_tokens: tuple[str, ...]) -> tokenizers.Tokenizer:
-    """The tokenizer with every control token made special, and no special token recognized."""
+def _plain(control_tokens: tuple[str, ...], mark: str) -> tokenizers.Tokenizer:
+    """The tokenizer with every control token made special, and no special token recognized.
+
+    `mark` becomes a token, with an id that the model does not have.
+    """
     value = json.loads(_opened[0].to_str())
     for token in value["added_tokens"]:
         token["special"] = token["special"] or token["content"] in control_tokens
     # The library writes some tokenizers so that it does not read them again.
     tokenizer = _parse(json.dumps(value))
-    tokenizer.add_tokens([AddedToken(_AFTER_CONTROL, special=False, normalized=False)])
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False)])
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any, Final
 
+from llama_edge.checkpoints.tiktoken import LLAMA3_TEMPLATE
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.contract import GOLDEN_TEXTS
 from llama_edge.text.tokenizer import Tokenizer
 from tests.app_fixtures.files import Case, Files
 from tests.app_fixtures.texts import (
+    GENERATION_TEMPLATE,
     PLAIN_TEMPLATE,
     TOOL_TEMPLATE,
     chatml_text,
@@ -124,6 +126,29 @@ _DIALOGS: Final[dict[str, list[dict[str, Any]]]] = {
         {"role": "user", "content": "How late?"},
         {"role": "ipython", "content": "12:30"},
     ],
+    "built-in": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "The 100th digit"},
+                {"type": "text", "text": " of π?"},
+            ],
+        },
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"function": {"name": "wolfram_alpha", "arguments": {"query": "100th digit of π"}}}
+            ],
+        },
+        {"role": "ipython", "content": "7"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [
+                {"function": {"name": "code_interpreter", "arguments": {"code": "print(7)"}}}
+            ],
+        },
+    ],
     "two-calls": [
         {"role": "user", "content": "Both?"},
         {"role": "assistant", "tool_calls": [{"function": {}}, {"function": {}}]},
@@ -200,6 +225,11 @@ def more_chat_token_cases() -> Iterator[tuple[Case, Files]]:
             yield case, {path: text.tokenizer_json.encode()}
 
 
+#: The dialogs that a template is made for, if it is made for more than plain ones.
+_RENDERED_BY: Final = {
+    "tools": ("question", "system", "tools", "result-as-text", "two-calls"),
+    "llama3": ("question", "system", "tools", "result-as-text", "built-in"),
+}
 _NAMED: Final = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 
 
@@ -209,11 +239,13 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
         "plain": PLAIN_TEMPLATE,
         "tools": TOOL_TEMPLATE,
         "smollm2": smollm2_template(),
+        "llama3": LLAMA3_TEMPLATE,
+        "generation": GENERATION_TEMPLATE,
     }
     for name, source in templates.items():
         path = f"templates/{name}.jinja"
         for label, messages in _DIALOGS.items():
-            if name != "tools" and label not in ("question", "system"):
+            if label not in _RENDERED_BY.get(name, ("question", "system")):
                 continue
             for tools in (None, _TOOLS) if name == "tools" and label != "two-calls" else (None,):
                 yield _template_case(f"{name}-{label}{'-offered' if tools else ''}", path, source,
@@ -221,6 +253,7 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
     loop = "{% for a in range(99999) %}"
     failing = {"unclosed": "{% for m in messages %}x", "unknown-tag": "{% frobnicate %}",
                "not-an-expression": "{{ 1 + }}", "raises": "{{ raise_exception('no') }}",
+               "unclosed-generation": "{% generation %}x", "end-of-nothing": "x{% endgeneration %}",
                "endless": loop + loop + "{% endfor %}{% endfor %}"}  # fmt: skip
     for label, source in failing.items():
         path = f"templates/bad-{label}.jinja"

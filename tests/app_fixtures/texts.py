@@ -22,6 +22,19 @@ PLAIN_TEMPLATE: Final = (
     "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n"
 )
 
+#: What is set between the marks for training is set there only, and a loop ends through them.
+GENERATION_TEMPLATE: Final = """\
+{%- set end = '<|eot_id|>' %}
+{%- for message in messages %}
+{{- message['role'] + ': ' }}
+{%- generation %}{% set end = '!' %}{{ message['content'] + end }}
+{%- for letter in 'abc' %}{% generation %}{% if letter == 'b' %}{% break %}{% endif %}{{ letter }}
+{%- endgeneration %}{% endfor %}
+{%- endgeneration %}
+{{- end + '\n' }}
+{%- endfor %}
+"""
+
 #: Tools, calls, results, a date and a system prompt that may be absent.
 TOOL_TEMPLATE: Final = """\
 {{- bos_token }}

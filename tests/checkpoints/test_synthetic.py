@@ -121,6 +121,16 @@ def test_too_small_a_vocabulary_is_refused() -> None:
         synthetic_text(511)
 
 
+def test_a_real_tokenizer_takes_the_place_of_the_made_up_one(tmp_path: Path) -> None:
+    given = synthetic_text(700)
+    write_synthetic(tmp_path, "small", SMALL, 0, SilentProgress(), given)
+    assert load_checkpoint(str(tmp_path)).text == given
+    assert "tokenizer is made up" not in (tmp_path / "README.md").read_text()
+    larger = synthetic_text(769)
+    with pytest.raises(ConfigError, match=r"has 769 tokens and small a vocabulary of 768; give"):
+        write_synthetic(tmp_path, "small", SMALL, 0, SilentProgress(), larger)
+
+
 def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

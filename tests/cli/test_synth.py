@@ -5,6 +5,8 @@ import pytest
 import llama_edge.checkpoints.synthetic as synthetic
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.core.text_assets import TextAssets
+from tests.checkpoint_writers import meta_tokenizer_path
 from tests.cli.conftest import Program
 
 
@@ -13,9 +15,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[ModelConfig]:
     """The command without its gigabytes; what it asked for is kept."""
     asked: list[ModelConfig] = []
 
-    def write(folder: Path, name: str, config: ModelConfig, seed: int, progress: Progress) -> None:
+    def write(
+        folder: Path,
+        name: str,
+        config: ModelConfig,
+        seed: int,
+        progress: Progress,
+        text: TextAssets | None,
+    ) -> None:
         asked.append(config)
-        (folder / "weights").write_text(f"{name} {seed}")
+        made_up = "" if text is None else f" {len(text.eos_token_ids)} ends"
+        (folder / "weights").write_text(f"{name} {seed}{made_up}")
 
     monkeypatch.setattr(synthetic, "write_synthetic", write)
     return asked
@@ -43,6 +53,20 @@ def test_a_shape_with_fewer_layers(
     assert forced.code == 0
     assert "2 of 28" in forced.out
     assert "mean nothing" in forced.out
+
+
+def test_a_real_tokenizer(program: Program, tmp_path: Path, small: list[ModelConfig]) -> None:
+    arguments = ("synth", tmp_path / "model", "--like", "llama-3.2-1b", "--tokenizer")
+    assert program(*arguments, meta_tokenizer_path()).code == 0
+    assert (tmp_path / "model" / "weights").read_text() == "llama-3.2-1b 0 3 ends"
+    (tmp_path / "other").write_text("no tokenizer")
+    refused = program("synth", tmp_path / "b", *arguments[2:], tmp_path / "other")
+    assert refused.code == 3
+    assert "neither a SentencePiece model nor a tiktoken" in refused.err
+    missing = program("synth", tmp_path / "b", *arguments[2:], tmp_path / "nothing")
+    assert missing.code == 3
+    assert "the file is missing" in missing.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_unknown_shape_is_bad_usage(program: Program, tmp_path: Path) -> None:

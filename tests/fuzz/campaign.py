@@ -143,14 +143,15 @@ class _Campaign:
         return process.returncode, telling[-1][:300] if telling else "it said nothing"
 
     def _died(self, number: int, code: int, said: str) -> None:
-        """For a reader whose work a confined child does, dying is an answer; for others not."""
+        """For a file that a confined child reads, dying is an answer; for others not."""
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         reader = get_reader(self._name)
         why = f"{how}: {said}"
         if code == -signal.SIGALRM:
             why = f"{how}: it takes more than {reader.limit_s} s"
         self._counts["died"] += 1
-        if not reader.confined:
+        target, _ = self._inputs.make(number)
+        if not any(target.match(pattern) for pattern in reader.confined):
             self._fault(number, why)
 
     def _fault(self, number: int, why: str) -> None:

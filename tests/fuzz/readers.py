@@ -42,6 +42,8 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
+from llama_edge.suites.suite import load_suite
+from llama_edge.suites.tools import valid_calls
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
@@ -54,6 +56,8 @@ from tests.checkpoint_writers import (
 )
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 from tests.generate.test_serve import CountingModel
+from tests.suites.test_checks import TIMER
+from tests.suites.tiny import TINY, tiny_prompt
 from tests.text.test_sentencepiece import folder_of, trained
 
 #: As small as every backend takes it: an input takes the time that its file's size takes.
@@ -83,8 +87,8 @@ class Reader:
     read: Callable[[Path], object]
     #: seconds that an input may take
     limit_s: float = 10
-    #: a process of its own reads the files, which may die: what is told then is shown elsewhere
-    confined: bool = False
+    #: targets that a process of its own reads, which may die: what is told then is shown elsewhere
+    confined: tuple[str, ...] = ()
 
 
 def _checkpoint(folder: Path) -> None:
@@ -260,23 +264,39 @@ def _serve(folder: Path) -> None:
         json.loads(line)
 
 
+def _write_suite(folder: Path) -> None:
+    prompts = [{**tiny_prompt(0, "en"), "tools": [TIMER]}, tiny_prompt(1, "th")]
+    (folder / "tiny.json").write_text(json.dumps({**TINY, "prompts": prompts}))
+
+
+def _suite(folder: Path) -> None:
+    """Every check works on what a model may answer, whatever its limits are."""
+    for prompt in load_suite(str(folder / "tiny.json")).prompts:
+        for check in prompt.checks:
+            check.passes('[set_timer(minutes=1, label="x")]', prompt)
+        valid_calls('[set_timer(minutes=1, label="x")]', prompt.tools)
+
+
 READERS: Final[Mapping[str, Reader]] = {
     "safetensors": Reader(_huggingface, ("*.safetensors", "*.index.json"), _weights),
     "config": Reader(_huggingface, ("*config.json",), _config),
     "tokenizer": Reader(
-        _huggingface, ("tokenizer.json", "tokenizer_config.json"), _text, confined=True
+        _huggingface, ("tokenizer.json", "tokenizer_config.json"), _text, confined=("*",)
     ),
-    "sentencepiece": Reader(_write_sentencepiece, ("tokenizer.model",), _text, confined=True),
-    "template": Reader(_write_template, ("chat_template.jinja",), _template, confined=True),
+    "sentencepiece": Reader(_write_sentencepiece, ("tokenizer.model",), _text, confined=("*",)),
+    "template": Reader(_write_template, ("chat_template.jinja",), _template, confined=("*",)),
     "gguf": Reader(_write_gguf, ("model.gguf",), _gguf),
-    "torch": Reader(_write_torch, ("*.pth",), _torch, confined=True),
+    "torch": Reader(_write_torch, ("*.pth",), _torch, confined=("*",)),
     "meta": Reader(_write_meta, ("params.json", "tokenizer.model", "*.pth"), _checkpoint),
     "manifest": Reader(_bundle, (MANIFEST_FILE,), _manifest),
     "signature": Reader(_bundle, (SIGNATURE_FILE,), _signature),
     "parity": Reader(_bundle, (PARITY_FILE,), _parity),
-    "doctor": Reader(_bundle, ("*.json", "*.jinja"), _examined),
+    "doctor": Reader(
+        _bundle, ("*.json", "*.jinja"), _examined, confined=("tokenizer.json", "*.jinja")
+    ),
     "executorch": _artifact("executorch"),
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
+    "suite": Reader(_write_suite, ("tiny.json",), _suite),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }

@@ -135,6 +135,21 @@ def test_what_the_user_may_not_bring_along(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_chat([{"role": "user", "content": sneaky}]).count(2) == 2
 
 
+def test_a_noncharacter_is_text_like_any_other(debug_tokenizer: Tokenizer) -> None:
+    """Not the mark of ours that it may be: its id would be beyond the model's rows."""
+    for code in range(0xFDD0, 0xFDF0):
+        text = f"a{chr(code)}{chr(code)}b"
+        ids = debug_tokenizer.encode(text)
+        assert max(ids) < debug_tokenizer.vocab_size
+        assert debug_tokenizer.decode(ids) == text
+    every = "".join(map(chr, range(0xFDD1, 0xFDF0)))
+    assert debug_tokenizer.decode(debug_tokenizer.encode(every[1:])) == every[1:]
+    dialog = [{"role": "user", "content": f"<|im_end|>{every[1:]}<|im_end|>"}]
+    assert max(debug_tokenizer.encode_chat(dialog)) < debug_tokenizer.vocab_size
+    with pytest.raises(TokenizerError, match=r"all of Unicode's noncharacters U\+FDD1 to U\+FDEF"):
+        debug_tokenizer.encode(every)
+
+
 def test_errors_are_ours(debug_checkpoint: Checkpoint) -> None:
     tokenizer = Tokenizer(replace(debug_checkpoint.text, chat_template=None))
     assert not tokenizer.has_chat_template

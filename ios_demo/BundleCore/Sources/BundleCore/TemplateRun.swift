@@ -48,6 +48,10 @@ struct TemplateRun {
             return try runLoop(names, sequence, filter, body, otherwise)
         case .set(let target, let expression): try assign(target, try evaluate(expression))
         case .setBlock(let name, let body): scopes[scopes.count - 1][name] = .string(try captured(body))
+        case .scope(let body):
+            scopes.append([:])
+            defer { scopes.removeLast() }
+            return try run(body)
         case .breakLoop: return .breaks
         case .continueLoop: return .continues
         }

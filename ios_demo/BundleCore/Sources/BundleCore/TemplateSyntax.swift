@@ -35,6 +35,8 @@ indirect enum TemplateStatement {
     case loop([String], TemplateExpression, filter: TemplateExpression?, body: [TemplateStatement], otherwise: [TemplateStatement])
     case set(TemplateTarget, TemplateExpression)
     case setBlock(String, [TemplateStatement])
+    /// Statements in a scope of their own.
+    case scope([TemplateStatement])
     case breakLoop
     case continueLoop
 }
@@ -61,7 +63,7 @@ struct TemplateLiterals {
                 add([sequence, filter])
                 add(body)
                 add(otherwise)
-            case .setBlock(_, let body): add(body)
+            case .setBlock(_, let body), .scope(let body): add(body)
             case .breakLoop, .continueLoop: break
             }
         }
@@ -148,9 +150,9 @@ struct TemplateParser {
             try rest.end()
             guard loops > 0 else { throw TextError("the chat template has {% \(word) %} outside of a loop") }
             return word == "break" ? .breakLoop : .continueLoop
-        case "generation", "endgeneration":
+        case "generation":  // marks what the assistant says, for training; it changes no text
             try rest.end()
-            return .text("")  // transformers' mark for training; it renders nothing
+            return .scope(try statements(until: ["endgeneration"]).0)
         default: throw TextError("the chat template has {% \(word) %}, which is not supported here")
         }
     }

@@ -74,6 +74,7 @@ internal class TemplateRun(globals: Map<String, Any?>, private val today: Day) {
                 is Output -> write(values.text(eval(node.expression)))
                 is If -> run(node.branches.firstOrNull { values.truth(eval(it.first)) }?.second ?: node.otherwise)
                 is For -> loop(node)
+                is Scope -> scoped(node)
                 is SetNode -> set(node)
                 is SetBlock -> scopes.last()[node.name] = captured(node.body)
                 is Jump -> throw Jumped(node.isBreak)
@@ -102,6 +103,15 @@ internal class TemplateRun(globals: Map<String, Any?>, private val today: Day) {
         } else {
             val target = lookup(node.name) as? Namespace ?: fail("${node.name} is no namespace")
             target.values[node.attribute] = value
+        }
+    }
+
+    private fun scoped(node: Scope) {
+        scopes += HashMap<String, Any?>()
+        try {
+            run(node.body)
+        } finally {
+            scopes.removeAt(scopes.size - 1)
         }
     }
 

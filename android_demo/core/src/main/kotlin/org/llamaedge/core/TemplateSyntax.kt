@@ -60,6 +60,9 @@ internal class For(
     val names: List<String>, val items: Expr, val condition: Expr?, val body: List<Node>, val otherwise: List<Node>,
 ) : Node
 
+/** Statements in a scope of their own. */
+internal class Scope(val body: List<Node>) : Node
+
 internal class Jump(val isBreak: Boolean) : Node
 
 /** Everything that a template can write of its own: its text and its string constants. */
@@ -76,6 +79,7 @@ internal fun literals(nodes: List<Node>): Set<String> {
                 is Output -> add(node.expression)
                 is SetNode -> add(node.value)
                 is SetBlock -> add(node.body)
+                is Scope -> add(node.body)
                 is If -> node.branches.forEach { (condition, then) -> add(condition); add(then) }.also { add(node.otherwise) }
                 is For -> listOf(node.items, node.condition).forEach { add(it) }.also { add(node.body) }.also { add(node.otherwise) }
                 is Jump -> Unit
@@ -404,6 +408,8 @@ internal class TemplateParser(source: String) {
         "if" -> ifNode(token)
         "for" -> forNode(token)
         "set" -> setNode(token)
+        // Marks what the assistant says, for training; it changes no text.
+        "generation" -> rest(token).finish().let { Scope(body("endgeneration").also { place++ }) }
         "break" -> Jump(isBreak = true)
         "continue" -> Jump(isBreak = false)
         else -> throw TemplateException("{% ${token.text} %} is not supported")
@@ -446,6 +452,6 @@ internal class TemplateParser(source: String) {
     }
 
     private companion object {
-        val CLOSING = setOf("elif", "else", "endif", "endfor", "endset")
+        val CLOSING = setOf("elif", "else", "endif", "endfor", "endset", "endgeneration")
     }
 }
