@@ -8,11 +8,12 @@ import pytest
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import FloatArray, check_kept, check_tokens
 from llama_edge.text.kept_cache import KeptCache
+from tests.stateless import Stateless
 
 CONTEXT = 8
 
 
-class Recorded:
+class Recorded(Stateless):
     """The logits spell the sequence; a token 9 kills the runtime once."""
 
     max_context = CONTEXT
