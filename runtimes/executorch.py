@@ -125,7 +125,7 @@ class ExecuTorchSession(ClosesOnExit):
         method.used = keep
 
     def save(self) -> CacheState:
-        """See `Session`; a file names its caches since llama-edge 0.2."""
+        """See `Session`."""
         method = self._loaded()
         check_saved(method.used)
         kv_cache = self._artifact.kv_cache
