@@ -34,6 +34,7 @@ from llama_edge.cli.plan import plan
 from llama_edge.cli.run import run
 from llama_edge.cli.synth import synth
 from llama_edge.cli.trust import doctor, keygen, sign, verify
+from llama_edge.cli.warm import warm
 from llama_edge.core.errors import LlamaEdgeError
 
 INTERRUPTED: Final = 130
@@ -60,6 +61,7 @@ app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
 app.command("chat")(chat)
+app.command("warm")(warm)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

@@ -71,6 +71,8 @@ def chat(
     ) as opened:
         if opened.failed_gate:
             say("warning: this bundle failed its gate; see its parity.json", err=True)
+        if opened.state_note is not None:
+            say(f"note: {opened.state_note}", err=True)
         talk = _Talk(opened, system)
         say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
         for line in _lines():

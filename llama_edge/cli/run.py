@@ -55,6 +55,8 @@ def run(
     answer = Run(bundle, request, trust_in(public_key))
     if answer.failed_gate:
         say("warning: this bundle failed its gate; see its parity.json", err=True)
+    if answer.state_note is not None:
+        say(f"note: {answer.state_note}", err=True)
     pieces = []
     for piece in answer:
         pieces.append(piece)
@@ -67,6 +69,7 @@ def run(
         {
             "text": "".join(pieces),
             "prompt_tokens": answer.prompt_tokens,
+            "read_tokens": answer.read_tokens,
             "new_tokens": answer.new_tokens,
             "stop_reason": answer.stop_reason,
         }

@@ -1,1 +1,1 @@
-"""`run` and `serve`: text from a bundle."""
+"""`run`, `chat`, `warm` and `serve`: text from a bundle."""

@@ -50,9 +50,12 @@ class Chat(ClosesOnExit):
         self.failed_gate = model.failed_gate
         #: tokens that the dialog may have with the answer
         self.max_context = model.max_context
-        self._tokenizer = model.tokenizer
+        #: why the bundle's prompt state is not used, if it has one
+        self.state_note = model.state_note
+        self._model = model
         self._config = config
         self._messages: list[Message] = []
+        self._day: date | None = None
         self.begin(system)
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
@@ -71,6 +74,7 @@ class Chat(ClosesOnExit):
             system: Its system prompt.
         """
         self._messages = [] if system is None else [{"role": "system", "content": system}]
+        self._day = self._model.day_of(system)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -111,4 +115,5 @@ class Chat(ClosesOnExit):
         self._messages = [*kept, {"role": "assistant", "content": "".join(pieces)}]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokenizer.encode_chat(messages, today=date.today())
+        today = self._day or date.today()
+        return self._model.tokenizer.encode_chat(messages, today=today)

@@ -8,8 +8,8 @@ from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
 from llama_edge.generate.assistant import DEFAULT_ANSWER, AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
+from llama_edge.text.chat_template import REFERENCE_DATE
 from llama_edge.text.generate import StopReason
-from llama_edge.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,14 @@ class Run:
             UsageError: The runtime is another backend's.
         """
         self._model = BundleModel(folder, request.runtime, trust)
-        self._prompt = _encode(self._model.tokenizer, request)
+        self._prompt = _encode(self._model, request)
         self._config = request.config
         self.failed_gate = self._model.failed_gate
+        #: why the bundle's prompt state is not used, if it has one
+        self.state_note = self._model.state_note
         self.new_tokens = 0
+        #: those of the prompt that the model had to read
+        self.read_tokens = 0
         self.stop_reason: StopReason | None = None
 
     @property
@@ -65,15 +69,17 @@ class Run:
         with Assistant(self._model) as assistant:
             answer = assistant.answer(self._prompt, self._config)
             for piece in answer:
-                self.new_tokens = len(answer.tokens)
+                self.read_tokens, self.new_tokens = answer.read_tokens, len(answer.tokens)
                 yield piece
         self.stop_reason = answer.stop_reason
 
 
-def _encode(tokenizer: Tokenizer, request: PromptRequest) -> list[int]:
+def _encode(model: BundleModel, request: PromptRequest) -> list[int]:
+    tokenizer = model.tokenizer
     if request.raw:
         return tokenizer.encode(request.prompt)
     messages = [{"role": "user", "content": request.prompt}]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
-    return tokenizer.encode_chat(messages)
+    day = model.day_of(request.system) or REFERENCE_DATE
+    return tokenizer.encode_chat(messages, today=day)
