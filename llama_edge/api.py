@@ -36,6 +36,7 @@ from llama_edge.generate.chat import Chat
 from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.generate.warm import WarmRequest, warm_bundle
 from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.suites.request import suite_request
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
 
 E = TypeVar("E", bound=StrEnum)
@@ -228,6 +229,8 @@ def export(
     kv_cache: str | None = None,
     prefill: str | None = None,
     device: str | None = None,
+    suite: str | Path | None = None,
+    require: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -245,12 +248,15 @@ def export(
         kv_cache: "float32", "float16" or "int8"; by default what the backend keeps.
         prefill: "flexible" or "fixed", for Core ML.
         device: "cpu" (the default) or "cuda": where rotations are learned.
+        suite: A suite of prompts on which the bundle is compared with full precision: "on-device"
+            or a file.
+        require: What the suite must reach, such as "agreement.th=0.85".
         force: Replace a bundle of ours that is in the way.
         progress: Told of each stage.
 
     Raises:
         LlamaEdgeError: Of the kinds in `llama_edge.core.errors`; `CheckFailedError` where the
-            artifact does not compute what the checkpoint computes.
+            artifact does not compute what the checkpoint computes, or the suite is missed.
     """
     options = LowerOptions(
         max_context=max_context,
@@ -266,6 +272,7 @@ def export(
         calibration=tuple(map(Path, calibration)),
         out=None if out is None else Path(out),
         options=options,
+        suite=suite_request(None if suite is None else str(suite), require, None),
         force=force,
         device=_choice("device", Device, device) or Device.CPU,
     )

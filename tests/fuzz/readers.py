@@ -44,6 +44,8 @@ from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
+from llama_edge.suites.suite import load_suite
+from llama_edge.suites.tools import valid_calls
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
@@ -56,6 +58,8 @@ from tests.checkpoint_writers import (
 )
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
 from tests.generate.test_serve import CountingModel
+from tests.suites.test_checks import TIMER
+from tests.suites.tiny import TINY, tiny_prompt
 from tests.text.test_sentencepiece import folder_of, trained
 
 #: As small as every backend takes it: an input takes the time that its file's size takes.
@@ -284,6 +288,19 @@ def _serve(folder: Path) -> None:
         json.loads(line)
 
 
+def _write_suite(folder: Path) -> None:
+    prompts = [{**tiny_prompt(0, "en"), "tools": [TIMER]}, tiny_prompt(1, "th")]
+    (folder / "tiny.json").write_text(json.dumps({**TINY, "prompts": prompts}))
+
+
+def _suite(folder: Path) -> None:
+    """Every check works on what a model may answer, whatever its limits are."""
+    for prompt in load_suite(str(folder / "tiny.json")).prompts:
+        for check in prompt.checks:
+            check.passes('[set_timer(minutes=1, label="x")]', prompt)
+        valid_calls('[set_timer(minutes=1, label="x")]', prompt.tools)
+
+
 READERS: Final[Mapping[str, Reader]] = {
     "safetensors": Reader(_huggingface, ("*.safetensors", "*.index.json"), _weights),
     "config": Reader(_huggingface, ("*config.json",), _config),
@@ -305,5 +322,6 @@ READERS: Final[Mapping[str, Reader]] = {
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
     "state": Reader(_write_state, (STATE_FILE,), _state),
+    "suite": Reader(_write_suite, ("tiny.json",), _suite),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }
