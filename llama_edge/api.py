@@ -12,12 +12,12 @@
 Every error is an `llama_edge.core.errors.LlamaEdgeError` whose message says what to do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle import folder
@@ -37,9 +37,12 @@ from llama_edge.generate.chat import Chat
 from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
 from llama_edge.generate.guarded_chat import GuardedChat
 from llama_edge.generate.run import PromptRequest, Run
+from llama_edge.generate.structure import ANYTHING, build_structure
 from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.suites.request import suite_request
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
 from llama_edge.text.guard_prompt import Category
+from llama_edge.text.tools import Tool
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -64,6 +67,10 @@ class Bundle:
         top_k: int = 0,
         seed: int = 0,
         runtime: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        tool_choice: str | None = None,
     ) -> str:
         """The answer to one prompt; the arguments are those of `stream`."""
         return "".join(
@@ -77,6 +84,10 @@ class Bundle:
                 top_k=top_k,
                 seed=seed,
                 runtime=runtime,
+                schema=schema,
+                regex=regex,
+                tools=tools,
+                tool_choice=tool_choice,
             )
         )
 
@@ -92,6 +103,10 @@ class Bundle:
         top_k: int = 0,
         seed: int = 0,
         runtime: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        tool_choice: str | None = None,
     ) -> Iterator[str]:
         """The answer to one prompt as it comes, whole characters only.
 
@@ -105,9 +120,15 @@ class Bundle:
             top_k: Sample from so many tokens; 0: from all.
             seed: The same seed samples the same text.
             runtime: None takes the one that the gate uses.
+            schema: The answer is JSON that is valid under this JSON Schema.
+            regex: The whole answer matches this.
+            tools: Functions that the model may call, in OpenAI's form or the functions alone; an
+                answer that is a call is read by `llama_edge.text.tool_calls.parse_tool_calls`.
+            tool_choice: "auto" (the default), "none", "required" or the name of a tool.
 
         Raises:
-            UsageError: A value is out of range, or the runtime is another backend's.
+            UsageError: A value is out of range, the runtime is another backend's, or a schema has
+                what cannot be kept.
             TokenizerError: There is no chat template, and `raw` is off.
             SessionError: The prompt does not fit the context.
             RuntimeCrashError: The runtime died or hung.
@@ -118,6 +139,9 @@ class Bundle:
             system=system,
             raw=raw,
             config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
+            structure=build_structure(
+                schema=schema, regex=regex, tools=tools, tool_choice=tool_choice
+            ),
             runtime=runtime,
         )
         yield from Run(self.root, request, _trust(self.public_key))
@@ -133,15 +157,31 @@ class Bundle:
         seed: int = 0,
         runtime: str | None = None,
         guard: Guard | None = None,
+        schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        tool_choice: str | None = None,
     ) -> Chat:
         """A conversation, as a context manager; the arguments are those of `stream`.
 
         A turn reads its own tokens only, while the tokens before it are those in the cache. Where
         the context is full the oldest exchanges are left out, never the system prompt. A `guard`
         checks questions and answers (see `GuardedChat`); the caller closes it.
+
+        Raises:
+            UsageError: There is a guard, and the answer may not be any text.
         """
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        open_chat = Chat if guard is None else partial(GuardedChat, guard=guard)
+        structure = build_structure(
+            schema=schema, regex=regex, tools=tools, tool_choice=tool_choice
+        )
+        if guard is not None and structure != ANYTHING:
+            raise UsageError("a guard is for answers that are any text: no schema, regex or tools")
+        open_chat = (
+            partial(Chat, structure=structure)
+            if guard is None
+            else partial(GuardedChat, guard=guard)
+        )
         return open_chat(
             self.root,
             system=system,
@@ -222,6 +262,8 @@ def export(
     kv_cache: str | None = None,
     prefill: str | None = None,
     device: str | None = None,
+    suite: str | Path | None = None,
+    require: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -239,12 +281,15 @@ def export(
         kv_cache: "float32", "float16" or "int8"; by default what the backend keeps.
         prefill: "flexible" or "fixed", for Core ML.
         device: "cpu" (the default) or "cuda": where rotations are learned.
+        suite: A suite of prompts on which the bundle is compared with full precision: "on-device"
+            or a file.
+        require: What the suite must reach, such as "agreement.th=0.85".
         force: Replace a bundle of ours that is in the way.
         progress: Told of each stage.
 
     Raises:
         LlamaEdgeError: Of the kinds in `llama_edge.core.errors`; `CheckFailedError` where the
-            artifact does not compute what the checkpoint computes.
+            artifact does not compute what the checkpoint computes, or the suite is missed.
     """
     options = LowerOptions(
         max_context=max_context,
@@ -260,6 +305,7 @@ def export(
         calibration=tuple(map(Path, calibration)),
         out=None if out is None else Path(out),
         options=options,
+        suite=suite_request(None if suite is None else str(suite), require, None),
         force=force,
         device=_choice("device", Device, device) or Device.CPU,
     )

@@ -20,7 +20,7 @@ from llama_edge.bundle.manifest import (
     Verdict,
 )
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, smollm_tokenizer
 from llama_edge.core.artifact import Artifact, Interface, Placement, TensorSpec
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig, RopeScaling
@@ -33,6 +33,7 @@ from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets
+from llama_edge.text.token_bytes import byte_letters
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
 from tests.guard_model import small_text, write_guard
 from tests.sdks import PACKAGES, hide, imported_sdks, is_installed, needed_sdks
@@ -85,6 +86,9 @@ class MemoryWeights:
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
 
+
+#: Of `served_bundle`.
+SERVED_CONTEXT = 1280
 
 #: ChatML, as small as it can be.
 DEBUG_TEMPLATE = (
@@ -330,6 +334,18 @@ def guard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     request = debug_request(model, "onnx", place / "bundle")
     # The gate's prompts have a token for each letter here.
     request = replace(request, options=LowerOptions(max_context=1280))
+    return export_model(request, SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def served_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The debug model with room for definitions of tools, which have a token for each letter."""
+    place = tmp_path_factory.mktemp("served")
+    config = replace(DEBUG_CONFIG, max_position_embeddings=SERVED_CONTEXT)
+    tensors = MemoryWeights(config).tensors
+    folder = write_huggingface(place / "model", config, tensors, debug_text())
+    request = debug_request(folder, "onnx", place / "bundle")
+    request = replace(request, options=LowerOptions(max_context=SERVED_CONTEXT))
     return export_model(request, SilentProgress())
 
 

@@ -10,11 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.text.guard_prompt import GUARD_TEMPLATE
+from llama_edge.text.token_bytes import byte_letters
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import LLAMA32_CONFIG, random_weights, write_huggingface
 

@@ -28,6 +28,7 @@ FIXTURES: Final = {
     "smollm2_onnx": frozenset({"onnx"}),
     "onnx_bundle": frozenset({"onnx"}),
     "guard_bundle": frozenset({"onnx"}),
+    "served_bundle": frozenset({"onnx"}),
     "android_bundle": frozenset({"executorch"}),
     "debug_bundles": frozenset({"executorch", "onnx"}),
 }

@@ -1,7 +1,7 @@
 """`doctor` on a bundle: the whole contract, on any machine, in seconds, without running it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -52,8 +52,11 @@ from llama_edge.core.errors import (
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import Progress
 from llama_edge.core.runner_values import RunnerField, RunnerWord
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.contract import rebuild_text_contract
 from llama_edge.text.text_assets import TOKENIZER_FILE, read_text_assets
+from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_form import ToolForm
 
 _READABLE: Final = "a model file that can be read"
 _NO_TEMPLATE: Final = (
@@ -163,6 +166,23 @@ def _examine_text(examination: Examination, bundle: Bundle) -> None:
             "tokenizer and chat template, over the golden texts",
             check_text(expected, found, vocab_size),
         )
+        if bundle.manifest.tools is not None and text.chat_template is not None:
+            examination.check("how tools are called", _check_tools(bundle.manifest.tools, text))
+
+
+def _check_tools(expected: ToolForm, text: TextAssets) -> Iterator[ContractFinding]:
+    found = Tokenizer(text).tool_form
+    if found != expected:
+        yield ContractFinding(
+            code="template.text",
+            where=f"{MANIFEST_FILE}: tools",
+            expected=_tools_text(expected),
+            found=_tools_text(found),
+        )
+
+
+def _tools_text(form: ToolForm) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(form).items())
 
 
 def expected_values(manifest: Manifest) -> dict[RunnerField, RunnerWord]:

@@ -23,6 +23,8 @@ from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.quantized import CalibrationRecord, MixedPrecision, ScaleRounding
 from llama_edge.core.recipe import Recipe
 from llama_edge.text.contract import GoldenChat, GoldenTokens, TextContract
+from llama_edge.text.tool_calls import CallFormat
+from llama_edge.text.tool_form import ToolForm, ToolsIn
 
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
@@ -128,6 +130,8 @@ class Manifest:
     scale_rounding: ScaleRounding | None = None
     #: what is unusual about the checkpoint's text side and does not make the bundle wrong
     warnings: tuple[str, ...] = ()
+    #: None for a model without a chat template, and in manifests of before there were tools
+    tools: ToolForm | None = None
     format_version: int = field(default=MANIFEST_VERSION)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +139,8 @@ class Manifest:
         fields = {**asdict(self), "model": self.model.to_json(), "text": self.text.to_json()}
         if not self.warnings:
             del fields["warnings"]
+        if self.tools is None:
+            del fields["tools"]
         value: dict[str, Any] = json.loads(json.dumps(fields))
         check_schema(value, "manifest")
         return value
@@ -196,6 +202,7 @@ class Manifest:
                 else ScaleRounding.from_json(value["scale_rounding"])
             ),
             warnings=tuple(value.get("warnings", ())),
+            tools=_tools(value["tools"]) if "tools" in value else None,
         )
 
 
@@ -245,6 +252,15 @@ def _text(value: Mapping[str, Any]) -> TextContract:
                 for entry in value["golden_chats"]
             ),
         }
+    )
+
+
+def _tools(value: Mapping[str, Any]) -> ToolForm:
+    return ToolForm(
+        format=CallFormat(value["format"]),
+        in_prompt=ToolsIn(value["in_prompt"]),
+        result_role=value["result_role"],
+        max_calls=value["max_calls"],
     )
 
 

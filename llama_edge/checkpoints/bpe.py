@@ -29,18 +29,6 @@ class Vocabulary:
     added: Mapping[int, bool]
 
 
-def byte_letters() -> dict[int, str]:
-    """The printable letter that stands for each byte: itself, or one from U+0100 on.
-
-    Source: `bytes_to_unicode` in GPT-2's `encoder.py`.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    letters = {byte: chr(byte) for byte in printable}
-    letters |= {byte: chr(0x100 + place) for place, byte in enumerate(others)}
-    return dict(sorted(letters.items()))
-
-
 _GPT2_ALPHABET: Final = {
     "type": "ByteLevel",
     "add_prefix_space": False,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice, product
 from typing import Final
 
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer
 from llama_edge.checkpoints.tiktoken import (
     LLAMA3_BEGIN,
     LLAMA3_ENDS,
@@ -19,6 +19,7 @@ from llama_edge.checkpoints.tiktoken import (
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import build_text_assets
+from llama_edge.text.token_bytes import byte_letters
 
 #: How English uses its letters, the most frequent first: what gets the longer tokens.
 _BY_FREQUENCY: Final = "etaoinshrdlucmfwypvbgkjqxz"

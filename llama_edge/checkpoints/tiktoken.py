@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Final
 
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer
 from llama_edge.core.errors import TokenizerError
 from llama_edge.core.regular import read_regular
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.text_assets import build_text_assets
+from llama_edge.text.token_bytes import byte_letters
 
 MAX_FILE_BYTES: Final = 32 << 20  # Llama 3's has 2 MB
 _MAX_TOKEN_BYTES: Final = 256  # Llama 3's longest has 128; work grows with the square

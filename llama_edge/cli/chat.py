@@ -1,5 +1,6 @@
 """`chat`: a conversation with a bundle in a terminal, or line by line through a pipe."""
 
+import json
 import signal
 import sys
 import time
@@ -29,6 +30,14 @@ from llama_edge.cli.guard import (
     read_categories_option,
     warn_of_guard,
 )
+from llama_edge.cli.structure import (
+    JsonSchemaOption,
+    RegexOption,
+    ToolChoiceOption,
+    ToolsOption,
+    say_added_tools,
+    structure_from,
+)
 from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError, UsageError
 from llama_edge.core.regular import real_path
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig, StopReason
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
 _HELP: Final = (
     "/system TEXT  begin again, with this system prompt",
     "/reset        begin again, with the same system prompt",
+    "/tool RESULT  what the called tool returned; the model goes on",
     "/stats        what the last turn took, and how full the context is",
     "/save FILE    write the dialog as JSON into a new file",
     "/quit         end; so does Ctrl-D",
@@ -68,6 +78,10 @@ def chat(
     ] = None,
     categories: Annotated[str | None, CategoriesOption] = None,
     threshold: Annotated[float, ThresholdOption] = 0.5,
+    tools: Annotated[Path | None, ToolsOption] = None,
+    tool_choice: Annotated[str | None, ToolChoiceOption] = None,
+    json_schema: Annotated[Path | None, JsonSchemaOption] = None,
+    regex: Annotated[str | None, RegexOption] = None,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
 ) -> None:
@@ -79,11 +93,22 @@ def chat(
     from llama_edge.generate.assistant import AnswerConfig
     from llama_edge.generate.chat import Chat
     from llama_edge.generate.guarded_chat import GuardedChat
+    from llama_edge.generate.structure import ANYTHING
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     trust = trust_in(public_key)
+    structure = structure_from(tools, tool_choice, json_schema, regex)
     with _guard(guard, categories, threshold, trust) as checks:
-        open_chat = Chat if checks is None else partial(GuardedChat, guard=checks)
+        if checks is not None and structure != ANYTHING:
+            raise UsageError(
+                "--guard is for answers that are any text: leave out --tools, --json-schema and "
+                "--regex"
+            )
+        open_chat = (
+            partial(Chat, structure=structure)
+            if checks is None
+            else partial(GuardedChat, guard=checks)
+        )
         with open_chat(
             bundle,
             system=system,
@@ -93,6 +118,8 @@ def chat(
         ) as opened:
             if opened.failed_gate:
                 say("warning: this bundle failed its gate; see its parity.json", err=True)
+            if opened.tools_are_added:
+                say_added_tools()
             talk = _Talk(opened, system)
             name = real_path(bundle).name
             say(f"{name}: a context of {opened.max_context} tokens; /help", err=True)
@@ -180,6 +207,8 @@ class _Talk:
         self._chat = chat
         self._system = system
         self._seconds = 0.0
+        #: of the calls of the last answer, as far as they were given
+        self._results: list[str] = []
 
     def take(self, line: str) -> bool:
         """Answer a line; whether to go on.
@@ -190,7 +219,7 @@ class _Talk:
         command, _, rest = line.partition(" ")
         try:
             if not command.startswith("/"):
-                self._answer(line)
+                self._answer(self._chat.stream(line))
             elif command in ("/quit", "/exit"):
                 return False
             else:
@@ -217,17 +246,33 @@ class _Talk:
                 )
             case "/stats":
                 say(self._stats(), err=True)
+            case "/tool":
+                self._take_result(rest)
             case "/save":
                 self._save(rest)
             case _:
                 say(f"{command} is no command; /help lists them", err=True)
 
-    def _answer(self, line: str) -> None:
+    def _take_result(self, result: str) -> None:
+        calls = self._chat.calls
+        if not calls:
+            say("no tool was called; /tool gives the result of a call", err=True)
+            return
+        self._results.append(result)
+        if len(self._results) < len(calls):
+            following = calls[len(self._results)].name
+            say(f"{len(calls)} tools were called; now the result of {following}", err=True)
+            return
+        results, self._results = self._results, []
+        self._answer(self._chat.stream_results(results))
+
+    def _answer(self, pieces: Iterator[str]) -> None:
         from llama_edge.generate.guarded_chat import GuardedChat
 
+        self._results = []
         chat, begin = self._chat, time.monotonic()
         with _interruption() as is_interrupted:
-            for number, piece in enumerate(chat.stream(line)):
+            for number, piece in enumerate(pieces):
                 if number == 0 and chat.dropped:
                     say(
                         f"note: the {chat.dropped} oldest messages no longer fit the context and "
@@ -247,6 +292,13 @@ class _Talk:
         say("")
         if chat.stop_reason is not StopReason.EOS:
             say(f"note: the answer was cut: {_CUT[chat.stop_reason]}", err=True)
+        for call in chat.calls:
+            say(
+                f"call: {call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}",
+                err=True,
+            )
+        if chat.calls:
+            say(f"/tool RESULT gives the result of {chat.calls[0].name}", err=True)
 
     def _stats(self) -> str:
         chat = self._chat

@@ -17,13 +17,16 @@ from llama_edge.cli.console import (
     trust_in,
 )
 from llama_edge.cli.model import Revision, all_revised
-from llama_edge.evaluate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, TaskScore
+from llama_edge.cli.suite import PerTaskOption, RequireOption, SuiteOption, print_suite
 from llama_edge.evaluate.report import (
     DEFAULT_WINDOW,
     EvalReport,
     EvalRequest,
+    TaskScore,
     TextResult,
 )
+from llama_edge.gate.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+from llama_edge.suites.request import suite_request
 
 _LABELS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "perplexity": ("perplexity", "{:.4g}".format),
@@ -58,6 +61,9 @@ def evaluate(
     max_windows: Annotated[
         int | None, typer.Option(help="Take so many windows from the start of each text.")
     ] = None,
+    suite: SuiteOption = None,
+    require: RequireOption = None,
+    per_task: PerTaskOption = None,
     against: Annotated[
         str | None,
         typer.Option(help="A bundle's full-precision MODEL; by default the built-in one."),
@@ -67,7 +73,7 @@ def evaluate(
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Measure perplexity and distance to full precision on text, with intervals; run tasks."""
+    """Measure the distance to full precision on text and on a suite of prompts; run tasks."""
     from llama_edge.evaluate.evaluate import evaluate as measure
 
     *subjects, against = all_revised((subject, other, against), revision)
@@ -77,6 +83,7 @@ def evaluate(
         tasks=tuple(tasks or ()),
         window=window,
         max_windows=max_windows,
+        suite=suite_request(suite, require, per_task),
         against=against,
         runtime=runtime,
         trust=trust_in(public_key),
@@ -85,11 +92,20 @@ def evaluate(
         report = measure(request, progress)
     if as_json:
         print_json(report.to_json())
-        return
+    else:
+        _print(report, request)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+def _print(report: EvalReport, request: EvalRequest) -> None:
     if request.texts:
         _print_texts(report)
     if request.tasks:
         _print_tasks(report)
+    for subject in report.subjects:
+        if subject.suite is not None:
+            print_suite(subject.name, subject.suite)
 
 
 def _print_texts(report: EvalReport) -> None:

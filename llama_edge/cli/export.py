@@ -16,9 +16,11 @@ from llama_edge.cli.console import (
     progress_on_stderr,
 )
 from llama_edge.cli.model import Adapters, Model, Revision, revised, with_adapters
+from llama_edge.cli.suite import PerTaskOption, RequireOption, SuiteOption
 from llama_edge.core.artifact import KVCacheDtype, PrefillLengths
 from llama_edge.core.recipe import Device
 from llama_edge.quantize import DEFAULT_RECIPE
+from llama_edge.suites.request import suite_request
 
 Recipe = Annotated[
     str | None,
@@ -87,6 +89,9 @@ def export(
     ] = None,
     calibration: Calibration = None,
     device: LearningDevice = Device.CPU,
+    suite: SuiteOption = None,
+    require: RequireOption = None,
+    per_task: PerTaskOption = None,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
@@ -109,6 +114,7 @@ def export(
         device=device,
         out=out,
         options=options,
+        suite=suite_request(suite, require, per_task),
         force=force,
     )
     with progress_on_stderr() as progress:

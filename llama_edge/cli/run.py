@@ -1,7 +1,7 @@
 """`run`: one prompt, one streamed answer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,19 @@ from llama_edge.cli.console import (
     say_answer,
     trust_in,
 )
+from llama_edge.cli.structure import (
+    JsonSchemaOption,
+    RegexOption,
+    ToolChoiceOption,
+    ToolsOption,
+    say_added_tools,
+    structure_from,
+)
+from llama_edge.core.errors import ToolCallError
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig
+
+if TYPE_CHECKING:
+    from llama_edge.generate.run import Run
 
 
 def run(
@@ -36,6 +48,10 @@ def run(
     top_p: Annotated[float, TopPOption] = GREEDY.top_p,
     top_k: Annotated[int, TopKOption] = GREEDY.top_k,
     seed: Annotated[int, SeedOption] = GREEDY.seed,
+    tools: Annotated[Path | None, ToolsOption] = None,
+    tool_choice: Annotated[str | None, ToolChoiceOption] = None,
+    json_schema: Annotated[Path | None, JsonSchemaOption] = None,
+    regex: Annotated[str | None, RegexOption] = None,
     runtime: Annotated[str | None, RuntimeOption] = None,
     public_key: Annotated[Path | None, PublicKeyOption] = None,
     as_json: Annotated[bool, JsonOption] = False,
@@ -50,24 +66,41 @@ def run(
         system=system,
         raw=raw,
         config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
+        structure=structure_from(tools, tool_choice, json_schema, regex),
         runtime=runtime,
     )
     answer = Run(bundle, request, trust_in(public_key))
     if answer.failed_gate:
         say("warning: this bundle failed its gate; see its parity.json", err=True)
+    if answer.tools_are_added:
+        say_added_tools()
     pieces = []
     for piece in answer:
         pieces.append(piece)
         if not as_json:
             say_answer(piece)
+    calls, cut = _calls(answer)
     if not as_json:
         say("")
+    if cut:
+        say(f"note: the answer is a call that was cut: {cut}", err=True)
+    if not as_json:
         return
     print_json(
         {
             "text": "".join(pieces),
+            **({} if tools is None else {"tool_calls": calls}),
             "prompt_tokens": answer.prompt_tokens,
             "new_tokens": answer.new_tokens,
             "stop_reason": answer.stop_reason,
         }
     )
+
+
+def _calls(answer: "Run") -> tuple[list[dict[str, Any]], str]:
+    """The calls in the answer as JSON values; or none, and why they cannot be read."""
+    try:
+        calls = answer.tool_calls()
+    except ToolCallError as error:
+        return [], str(error)
+    return [{"name": call.name, "arguments": dict(call.arguments)} for call in calls], ""

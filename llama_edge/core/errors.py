@@ -65,6 +65,10 @@ class SessionError(LlamaEdgeError):
     """A runtime refused an artifact or an input."""
 
 
+class GrammarStuckError(SessionError):
+    """A grammar allows no token where one is needed."""
+
+
 class ToolCallError(LlamaEdgeError):
     """A model began a tool call and did not end it as one."""
 

@@ -19,12 +19,12 @@ from llama_edge.core.progress import Progress
 from llama_edge.core.regular import MAX_TEXT_BYTES, plain_newlines, read_regular_text
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.evaluate.intervals import TaskScore
 from llama_edge.evaluate.report import (
     TOTAL,
     EvalReport,
     EvalRequest,
     SubjectResult,
+    TaskScore,
     TextResult,
 )
 from llama_edge.evaluate.windows import (
@@ -37,8 +37,11 @@ from llama_edge.evaluate.windows import (
 )
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
+from llama_edge.pipeline.suite import OpenSuite
 from llama_edge.runtimes import choose_runtime
 from llama_edge.runtimes.eager import EagerSession
+from llama_edge.suites.request import SuiteRequest
+from llama_edge.suites.scores import SuiteReport
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -76,6 +79,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     ]
     if all(subject.artifact is None for subject in subjects):
         request.trust.require_bundle(" and ".join(request.subjects))
+    suite = None if request.suite is None else _open_suite(request.suite, subjects)
     run_tasks = _task_runner() if request.tasks else None
     parts = _score_texts(subjects, texts, request, progress)
     results = []
@@ -84,7 +88,8 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
         if run_tasks is not None:
             with _session(subject) as session:
                 tasks = run_tasks(session, subject.text, request.tasks, progress)
-        results.append(_subject_result(subject, scored, tasks))
+        measured = None if suite is None else _measure_suite(suite, subject, progress)
+        results.append(_subject_result(subject, scored, tasks, measured))
     return EvalReport(
         window=request.window,
         subjects=tuple(results),
@@ -147,7 +152,10 @@ def _score_texts(
 
 
 def _subject_result(
-    subject: Subject, parts: Sequence[NamedScores], tasks: tuple[TaskScore, ...]
+    subject: Subject,
+    parts: Sequence[NamedScores],
+    tasks: tuple[TaskScore, ...],
+    suite: SuiteReport | None,
 ) -> SubjectResult:
     against = None
     if subject.artifact is not None and subject.full is not None:
@@ -161,7 +169,36 @@ def _subject_result(
             for name, part in parts
         ),
         tasks=tasks,
+        suite=suite,
     )
+
+
+def _open_suite(request: SuiteRequest, subjects: Sequence[Subject]) -> OpenSuite:
+    """Everything about the suite that can be wrong is known before anything runs.
+
+    Raises:
+        UsageError: A subject is no bundle, its model is not available, or a prompt is too long.
+    """
+    suite = OpenSuite.of(request)
+    for subject in subjects:
+        if subject.artifact is None:
+            raise UsageError(
+                f"{subject.name}: a suite compares a bundle with its full-precision model, and "
+                "this is a model; name a bundle"
+            )
+        if subject.full is None:
+            raise UsageError(
+                f"{subject.name}: a suite compares it with its full-precision model; name that "
+                "with --against"
+            )
+        suite.encode(subject.text, subject.max_context)
+    return suite
+
+
+def _measure_suite(suite: OpenSuite, subject: Subject, progress: Progress) -> SuiteReport:
+    assert subject.full is not None, "looked at when the suite was opened"
+    with _session(subject) as session:
+        return suite.measure(session, subject.text, subject.full, progress)
 
 
 def _differences(

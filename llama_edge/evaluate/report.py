@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
-from llama_edge.evaluate.intervals import Estimate, TaskScore
 from llama_edge.gate.findings import rounded
+from llama_edge.gate.intervals import Estimate
+from llama_edge.suites.request import SuiteRequest
+from llama_edge.suites.scores import SuiteReport
 
 DEFAULT_WINDOW: Final = 512
 #: How all texts together are called.
@@ -30,18 +32,35 @@ class EvalRequest:
     max_windows: int | None = None
     #: the full-precision model of every bundle; None: the built-in one that its manifest names
     against: str | None = None
+    #: on which every bundle is compared with full precision
+    suite: SuiteRequest | None = None
     #: of every bundle; None takes the one that the gate uses
     runtime: str | None = None
     #: whose signature every bundle must have
     trust: Trust = NO_KEY
 
     def __post_init__(self) -> None:
-        if not self.texts and not self.tasks:
-            raise UsageError("nothing to evaluate on; name a file with --text or --tasks")
+        if not self.texts and not self.tasks and self.suite is None:
+            raise UsageError(
+                "nothing to evaluate on; name a file with --text or --tasks, or a --suite"
+            )
         if self.window < 2:
             raise UsageError(f"window is {self.window}; it takes at least 2 tokens to predict one")
         if self.max_windows is not None and self.max_windows < 1:
             raise UsageError(f"max_windows is {self.max_windows}; it must be 1 or above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """One metric of one task."""
+
+    task: str
+    #: lm-eval's name of the metric and of its filter, such as "acc,none"
+    metric: str
+    value: float
+    #: None where lm-eval has none
+    standard_error: float | None
+    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +85,8 @@ class SubjectResult:
     #: empty without texts
     results: tuple[TextResult, ...]
     tasks: tuple[TaskScore, ...]
+    #: None without a suite
+    suite: SuiteReport | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +97,16 @@ class EvalReport:
     subjects: tuple[SubjectResult, ...]
     #: second minus first on the texts; empty for one subject
     difference: tuple[TextResult, ...]
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """What was required of a suite and was not reached, with the bundle's name."""
+        return tuple(
+            f"{subject.name}: {line}"
+            for subject in self.subjects
+            if subject.suite is not None
+            for line in subject.suite.missed
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded as reports are."""

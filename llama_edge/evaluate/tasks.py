@@ -21,7 +21,7 @@ from llama_edge.core.errors import LlamaEdgeError, TextError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.evaluate.intervals import TaskScore
+from llama_edge.evaluate.report import TaskScore
 from llama_edge.evaluate.task_files import read_task
 from llama_edge.evaluate.windows import PIECE, SEED
 from llama_edge.gate.metrics import negative_log_likelihood

@@ -20,7 +20,7 @@ from torch import Tensor
 from llama_edge.core.errors import CheckFailedError, TextError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import FloatArray, Session
-from llama_edge.evaluate.intervals import Estimate, WindowIndices, estimate
+from llama_edge.gate.intervals import Estimate, WindowIndices, estimate
 from llama_edge.gate.metrics import Float64Array, compare, negative_log_likelihood
 from llama_edge.gate.teacher import Variant, final_hidden, with_source
 from llama_edge.models.reference import Reference

@@ -1,6 +1,9 @@
 """A bundle that can answer: its files checked, its runtime chosen, its text side read."""
 
+from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
@@ -10,8 +13,13 @@ from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
+from llama_edge.text.chat_template import REFERENCE_DATE
+from llama_edge.text.generate import Constraint
+from llama_edge.text.grammar import Grammar, constraint_for
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_form import ToolForm
+from llama_edge.text.tools import Tool
 
 
 class BundleModel:
@@ -55,6 +63,42 @@ class BundleModel:
     def max_context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self._artifact.max_context
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """How the model is told of tools, and how it calls them.
+
+        Raises:
+            TokenizerError: There is no chat template, or it renders no dialog.
+        """
+        return self.manifest.tools or self.tokenizer.tool_form
+
+    def encode_dialog(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool] = (),
+        today: date = REFERENCE_DATE,
+    ) -> list[int]:
+        """Tokens of a dialog in OpenAI's form, calls and results of tools included.
+
+        Raises:
+            TokenizerError: There is no chat template, or it refuses the dialog.
+            UsageError: A message has calls that are none.
+        """
+        if not tools and not any(m.get("tool_calls") or m.get("role") == "tool" for m in messages):
+            return self.tokenizer.encode_chat(messages, today=today)
+        given, shown = self.tool_form.dialog(messages, tools)
+        return self.tokenizer.encode_chat(given, tools=shown, today=today)
+
+    def constraint_for(self, grammar: Grammar) -> Constraint:
+        """Follow a grammar through one answer.
+
+        Raises:
+            UsageError: The grammar is wrong, too large, or asks for what cannot be kept.
+            TokenizerError: The bytes of the tokenizer's tokens are not known.
+        """
+        size = self.manifest.model.config.vocab_size
+        return constraint_for(grammar, self.tokenizer, self.text.eos_token_ids, size)
 
     def open(self) -> Session:
         """Load the artifact.

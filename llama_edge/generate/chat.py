@@ -5,12 +5,15 @@ from datetime import date
 from pathlib import Path
 
 from llama_edge.bundle.signing import NO_KEY, Trust
-from llama_edge.core.errors import UsageError
+from llama_edge.core.errors import ToolCallError, UsageError
 from llama_edge.core.session import ClosesOnExit
 from llama_edge.generate.assistant import AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
+from llama_edge.generate.structure import ANYTHING, Structure
 from llama_edge.text.dialog import Message, trim_dialog
 from llama_edge.text.generate import StopReason
+from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
+from llama_edge.text.tool_form import ToolsIn, answer_message
 
 
 class Chat(ClosesOnExit):
@@ -22,6 +25,7 @@ class Chat(ClosesOnExit):
         folder: The bundle.
         system: A system prompt.
         config: How an answer may be; its tokens are kept free in the context.
+        structure: What each answer must be.
         runtime: None takes the one that the gate uses.
         trust: Whose signature the bundle must have.
 
@@ -29,7 +33,8 @@ class Chat(ClosesOnExit):
         ArtifactError: Not a bundle, or an unsafe one.
         CheckFailedError: A file is not what the manifest says, or not listed there; or the
             signature is not the one that `trust` demands.
-        UsageError: The runtime is another backend's, or an answer's length does not fit.
+        UsageError: The runtime is another backend's, an answer's length does not fit, or a tool's
+            schema cannot be kept.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Chat(ClosesOnExit):
         *,
         system: str | None,
         config: AnswerConfig,
+        structure: Structure = ANYTHING,
         runtime: str | None = None,
         trust: Trust = NO_KEY,
     ) -> None:
@@ -50,9 +56,13 @@ class Chat(ClosesOnExit):
         self.failed_gate = model.failed_gate
         #: tokens that the dialog may have with the answer
         self.max_context = model.max_context
-        self._tokenizer = model.tokenizer
+        self._model = model
         self._config = config
+        self._structure = structure
+        structure.constraint(model)  # what cannot be kept is said before the model is loaded
         self._messages: list[Message] = []
+        #: the calls of the last answer, which wait for their results
+        self.calls: tuple[ToolCall, ...] = ()
         self.begin(system)
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
@@ -70,7 +80,15 @@ class Chat(ClosesOnExit):
         Args:
             system: Its system prompt.
         """
+        self.calls = ()
         self._messages = [] if system is None else [{"role": "system", "content": system}]
+
+    @property
+    def tools_are_added(self) -> bool:
+        """Whether the tools are in the prompt by our words, since the template leaves them out."""
+        if not self._structure.tools:
+            return False
+        return self._model.tool_form.in_prompt is not ToolsIn.TEMPLATE
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -95,12 +113,36 @@ class Chat(ClosesOnExit):
             SessionError: The message alone does not fit the context.
             RuntimeCrashError: The runtime died or hung.
         """
-        asked = [*self._messages, {"role": "user", "content": text}]
+        yield from self._answer([{"role": "user", "content": text}], self._structure)
+
+    def stream_results(self, results: Sequence[str]) -> Iterator[str]:
+        """Say what the called tools returned, in the order of `calls`; the answer as it comes.
+
+        It may be text or calls again, whatever the choice of tools was.
+
+        Raises:
+            UsageError: There are more or fewer results than calls.
+            SessionError: The exchange does not fit the context.
+            RuntimeCrashError: The runtime died or hung.
+        """
+        if not results or len(results) != len(self.calls):
+            raise UsageError(
+                f"{len(results)} results for {len(self.calls)} calls; each call has one result"
+            )
+        said = [
+            {"role": "tool", "name": call.name, "content": result}
+            for call, result in zip(self.calls, results, strict=True)
+        ]
+        yield from self._answer(said, self._structure.after_result())
+
+    def _answer(self, said: Sequence[Message], structure: Structure) -> Iterator[str]:
+        asked = [*self._messages, *said]
         limit = self.max_context - self._config.max_new_tokens
         kept = trim_dialog(asked, lambda messages: len(self._encode(messages)), limit)
         self.dropped = len(asked) - len(kept)
         prompt = self._encode(kept)
-        answer = self._assistant.answer(prompt, self._config)
+        constraint = structure.constraint(self._model)
+        answer = self._assistant.answer(prompt, self._config, constraint)
         self.dialog_tokens, self.new_tokens = len(prompt), 0
         pieces = list[str]()
         for piece in answer:
@@ -108,7 +150,16 @@ class Chat(ClosesOnExit):
             pieces.append(piece)
             yield piece
         self.stop_reason = answer.stop_reason
-        self._messages = [*kept, {"role": "assistant", "content": "".join(pieces)}]
+        text = "".join(pieces)
+        self.calls = self._calls_in(text)
+        self._messages = [*kept, answer_message(text, self.calls)]
+
+    def _calls_in(self, text: str) -> tuple[ToolCall, ...]:
+        """An answer that was cut inside a call stays text."""
+        try:
+            return parse_tool_calls(text) if self._structure.tools else ()
+        except ToolCallError:
+            return ()
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokenizer.encode_chat(messages, today=date.today())
+        return self._model.encode_dialog(messages, self._structure.tools, date.today())

@@ -8,8 +8,10 @@ from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.errors import UsageError
 from llama_edge.generate.assistant import DEFAULT_ANSWER, AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
+from llama_edge.generate.structure import ANYTHING, Structure
 from llama_edge.text.generate import StopReason
-from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
+from llama_edge.text.tool_form import ToolsIn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +23,15 @@ class PromptRequest:
     #: continue the prompt as it is, without the chat template
     raw: bool = False
     config: AnswerConfig = DEFAULT_ANSWER
+    structure: Structure = ANYTHING
     #: None takes the one that the gate uses
     runtime: str | None = None
 
     def __post_init__(self) -> None:
         if self.raw and self.system is not None:
             raise UsageError("a system prompt needs the chat template: leave out --raw or --system")
+        if self.raw and self.structure.tools:
+            raise UsageError("tools need the chat template: leave out --raw or --tools")
 
 
 class Run:
@@ -40,11 +45,14 @@ class Run:
             CheckFailedError: A file is not what the manifest says, or not listed there; or the
                 signature is not the one that `trust` demands.
             TokenizerError: There is no chat template, and the request is not raw.
-            UsageError: The runtime is another backend's.
+            UsageError: The runtime is another backend's, or a tool's schema cannot be kept.
         """
         self._model = BundleModel(folder, request.runtime, trust)
-        self._prompt = _encode(self._model.tokenizer, request)
+        self._prompt = _encode(self._model, request)
         self._config = request.config
+        self._tools = request.structure.tools
+        self._constraint = request.structure.constraint(self._model)
+        self._text = ""
         self.failed_gate = self._model.failed_gate
         self.new_tokens = 0
         self.stop_reason: StopReason | None = None
@@ -53,6 +61,19 @@ class Run:
     def prompt_tokens(self) -> int:
         """How many tokens the model reads first."""
         return len(self._prompt)
+
+    @property
+    def tools_are_added(self) -> bool:
+        """Whether the tools are in the prompt by our words, since the template leaves them out."""
+        return bool(self._tools) and self._model.tool_form.in_prompt is not ToolsIn.TEMPLATE
+
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in the answer, once it has ended; none where it is text, or without tools.
+
+        Raises:
+            ToolCallError: It was cut inside a call.
+        """
+        return parse_tool_calls(self._text) if self._tools else ()
 
     def __iter__(self) -> Iterator[str]:
         """Run the model in a child process.
@@ -63,17 +84,18 @@ class Run:
             RuntimeCrashError: The runtime died or hung.
         """
         with Assistant(self._model) as assistant:
-            answer = assistant.answer(self._prompt, self._config)
+            answer = assistant.answer(self._prompt, self._config, self._constraint)
             for piece in answer:
                 self.new_tokens = len(answer.tokens)
+                self._text += piece
                 yield piece
         self.stop_reason = answer.stop_reason
 
 
-def _encode(tokenizer: Tokenizer, request: PromptRequest) -> list[int]:
+def _encode(model: BundleModel, request: PromptRequest) -> list[int]:
     if request.raw:
-        return tokenizer.encode(request.prompt)
+        return model.tokenizer.encode(request.prompt)
     messages = [{"role": "user", "content": request.prompt}]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
-    return tokenizer.encode_chat(messages)
+    return model.encode_dialog(messages, request.structure.tools)

@@ -25,6 +25,8 @@ from llama_edge.core.unfinished import unfinished_folder
 
 QUANTIZED: Final = "quantized"
 CALIBRATION: Final = "calibration"
+ANSWERS: Final = "answers"
+_KINDS: Final = (QUANTIZED, CALIBRATION, ANSWERS)
 _UNFINISHED: Final = "unfinished"
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _REMEDY: Final = "set LLAMA_EDGE_CACHE to a folder that can be"
@@ -77,7 +79,7 @@ def require_cache() -> None:
     root = cache_folder()
     try:
         _require_root(root)
-        for name in (QUANTIZED, CALIBRATION, _UNFINISHED):
+        for name in (*_KINDS, _UNFINISHED):
             private_folder(root / name)
             if not os.access(root / name, os.W_OK | os.X_OK):
                 raise OutputError(f"{root / name}: cannot be written; {_REMEDY}")
@@ -93,7 +95,7 @@ def _require_root(root: Path) -> None:
     mode = root.stat().st_mode
     if not mode & _OTHERS_WRITE or mode & stat.S_ISVTX:
         return  # in a sticky folder, as the system's for temporary files, nobody moves ours away
-    if {entry.name for entry in root.iterdir()} - {QUANTIZED, CALIBRATION, _UNFINISHED}:
+    if {entry.name for entry in root.iterdir()} - {*_KINDS, _UNFINISHED}:
         raise OutputError(
             f"{root}: others may write there, and could change what is exported; take their right "
             "away (`chmod go-w`), or set LLAMA_EDGE_CACHE to a folder of your own"
@@ -106,7 +108,7 @@ def cache_entry(kind: str, key: str, progress: Progress) -> Iterator[CacheEntry]
     """Hold an entry; an equal run elsewhere is waited for.
 
     Args:
-        kind: `QUANTIZED` or `CALIBRATION`.
+        kind: `QUANTIZED`, `CALIBRATION` or `ANSWERS`.
         key: Of everything that the result depends on.
         progress: Told of a run that is waited for, and of an entry that is made again.
 

@@ -32,6 +32,7 @@ from llama_edge.core.files import (
 from llama_edge.core.progress import Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe
+from llama_edge.core.text_assets import TextAssets
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.gate.gate import GateOutcome, GateSubject, run_gate
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, check_context
@@ -44,12 +45,17 @@ from llama_edge.pipeline.quantize import (
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
+from llama_edge.pipeline.suite import SUITE_FILE, OpenSuite
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.report.write import with_report
 from llama_edge.runtimes import get_runtime
+from llama_edge.runtimes.child import ChildRuntime
+from llama_edge.suites.request import SuiteRequest
+from llama_edge.suites.scores import SuiteReport
 from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import read_text_assets, write_text_assets
 from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_form import ToolForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,8 @@ class ExportRequest:
     force: bool = False
     #: where rotations are learned
     device: Device = Device.CPU
+    #: what else the bundle must reach; None: nothing
+    suite: SuiteRequest | None = None
     #: what the gate runs
     prompts: PromptPlan = ALL_PROMPTS
 
@@ -103,7 +111,10 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     checkpoint, recipe = open_model(request.model, request.recipe)
     check_request(checkpoint, recipe, request.calibration, request.device)
     exporter.check_supported(checkpoint.config, recipe, request.options)
+    suite = None if request.suite is None else OpenSuite.of(request.suite)
     warnings = _check_text(checkpoint, request, progress)
+    if suite is not None:
+        suite.encode(checkpoint.text, request.options.context_for(checkpoint.config))
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
     key = export_key(checkpoint, recipe, form.backend, request.options)
@@ -113,9 +124,15 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         lowered = _lower(quantized, exporter, request.options, stages, progress)
         kv_cache = request.options.kv_cache or form.kv_cache
         outcome = _gate(lowered, checkpoint, kv_cache, request.prompts, progress)
+        scores = None
+        if suite is not None and outcome.passed:
+            scores = _measure_suite(suite, lowered, checkpoint, progress)
+            outcome = _judged(outcome, scores)
         lowered.written.artifact.root.replace(folder)
         moved = replace(lowered, written=exporter.open(folder))
         _copy_licences(request.model, checkpoint, folder)
+        if scores is not None:
+            write_json(folder / SUITE_FILE, scores.to_json())
         bundle = _write(moved, request, outcome, warnings)
         if not outcome.passed:
             raise CheckFailedError(_keep_failed(folder, out, outcome))
@@ -223,6 +240,22 @@ def _gate(
     return run_gate(subject, progress)
 
 
+def _measure_suite(
+    suite: OpenSuite, lowered: _Lowered, checkpoint: Checkpoint, progress: Progress
+) -> SuiteReport:
+    artifact = lowered.written.artifact
+    with ChildRuntime(artifact.backend).open(artifact) as session:
+        return suite.measure(session, read_text_assets(artifact.root), checkpoint, progress)
+
+
+def _judged(outcome: GateOutcome, scores: SuiteReport) -> GateOutcome:
+    """What the suite missed fails the bundle as the gate does."""
+    if scores.passed:
+        return outcome
+    more = f" (and {len(scores.missed) - 1} more)" if len(scores.missed) > 1 else ""
+    return replace(outcome, reason=f"suite {scores.suite}: {scores.missed[0]}{more}")
+
+
 def _write(
     lowered: _Lowered, request: ExportRequest, outcome: GateOutcome, warnings: tuple[str, ...]
 ) -> Bundle:
@@ -253,8 +286,13 @@ def _write(
         fidelity=outcome.fidelity_summary(),
         versions=library_versions(written.artifact.backend),
         warnings=warnings,
+        tools=_tool_form(quantized.text),
     )
     return write_manifest(folder, with_report(folder, manifest, measured))
+
+
+def _tool_form(text: TextAssets) -> ToolForm | None:
+    return None if text.chat_template is None else Tokenizer(text).tool_form
 
 
 def _copy_licences(model: str, checkpoint: Checkpoint, folder: Path) -> None:

@@ -11,6 +11,8 @@ from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import REFERENCE_DATE, ChatTemplate
 from llama_edge.text.dialog_form import DialogForm, dialog_form
 from llama_edge.text.native import AddedToken, open_tokenizer
+from llama_edge.text.token_bytes import drops_first_space, token_bytes
+from llama_edge.text.tool_form import ToolForm, tool_form
 from llama_edge.text.typed_text import MARK, without_marks
 
 _REPLACEMENT: Final = "\ufffd"
@@ -58,6 +60,29 @@ class Tokenizer:
         """
         return dialog_form(self._chat_template())
 
+    @cached_property
+    def tool_form(self) -> ToolForm:
+        """How the model is told of tools, and how it calls them.
+
+        Raises:
+            TokenizerError: There is no template, or it renders no dialog.
+        """
+        return tool_form(self._chat_template(), self.form)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token that is text, by id; empty for the others.
+
+        Raises:
+            TokenizerError: They are not known for this kind of tokenizer.
+        """
+        return token_bytes(self._tokenizer)
+
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a space in front of a text is lost when its tokens are decoded."""
+        return drops_first_space(self._tokenizer, self.token_bytes)
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of plain text; a control token spelled in it stays text.
 
@@ -78,18 +103,20 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """A dialog as the chat template writes it, up to where the assistant begins.
 
         Args:
             messages: The dialog.
+            tools: Given to the template as they are.
             variables: More that the template reads.
 
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        return self._chat_template().render(self._given(messages), variables=variables)
+        return self._chat_template().render(self._given(messages), tools=tools, variables=variables)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -115,17 +142,19 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         today: date = REFERENCE_DATE,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a dialog through the chat template.
 
-        Control tokens spelled in a message stay text, so that a person (or a web page that a person
-        pasted) cannot end a turn or speak as the system.
+        Control tokens spelled in a message or a tool stay text, so that a person (or a web page
+        that a person pasted) cannot end a turn or speak as the system.
 
         Args:
-            messages: The dialog.
+            messages: As `ChatTemplate.render` has them.
+            tools: Given to the template as they are, which may leave them out: see `tool_form`.
             add_generation_prompt: End with the header of the assistant's turn.
             today: What the template takes for the current day.
             variables: More that the template reads, control tokens as in messages.
@@ -135,6 +164,7 @@ class Tokenizer:
         """
         rendered = self._chat_template().render(
             self._given(messages),
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             today=today,
             firsts=self._firsts,

@@ -9,8 +9,9 @@ hold all of them to one verdict.
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from llama_edge.core.errors import ToolCallError
@@ -23,6 +24,15 @@ MAX_DEPTH: Final = 16
 MAX_INTEGER: Final = (1 << 63) - 1
 
 _PYTHON_CALL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\(")
+
+
+class CallFormat(StrEnum):
+    """How a model writes calls."""
+
+    #: `{"name": "f", "parameters": {"a": 1}}`
+    JSON = "json"
+    #: `[f(a=1)]`
+    PYTHONIC = "pythonic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +97,7 @@ def _json_call(value: object) -> ToolCall | None:
     arguments = value.get("parameters", value.get("arguments"))
     if not isinstance(arguments, dict):
         return None
-    _check_value(arguments, 0)
+    check_value(arguments, 0)
     return ToolCall(name=value["name"], arguments=arguments)
 
 
@@ -110,8 +120,8 @@ def _python_call(node: ast.expr) -> ToolCall:
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in arguments:
             raise ToolCallError(f"{ast.unparse(node)[:60]!r}: each argument is named, once")
-        arguments[keyword.arg] = _literal(keyword.value)
-    _check_value(arguments, 0)
+        arguments[keyword.arg] = literal_value(keyword.value)
+    check_value(arguments, 0)
     return ToolCall(name=_dotted_name(node.func).removesuffix(".call"), arguments=arguments)
 
 
@@ -124,23 +134,32 @@ def _dotted_name(node: ast.expr) -> str:
     raise ToolCallError(f"{ast.unparse(node)[:60]!r} is not the name of a function")
 
 
-def _literal(node: ast.expr) -> Any:  # noqa: ANN401
+def literal_value(node: ast.expr) -> Any:  # noqa: ANN401
+    """The value of a literal; nothing is evaluated.
+
+    Raises:
+        ToolCallError: It is another expression, or a literal that JSON does not have.
+    """
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.List(elts=elements):
-            return [_literal(element) for element in elements]
+            return [literal_value(element) for element in elements]
         case ast.Dict(keys=keys, values=values):
             names = [key.value for key in keys if isinstance(key, ast.Constant)]
             if len(names) == len(keys) and all(isinstance(name, str) for name in names):
-                return dict(zip(names, map(_literal, values), strict=True))
+                return dict(zip(names, map(literal_value, values), strict=True))
     raise ToolCallError(f"{ast.unparse(node)[:60]!r} is not a plain value")
 
 
-def _check_value(value: object, depth: int) -> None:
-    """No argument that one of the apps could not hold."""
+def check_value(value: object, depth: int) -> None:
+    """No argument that one of the apps could not hold.
+
+    Raises:
+        ToolCallError: It is nested too deeply, an integer too large, or a number not finite.
+    """
     if depth > MAX_DEPTH:
         raise ToolCallError(f"arguments are nested more than {MAX_DEPTH} deep")
     if isinstance(value, int) and not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
@@ -148,6 +167,37 @@ def _check_value(value: object, depth: int) -> None:
     if isinstance(value, float) and not abs(value) < float("inf"):
         raise ToolCallError("an argument is not a finite number")
     for item in value.values() if isinstance(value, dict) else ():
-        _check_value(item, depth + 1)
+        check_value(item, depth + 1)
     for item in value if isinstance(value, list) else ():
-        _check_value(item, depth + 1)
+        check_value(item, depth + 1)
+
+
+def write_tool_calls(calls: Sequence[ToolCall], form: CallFormat) -> str:
+    """Calls as a model writes them; `parse_tool_calls` reads the same from it."""
+    if form is CallFormat.PYTHONIC:
+        return "[" + ", ".join(map(_python_text, calls)) + "]"
+    return "; ".join(
+        f'{{"name": {write_value(call.name, form)}, '
+        f'"parameters": {write_value(call.arguments, form)}}}'
+        for call in calls
+    )
+
+
+def _python_text(call: ToolCall) -> str:
+    pairs = (
+        f"{name}={write_value(value, CallFormat.PYTHONIC)}"
+        for name, value in call.arguments.items()
+    )
+    return f"{call.name}({', '.join(pairs)})"
+
+
+def write_value(value: object, form: CallFormat) -> str:
+    """A JSON value as one of the forms has it; strings in double quotes."""
+    if isinstance(value, Mapping):
+        pairs = (f"{write_value(k, form)}: {write_value(v, form)}" for k, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(write_value(item, form) for item in value) + "]"
+    if form is CallFormat.PYTHONIC and (value is None or isinstance(value, bool)):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -11,7 +11,8 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, smollm_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, smollm_tokenizer
+from llama_edge.text.token_bytes import byte_letters
 from tests.app_fixtures.files import Case, Files
 
 _PATH: Final = "tokenizers/long-words.json"

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Final
 
 from llama_edge.checkpoints import load_checkpoint
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer, smollm_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer, smollm_tokenizer
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.native import open_tokenizer
+from llama_edge.text.token_bytes import byte_letters
 from tests.app_fixtures.files import compact_json
 from tests.conftest import debug_text
 

@@ -39,7 +39,7 @@ def good(
 def test_a_good_bundle_has_no_findings(good: Mapping[str, Path], target: str) -> None:
     diagnosis = examined(good[target])
     assert diagnosis.findings == ()
-    assert len(diagnosis.checked) == 16
+    assert len(diagnosis.checked) == 17
     assert diagnosis.notes == ()
 
 

@@ -7,6 +7,8 @@ import pytest
 from llama_edge.bundle.manifest import MANIFEST_VERSION, Manifest
 from llama_edge.core.errors import ArtifactError
 from llama_edge.core.model_config import LinearRopeScaling
+from llama_edge.text.tool_calls import CallFormat
+from llama_edge.text.tool_form import ToolForm, ToolsIn
 
 
 def plain(manifest: Manifest) -> dict[str, Any]:
@@ -65,19 +67,28 @@ def test_a_manifest_of_linear_rope_scaling(debug_manifest: Manifest) -> None:
 
 
 def test_what_is_unusual_is_optional(debug_manifest: Manifest) -> None:
-    """Manifests of before have neither, and what is usual is written as they have it."""
-    assert "warnings" not in plain(debug_manifest)
+    """Manifests of before have none, and what is usual is written as they have it."""
+    assert not {"warnings", "tools"} & plain(debug_manifest).keys()
     assert "content_parts" not in plain(debug_manifest)["text"]
     unusual = replace(
         debug_manifest,
         warnings=("so it is",),
+        tools=ToolForm(
+            format=CallFormat.PYTHONIC,
+            in_prompt=ToolsIn.SYSTEM,
+            result_role="user",
+            max_calls=2,
+        ),
         text=replace(debug_manifest.text, content_parts=True),
     )
     assert Manifest.from_json(plain(unusual), "m") == unusual
     assert unusual.text.sha256() != debug_manifest.text.sha256()
 
 
-@pytest.mark.parametrize("field", sorted(Manifest.__dataclass_fields__.keys() - {"warnings"}))
+@pytest.mark.parametrize(
+    "field",
+    sorted(Manifest.__dataclass_fields__.keys() - {"tools", "warnings"}),
+)
 def test_every_field_is_required(debug_manifest: Manifest, field: str) -> None:
     value = plain(debug_manifest)
     del value[field]

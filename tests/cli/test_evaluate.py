@@ -6,6 +6,7 @@ import pytest
 
 from llama_edge.bundle.folder import Bundle
 from tests.cli.conftest import Program
+from tests.suites.tiny import write_tiny
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_json_of_two_subjects(
     assert set(result.json) == {"window", "subjects", "difference"}
     totals = []
     for subject, runtime in zip(result.json["subjects"], (None, "onnx"), strict=True):
-        assert set(subject) == {"name", "runtime", "against", "results", "tasks"}
+        assert set(subject) == {"name", "runtime", "against", "results", "tasks", "suite"}
         assert subject["runtime"] == runtime
         assert [found["text"] for found in subject["results"]] == [str(text), "total"]
         assert set(subject["results"][0]) == {"text", "windows", "metrics"}
@@ -105,3 +106,72 @@ def test_errors_have_a_code_and_a_message(
     result = program(*(str(text) if argument == "RAIN" else argument for argument in arguments))
     assert (result.code, result.out) == (code, "")
     assert message in result.err.replace("\n", " ")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path)
+
+
+def test_a_suite_shows_each_language_and_task(
+    program: Program, debug_bundles: Mapping[str, Bundle], debug_folder: Path, tiny: Path
+) -> None:
+    roots = [debug_bundles[target].root for target in ("onnx", "android")]
+    options = ("--suite", tiny, "--against", debug_folder, "--require", "checks.th=0.5")
+    result = program("eval", *roots, *options)
+    assert result.code == 0
+    for word in ("agreement", "checks, of full", "all", "en", "th", "summary", "50.0%, 50.0%"):
+        assert word in result.out
+    assert "missed" not in result.out
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_suite_that_is_missed_is_a_failed_check(
+    program: Program,
+    debug_bundles: Mapping[str, Bundle],
+    debug_folder: Path,
+    tiny: Path,
+    as_json: bool,
+) -> None:
+    root = debug_bundles["onnx"].root
+    options = ("--suite", tiny, "--against", debug_folder, "--require", "checks.th=0.9")
+    result = program("eval", root, *options, *(["--json"] if as_json else []))
+    assert result.code == 1
+    missed = "checks in th is 0.5000; at least 0.9 is required"
+    if not as_json:
+        assert f"missed: {missed}" in result.out
+        return
+    suite = result.json["subjects"][0]["suite"]
+    assert suite["missed"] == [missed]
+    assert len(suite["results"]) == 6
+    assert suite["groups"][2]["name"] == "th"
+    assert suite["groups"][2]["metrics"]["checks"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--require", "agreement=1"), "--require is about a suite; name one with --suite"),
+        (("--per-task", 1), "--per-task is about a suite"),
+        (("--suite", "tiny", "--require", "agreement=2"), "no suite 'tiny'"),
+        (("--suite", "on-device", "--require", "agreement=2"), "'2' is no number from 0 to 1"),
+        (("--suite", "on-device"), "name that with --against"),
+    ],
+)
+def test_a_wrong_suite_is_bad_usage(
+    program: Program,
+    debug_bundles: Mapping[str, Bundle],
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    result = program("eval", debug_bundles["onnx"].root, *options)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_model_alone_has_nothing_to_be_compared_with(
+    program: Program, debug_folder: Path, tiny: Path
+) -> None:
+    result = program("eval", debug_folder, "--suite", tiny)
+    assert result.code == 2
+    assert "name a bundle" in result.err

@@ -11,7 +11,9 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.regular import MAX_TEXT_BYTES
 from llama_edge.evaluate.evaluate import evaluate
 from llama_edge.evaluate.report import EvalReport, EvalRequest
+from llama_edge.suites.request import SuiteRequest
 from tests.gate.test_check_bundle import rehash
+from tests.suites.tiny import write_tiny
 
 METRICS = {"perplexity", "perplexity_ratio", "mean_kl", "p99_kl", "p999_kl", "top1_agreement"}
 
@@ -68,26 +70,47 @@ def test_a_bundle_against_itself_differs_by_nothing(
             assert (value.value, value.low, value.high) == (0.0, 0.0, 0.0)
 
 
+def with_wrong_codes(right: Path, wrong: Path) -> Path:
+    """A copy with 512 bytes of quantized values changed."""
+    shutil.copytree(right, wrong)
+    path = wrong / "model.onnx.data"
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 512] = bytes(byte ^ 0x88 for byte in data[middle : middle + 512])
+    path.write_bytes(data)
+    return wrong
+
+
 def test_wrong_codes_show_up_though_every_hash_agrees(
     debug_bundles: Mapping[str, Bundle],
     debug_folder: Path,
     texts: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
-    wrong = tmp_path / "wrong"
-    shutil.copytree(debug_bundles["onnx"].root, wrong)
-    path = wrong / "model.onnx.data"
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 512] = bytes(byte ^ 0x88 for byte in data[middle : middle + 512])
-    path.write_bytes(data)
+    right = debug_bundles["onnx"].root
+    wrong = with_wrong_codes(right, tmp_path / "wrong")
     with pytest.raises(CheckFailedError, match="SHA-256"):
         measure(texts, wrong)
     rehash(wrong)
-    right = debug_bundles["onnx"].root
     total = measure(texts, right, wrong, against=str(debug_folder)).difference[-1].metrics
     assert total["mean_kl"].low is not None
     assert total["mean_kl"].low > 0
+
+
+def test_wrong_codes_miss_a_suite(
+    debug_bundles: Mapping[str, Bundle], debug_folder: Path, tmp_path: Path
+) -> None:
+    right = debug_bundles["onnx"].root
+    wrong = with_wrong_codes(right, tmp_path / "wrong")
+    rehash(wrong)
+    suite = SuiteRequest(suite=str(write_tiny(tmp_path)), require=("agreement.every=0.35",))
+    report = measure((), right, wrong, against=str(debug_folder), suite=suite)
+    good, bad = (subject.suite for subject in report.subjects)
+    assert good is not None
+    assert bad is not None
+    assert good.passed
+    assert len(bad.missed) == 3
+    assert report.missed == tuple(f"{wrong}: {line}" for line in bad.missed)
 
 
 def test_without_full_precision_there_is_perplexity_alone(

@@ -166,6 +166,13 @@ TEXT: Final = (
         f"{TEMPLATE}, golden_chats[0]",
         "files",
     ),
+    Fault(
+        "tools called in another form",
+        "onnx",
+        manifest("tools.format", "pythonic"),
+        "template.text",
+        "manifest.json: tools",
+    ),
     Fault("no template", "onnx", drop_template, "template.missing", TEMPLATE, "files"),
     Fault(
         "unfinished template", "onnx", unfinish_template, "template.unrenderable", TEMPLATE, "files"

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from llama_edge.checkpoints.bpe import Vocabulary, byte_letters, llama3_tokenizer
+from llama_edge.checkpoints.bpe import Vocabulary, llama3_tokenizer
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.native import AddedToken
+from llama_edge.text.token_bytes import byte_letters
 from llama_edge.text.tokenizer import Tokenizer, control_tokens
 from llama_edge.text.typed_text import MARK, TypedText, mark_typed, without_marks
 

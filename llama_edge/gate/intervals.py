@@ -76,16 +76,3 @@ def estimate(statistic: Callable[[WindowIndices], float], windows: int, seed: in
     tail = tail_probability(windows)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(value=value, low=float(low), high=float(high))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskScore:
-    """One metric of one task."""
-
-    task: str
-    #: lm-eval's name of the metric and of its filter, such as "acc,none"
-    metric: str
-    value: float
-    #: None where lm-eval has none
-    standard_error: float | None
-    samples: int

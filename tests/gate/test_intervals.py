@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llama_edge.evaluate.intervals import (
+from llama_edge.gate.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
     WindowIndices,
