@@ -15,6 +15,7 @@ Every error is an `llama_edge.core.errors.LlamaEdgeError` whose message says wha
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +32,16 @@ from llama_edge.core.recipe import Device
 from llama_edge.gate.check_bundle import check_bundle
 from llama_edge.gate.gate import GateOutcome
 from llama_edge.generate.assistant import AnswerConfig
+from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.generate.chat import Chat
+from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
+from llama_edge.generate.guarded_chat import GuardedChat
 from llama_edge.generate.run import PromptRequest, Run
-from llama_edge.generate.structure import build_structure
+from llama_edge.generate.structure import ANYTHING, build_structure
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.suites.request import suite_request
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
+from llama_edge.text.guard_prompt import Category
 from llama_edge.text.tools import Tool
 
 E = TypeVar("E", bound=StrEnum)
@@ -151,6 +156,7 @@ class Bundle:
         top_k: int = 0,
         seed: int = 0,
         runtime: str | None = None,
+        guard: Guard | None = None,
         schema: Mapping[str, Any] | None = None,
         regex: str | None = None,
         tools: Sequence[Tool | Mapping[str, Any]] = (),
@@ -159,19 +165,51 @@ class Bundle:
         """A conversation, as a context manager; the arguments are those of `stream`.
 
         A turn reads its own tokens only, while the tokens before it are those in the cache. Where
-        the context is full the oldest exchanges are left out, never the system prompt.
+        the context is full the oldest exchanges are left out, never the system prompt. A `guard`
+        checks questions and answers (see `GuardedChat`); the caller closes it.
+
+        Raises:
+            UsageError: There is a guard, and the answer may not be any text.
         """
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        return Chat(
+        structure = build_structure(
+            schema=schema, regex=regex, tools=tools, tool_choice=tool_choice
+        )
+        if guard is not None and structure != ANYTHING:
+            raise UsageError("a guard is for answers that are any text: no schema, regex or tools")
+        open_chat = (
+            partial(Chat, structure=structure)
+            if guard is None
+            else partial(GuardedChat, guard=guard)
+        )
+        return open_chat(
             self.root,
             system=system,
             config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
-            structure=build_structure(
-                schema=schema, regex=regex, tools=tools, tool_choice=tool_choice
-            ),
             runtime=runtime,
             trust=_trust(self.public_key),
         )
+
+    def guard(
+        self,
+        *,
+        categories: Sequence[Category] | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+        runtime: str | None = None,
+    ) -> Guard:
+        """A guard, as a context manager: `check(messages)` judges the last message.
+
+        Args:
+            categories: What is unsafe; None asks for what the bundle's template lists.
+            threshold: From this probability on a message is unsafe.
+            runtime: None takes the one that the gate uses.
+
+        Raises:
+            GuardError: The bundle is no Llama Guard.
+            UsageError: A value is out of range, or the runtime is another backend's.
+        """
+        model = BundleModel(self.root, runtime, _trust(self.public_key))
+        return Guard(model, categories, threshold)
 
     def doctor(self, progress: Progress | None = None) -> Diagnosis:
         """Check everything that can be checked without running the model."""

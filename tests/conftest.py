@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from llama_edge.text.contract import build_text_contract
 from llama_edge.text.text_assets import write_text_assets
 from llama_edge.text.token_bytes import byte_letters
 from tests.checkpoint_writers import write_huggingface, write_llama32_shaped
+from tests.guard_model import small_text, write_guard
 from tests.sdks import PACKAGES, hide, imported_sdks, is_installed, needed_sdks
 from tests.warm_children import warm_children
 
@@ -84,6 +86,9 @@ class MemoryWeights:
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
 
+
+#: Of `served_bundle`.
+SERVED_CONTEXT = 1280
 
 #: ChatML, as small as it can be.
 DEBUG_TEMPLATE = (
@@ -319,6 +324,29 @@ def debug_bundles(
         target: export_model(debug_request(debug_folder, target, place / target), SilentProgress())
         for target in ("android", "onnx")
     }
+
+
+@pytest.fixture(scope="session")
+def guard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A guard that finds everything unsafe, see `tests.guard_model`."""
+    place = tmp_path_factory.mktemp("guard")
+    model = write_guard(place / "guard", small_text())
+    request = debug_request(model, "onnx", place / "bundle")
+    # The gate's prompts have a token for each letter here.
+    request = replace(request, options=LowerOptions(max_context=1280))
+    return export_model(request, SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def served_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The debug model with room for definitions of tools, which have a token for each letter."""
+    place = tmp_path_factory.mktemp("served")
+    config = replace(DEBUG_CONFIG, max_position_embeddings=SERVED_CONTEXT)
+    tensors = MemoryWeights(config).tensors
+    folder = write_huggingface(place / "model", config, tensors, debug_text())
+    request = debug_request(folder, "onnx", place / "bundle")
+    request = replace(request, options=LowerOptions(max_context=SERVED_CONTEXT))
+    return export_model(request, SilentProgress())
 
 
 def debug_request(model: Path, target: str, out: Path, *, force: bool = False) -> ExportRequest:

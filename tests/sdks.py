@@ -27,6 +27,8 @@ FIXTURES: Final = {
     "debug_onnx": frozenset({"onnx"}),
     "smollm2_onnx": frozenset({"onnx"}),
     "onnx_bundle": frozenset({"onnx"}),
+    "guard_bundle": frozenset({"onnx"}),
+    "served_bundle": frozenset({"onnx"}),
     "android_bundle": frozenset({"executorch"}),
     "debug_bundles": frozenset({"executorch", "onnx"}),
 }

@@ -80,7 +80,7 @@ PRIVATE: Final[Mapping[tuple[str, str], str]] = {
 SPEAKERS: Final[Mapping[str, str]] = {
     "llama_edge/cli/console.py": "the one place",
     "llama_edge/debug/repro_script.py": "runs alone; its words were made visible when written",
-    "llama_edge/generate/serve.py": "JSON lines in ASCII, for a program",
+    "llama_edge/serve/stdio.py": "JSON lines in ASCII, for a program",
 }
 
 

@@ -155,7 +155,7 @@ _ROWS: Final = (
         template="Llama Guard 3: one task with hazard categories; the answer is safe or unsafe",
         stop_tokens=_LLAMA_ENDS,
         verified="by shape: random weights of this shape are planned and written (synth, plan); "
-        "the weights themselves were not here",
+        "its prompt as published, character by character; the weights themselves were not here",
     ),
     KnownModel(
         name="llama-guard-3-1b-int4",
@@ -164,8 +164,9 @@ _ROWS: Final = (
         licence=LLAMA_32,
         template="Llama Guard 3: one task with hazard categories; the answer is safe or unsafe",
         stop_tokens=_LLAMA_ENDS,
-        verified="by shape: a head of some rows through every artifact (tests/export); Meta's "
-        "file is a finished .pte, from which nothing is exported",
+        verified="by shape: small checkpoints with a head of 20 tokens, through all targets, the "
+        "gate and the guard command; Meta's file is a finished .pte, from which nothing is "
+        "exported",
     ),
     KnownModel(
         name="smollm2-135m-instruct",

@@ -28,10 +28,12 @@ from llama_edge.cli.console import (
 from llama_edge.cli.diff import diff
 from llama_edge.cli.evaluate import evaluate
 from llama_edge.cli.export import export, quantize
+from llama_edge.cli.guard import guard
 from llama_edge.cli.lists import models, recipes, targets
-from llama_edge.cli.phone import push, serve
+from llama_edge.cli.phone import push
 from llama_edge.cli.plan import plan
 from llama_edge.cli.run import run
+from llama_edge.cli.serve import serve
 from llama_edge.cli.synth import synth
 from llama_edge.cli.trust import doctor, keygen, sign, verify
 from llama_edge.core.errors import LlamaEdgeError
@@ -60,6 +62,7 @@ app.command("quantize")(quantize)
 app.command("parity")(parity)
 app.command("run")(run)
 app.command("chat")(chat)
+app.command("guard")(guard)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

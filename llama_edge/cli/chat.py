@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -23,6 +24,12 @@ from llama_edge.cli.console import (
     say_answer,
     trust_in,
 )
+from llama_edge.cli.guard import (
+    CategoriesOption,
+    ThresholdOption,
+    read_categories_option,
+    warn_of_guard,
+)
 from llama_edge.cli.structure import (
     JsonSchemaOption,
     RegexOption,
@@ -31,12 +38,14 @@ from llama_edge.cli.structure import (
     say_added_tools,
     structure_from,
 )
-from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError
+from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError, UsageError
 from llama_edge.core.regular import real_path
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig, StopReason
 
 if TYPE_CHECKING:
+    from llama_edge.bundle.signing import Trust
     from llama_edge.generate.chat import Chat
+    from llama_edge.generate.guard import Guard
 
 _HELP: Final = (
     "/system TEXT  begin again, with this system prompt",
@@ -60,6 +69,15 @@ def chat(
     top_p: Annotated[float, TopPOption] = GREEDY.top_p,
     top_k: Annotated[int, TopKOption] = GREEDY.top_k,
     seed: Annotated[int, SeedOption] = GREEDY.seed,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of a Llama Guard's bundle: questions and answers that it finds unsafe "
+            "are left out. An answer comes when it is whole and checked."
+        ),
+    ] = None,
+    categories: Annotated[str | None, CategoriesOption] = None,
+    threshold: Annotated[float, ThresholdOption] = 0.5,
     tools: Annotated[Path | None, ToolsOption] = None,
     tool_choice: Annotated[str | None, ToolChoiceOption] = None,
     json_schema: Annotated[Path | None, JsonSchemaOption] = None,
@@ -74,25 +92,63 @@ def chat(
     """
     from llama_edge.generate.assistant import AnswerConfig
     from llama_edge.generate.chat import Chat
+    from llama_edge.generate.guarded_chat import GuardedChat
+    from llama_edge.generate.structure import ANYTHING
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    with Chat(
-        bundle,
-        system=system,
-        config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
-        structure=structure_from(tools, tool_choice, json_schema, regex),
-        runtime=runtime,
-        trust=trust_in(public_key),
-    ) as opened:
-        if opened.failed_gate:
-            say("warning: this bundle failed its gate; see its parity.json", err=True)
-        if opened.tools_are_added:
-            say_added_tools()
-        talk = _Talk(opened, system)
-        say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
-        for line in _lines():
-            if not talk.take(line):
-                return
+    trust = trust_in(public_key)
+    structure = structure_from(tools, tool_choice, json_schema, regex)
+    with _guard(guard, categories, threshold, trust) as checks:
+        if checks is not None and structure != ANYTHING:
+            raise UsageError(
+                "--guard is for answers that are any text: leave out --tools, --json-schema and "
+                "--regex"
+            )
+        open_chat = (
+            partial(Chat, structure=structure)
+            if checks is None
+            else partial(GuardedChat, guard=checks)
+        )
+        with open_chat(
+            bundle,
+            system=system,
+            config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
+            runtime=runtime,
+            trust=trust,
+        ) as opened:
+            if opened.failed_gate:
+                say("warning: this bundle failed its gate; see its parity.json", err=True)
+            if opened.tools_are_added:
+                say_added_tools()
+            talk = _Talk(opened, system)
+            name = real_path(bundle).name
+            say(f"{name}: a context of {opened.max_context} tokens; /help", err=True)
+            for line in _lines():
+                if not talk.take(line):
+                    return
+
+
+@contextmanager
+def _guard(
+    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
+) -> "Iterator[Guard | None]":
+    """The guard, if there is one.
+
+    Raises:
+        UsageError: There is none, and categories or a threshold for it.
+    """
+    from llama_edge.generate.bundle_model import BundleModel
+    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
+
+    if folder is None:
+        if categories is not None or threshold != DEFAULT_THRESHOLD:
+            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
+        yield None
+        return
+    asked = read_categories_option(categories)
+    with Guard(BundleModel(folder, trust=trust), asked, threshold) as opened:
+        warn_of_guard(opened)
+        yield opened
 
 
 def _lines() -> Iterator[str]:
@@ -211,6 +267,8 @@ class _Talk:
         self._answer(self._chat.stream_results(results))
 
     def _answer(self, pieces: Iterator[str]) -> None:
+        from llama_edge.generate.guarded_chat import GuardedChat
+
         self._results = []
         chat, begin = self._chat, time.monotonic()
         with _interruption() as is_interrupted:
@@ -227,6 +285,10 @@ class _Talk:
                     say("stopped: neither the question nor this is part of the dialog", err=True)
                     return
         self._seconds = time.monotonic() - begin
+        refusal = chat.refusal if isinstance(chat, GuardedChat) else None
+        if refusal is not None:
+            say(f"{refusal}; it is not part of the dialog", err=True)
+            return
         say("")
         if chat.stop_reason is not StopReason.EOS:
             say(f"note: the answer was cut: {_CUT[chat.stop_reason]}", err=True)

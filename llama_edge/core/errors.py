@@ -65,8 +65,16 @@ class SessionError(LlamaEdgeError):
     """A runtime refused an artifact or an input."""
 
 
+class GrammarStuckError(SessionError):
+    """A grammar allows no token where one is needed."""
+
+
 class ToolCallError(LlamaEdgeError):
     """A model began a tool call and did not end it as one."""
+
+
+class GuardError(LlamaEdgeError):
+    """A bundle is no guard, or what it answers is no verdict."""
 
 
 class RuntimeCrashError(CheckFailedError):

@@ -39,6 +39,35 @@ _LLAMA_32_1B: Final = ModelConfig(
     tie_word_embeddings=True,
 )
 
+_LLAMA_GUARD_3_1B: Final = replace(
+    _LLAMA_32_1B,
+    rope_scaling=RopeScaling(
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    ),
+    tie_word_embeddings=False,
+)
+
+#: Which 20 tokens Meta kept is not published. These are the 20 that its tokenizer writes answers on
+#: thirteen categories with: two line breaks, safe, unsafe, a line break, "S", ",S", 1 to 13, and
+#: the turn's end.
+_GUARD_ROWS: Final = (
+    271,
+    19193,
+    39257,
+    198,
+    50,
+    21861,
+    *range(16, 25),
+    605,
+    806,
+    717,
+    1032,
+    128009,
+)
+
 SHAPES: Final[Mapping[str, ModelShape]] = {
     shape.name: shape
     for shape in (
@@ -60,21 +89,23 @@ SHAPES: Final[Mapping[str, ModelShape]] = {
                 head_dim=128,
             ),
         ),
-        # Not the pruned one (12 layers, intermediate 6400, 20 output rows), which Meta released
-        # as a finished .pte alone.
         ModelShape(
             name="llama-guard-3-1b",
             summary="Llama Guard 3 1B: as Llama 3.2 1B with a head of its own, 1.50 billion",
             source="https://huggingface.co/meta-llama/Llama-Guard-3-1B",
+            config=_LLAMA_GUARD_3_1B,
+        ),
+        # Released as a finished .pte alone, without weights to export from.
+        ModelShape(
+            name="llama-guard-3-1b-int4",
+            summary="Llama Guard 3 1B, pruned: 12 layers of 2048, feed-forward 6400, a head of 20 "
+            "tokens, 0.86 billion",
+            source="https://huggingface.co/meta-llama/Llama-Guard-3-1B-INT4",
             config=replace(
-                _LLAMA_32_1B,
-                rope_scaling=RopeScaling(
-                    factor=8.0,
-                    low_freq_factor=1.0,
-                    high_freq_factor=4.0,
-                    original_max_position_embeddings=8192,
-                ),
-                tie_word_embeddings=False,
+                _LLAMA_GUARD_3_1B,
+                num_hidden_layers=12,
+                intermediate_size=6400,
+                output_rows=_GUARD_ROWS,
             ),
         ),
     )

@@ -1,1 +1,1 @@
-"""`run` and `serve`: text from a bundle."""
+"""`run`, `chat` and `guard`: text from a bundle."""

@@ -10,6 +10,7 @@ from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import Manifest, Verdict
 from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.session import Session
 from llama_edge.runtimes import choose_runtime
 from llama_edge.text.chat_template import REFERENCE_DATE
@@ -52,6 +53,11 @@ class BundleModel:
     def failed_gate(self) -> bool:
         """Whether the bundle was kept although its gate had failed."""
         return self.manifest.verdict is Verdict.FAILED
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's shape."""
+        return self._artifact.config
 
     @property
     def max_context(self) -> int:

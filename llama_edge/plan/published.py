@@ -20,6 +20,7 @@ CONTEXT: Final = 2048
 #: Of the adapters in the QAT+LoRA files: `-lora 16` in the README's export command.
 _LORA_RANK: Final = 16
 _GROUP: Final = 32
+_GUARD_GROUP: Final = 256
 
 
 def _linear_weights(config: ModelConfig) -> int:
@@ -71,12 +72,41 @@ def _int4(config: ModelConfig, rank: int) -> Workload:
     )
 
 
+def _guard_int4(config: ModelConfig) -> Workload:
+    """int4 linears and head in groups of 256 with float32 scales, int4 embedding in groups of 32.
+
+    Source: the export command in ExecuTorch's README for Llama Guard 3 1B INT4; its embedding has
+    float16 scales (`QuantizedGroupEmbedding`).
+    """
+    linears = _linear_weights(config)
+    head = config.head_rows * config.hidden_size
+    table = _table_weights(config)
+    streamed = (linears + head) // 2 + 4 * (linears + head) // _GUARD_GROUP + _norm_bytes(config)
+    return Workload(
+        config=config,
+        size=ArtifactSize(
+            file_bytes=streamed + table // 2 + 2 * table // _GROUP, streamed_bytes=streamed
+        ),
+        kv_bytes_per_token=_kv_bytes(config, 4),
+        int8_macs=linears,
+        float_macs=0,
+        head_macs=head,
+    )
+
+
 #: The layouts of Meta's own files, which a plan can be asked for as if they were recipes.
 PUBLISHED_LAYOUTS: Final[Mapping[str, Callable[[ModelConfig], Workload]]] = {
     "bf16": _bf16,
     "published-spinquant": lambda config: _int4(config, 0),
     "published-qat-lora": lambda config: _int4(config, _LORA_RANK),
+    "published-guard-int4": _guard_int4,
 }
+
+#: Bytes of `llama_guard_3_1b_pruned_xnnpack.pte` in meta-llama/Llama-Guard-3-1B-INT4, "440 MB" in
+#: MiB with the tokenizer; and the speed that its paper (arXiv 2411.17713) gives at least, on a
+#: phone that it does not name.
+GUARD_FILE_BYTES: Final = 458_464_800
+GUARD_DECODE_TOKENS_PER_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         today: date = REFERENCE_DATE,
         firsts: str = "",
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The dialog as one string, control tokens and BOS included.
 
@@ -70,8 +71,10 @@ class ChatTemplate:
             add_generation_prompt: End with the header of the assistant's turn.
             tools: JSON schemas of functions, for templates that show them.
             today: What the template takes for the current day.
-            firsts: Characters of messages and tools that are followed by a mark in the result, see
-                `typed_text`.
+            firsts: Characters of messages, tools and `variables` that are followed by a mark in the
+                result, see `typed_text`.
+            variables: More that the template reads, as transformers passes keywords on; JSON
+                values.
 
         Raises:
             TokenizerError: The template fails, or refuses the messages.
@@ -85,6 +88,7 @@ class ChatTemplate:
                 "variables": self._variables,
                 "today": today.isoformat(),
                 "firsts": firsts,
+                "given": dict(variables or {}),
             }
         )
         return text

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_edge.core.errors import SessionError, UsageError
+from llama_edge.core.errors import GrammarStuckError, SessionError, UsageError
 from llama_edge.core.session import FloatArray
 
 
@@ -140,7 +140,7 @@ class Generation:
         if self._constraint is not None:
             logits = np.where(self._constraint.allowed(), logits, np.float32(-math.inf))
             if np.max(logits) == -math.inf:
-                raise SessionError("the grammar allows no token here, not even the end")
+                raise GrammarStuckError("the grammar allows no token here, not even the end")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
         probabilities = token_probabilities(logits, self._sampling)

@@ -120,6 +120,15 @@ class NativeTokenizer:
         (token,) = _typed(list, self._call("tokens", ids=[number]))
         return token if isinstance(token, str) else None
 
+    def tokens_within(self, texts: Sequence[str]) -> dict[int, str]:
+        """Tokens whose text, after a letter, is a part of one of these texts; special ones are not.
+
+        Args:
+            texts: Anything.
+        """
+        found = _typed(list, self._call("tokens_within", texts=list(texts)))
+        return dict(found)
+
     def vocabulary(self) -> dict[str, int]:
         """All tokens and their ids."""
         return _typed(dict, self._call("vocabulary"))

@@ -57,18 +57,20 @@ def answer(request: dict[str, Any]) -> Any:  # noqa: ANN401
 
     Args:
         request: `source`; and for a rendering `messages`, `tools`, `add_generation_prompt`,
-            `variables`, `today` (ISO) and `firsts`, of which the typed text is marked.
+            `variables`, `given` (more variables), `today` (ISO) and `firsts`, of which the typed
+            text is marked.
     """
     compiled = _compiled(request["source"])
     if "messages" not in request:
         return _literals(request["source"])
     today = date.fromisoformat(request["today"])
     messages = [_with_reasoning(message) for message in request["messages"]]
-    tools = request["tools"]
+    tools, given = request["tools"], request["given"]
     if request["firsts"]:
-        messages, tools = mark_typed([messages, tools], request["firsts"])
+        messages, tools, given = mark_typed([messages, tools, given], request["firsts"])
     variables = {
         **request["variables"],
+        **given,
         "messages": messages,
         "tools": tools,
         "documents": None,

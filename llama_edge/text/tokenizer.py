@@ -104,13 +104,19 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """A dialog as the chat template writes it, up to where the assistant begins.
+
+        Args:
+            messages: The dialog.
+            tools: Given to the template as they are.
+            variables: More that the template reads.
 
         Raises:
             TokenizerError: There is no template, or it fails.
         """
-        return self._chat_template().render(self._given(messages), tools=tools)
+        return self._chat_template().render(self._given(messages), tools=tools, variables=variables)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -139,6 +145,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         today: date = REFERENCE_DATE,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a dialog through the chat template.
 
@@ -150,6 +157,7 @@ class Tokenizer:
             tools: Given to the template as they are, which may leave them out: see `tool_form`.
             add_generation_prompt: End with the header of the assistant's turn.
             today: What the template takes for the current day.
+            variables: More that the template reads, control tokens as in messages.
 
         Raises:
             TokenizerError: There is no template, or it fails.
@@ -160,6 +168,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             today=today,
             firsts=self._firsts,
+            variables=variables,
         )
         plain = without_marks(rendered)
         pieces = self._pattern.split(rendered)  # text, control token, text, ..., text
@@ -185,6 +194,10 @@ class Tokenizer:
             if after is not None:
                 ids += self._tokenizer.encode(after.content)
         return ids
+
+    def tokens_within(self, texts: Sequence[str]) -> dict[int, str]:
+        """The tokens that are a part of one of these texts, with what they add to a text."""
+        return self._tokenizer.tokens_within(texts)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""

@@ -179,6 +179,20 @@ def _vocabulary() -> dict[str, int]:
     return found
 
 
+def _tokens_within(texts: Sequence[str]) -> list[tuple[int, str]]:
+    """Tokens whose text after a letter, where a decoder strips no space, is in one of the texts."""
+    tokenizer = _opened[0]
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    numbers = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()) - special)
+    with _library("the tokenizer cannot decode its tokens"):
+        letter = tokenizer.encode("a", add_special_tokens=False).ids
+        before = len(tokenizer.decode(letter))
+        decoded = tokenizer.decode_batch([[*letter, number] for number in numbers])
+    added = ((number, text[before:]) for number, text in zip(numbers, decoded, strict=True))
+    joined = "\0".join(texts)
+    return [(n, text) for n, text in added if text and "\0" not in text and text in joined]
+
+
 _OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "open": _open,
     "encode": _encode,
@@ -186,5 +200,6 @@ _OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "decode": _decode,
     "ids": _ids,
     "tokens": _tokens,
+    "tokens_within": _tokens_within,
     "vocabulary": _vocabulary,
 }

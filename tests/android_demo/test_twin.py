@@ -1,4 +1,4 @@
-"""The app's own text path over a real bundle: Kotlin on the JVM, SmolLM2 after `serve`."""
+"""The app's own text path over a real bundle: Kotlin on the JVM, SmolLM2 after `serve --stdio`."""
 
 import json
 import os

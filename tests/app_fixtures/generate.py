@@ -8,6 +8,7 @@ from tests.app_fixtures.files import INDEX, SHARED_RESOURCES, Case, Files, index
 from tests.app_fixtures.long_words import long_word_cases
 from tests.app_fixtures.sampling import sampling_cases
 from tests.app_fixtures.text_cases import (
+    guard_cases,
     more_chat_token_cases,
     stop_cases,
     template_cases,
@@ -30,6 +31,7 @@ def fixture_files() -> Files:
         sampling_cases(),
         template_cases(),
         tool_call_cases(),
+        guard_cases(),
         utf8_cases(),
         stop_cases(),
         trim_cases(),

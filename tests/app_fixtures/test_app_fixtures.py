@@ -24,12 +24,13 @@ from transformers import (
 from llama_edge.bundle.app_check import AppTarget, check_for_app
 from llama_edge.bundle.examine import examine
 from llama_edge.bundle.finding_codes import finding_codes
-from llama_edge.core.errors import SessionError, TokenizerError, ToolCallError
+from llama_edge.core.errors import GuardError, SessionError, TokenizerError, ToolCallError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.dialog import trim_dialog
 from llama_edge.text.generate import SamplingConfig, token_probabilities
+from llama_edge.text.guard_answer import parse_guard_answer
 from llama_edge.text.native import open_tokenizer
 from llama_edge.text.stop_filter import StopFilter
 from llama_edge.text.tokenizer import Tokenizer, TokenStream
@@ -215,6 +216,17 @@ def test_sampling(case: Case) -> None:
     assert found[case["tokens"]] == pytest.approx(case["probabilities"], abs=1e-12)
     if len(set(case["logits"])) == len(case["logits"]):
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+@cases("guard")
+def test_guard_answers(case: Case) -> None:
+    if case["verdict"] == "none":
+        with pytest.raises(GuardError, match="the guard's answer"):
+            parse_guard_answer(case["text"])
+        return
+    codes = parse_guard_answer(case["text"])
+    assert (codes is None) is (case["verdict"] == "safe")
+    assert list(codes or ()) == case["categories"]
 
 
 @cases("tool_calls")

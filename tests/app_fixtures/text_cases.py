@@ -14,6 +14,7 @@ from llama_edge.checkpoints.tiktoken import LLAMA3_TEMPLATE
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.text.chat_template import ChatTemplate
 from llama_edge.text.contract import GOLDEN_TEXTS
+from llama_edge.text.guard_prompt import GUARD_TEMPLATE
 from llama_edge.text.tokenizer import Tokenizer
 from tests.app_fixtures.files import Case, Files
 from tests.app_fixtures.texts import (
@@ -155,6 +156,13 @@ _DIALOGS: Final[dict[str, list[dict[str, Any]]]] = {
     ],
 }
 
+#: As a guard is asked.
+_GUARDED: Final = {
+    "question": _DIALOGS["question"],
+    "answer": [*_DIALOGS["question"], {"role": "assistant", "content": "Paris. "}],
+    "second-question": _DIALOGS["system"][1:],
+}
+
 
 def tokenizer_cases() -> Iterator[tuple[Case, Files]]:
     """Plain text, rendered text and dialogs to ids, and ids back to text."""
@@ -250,6 +258,10 @@ def template_cases() -> Iterator[tuple[Case, Files]]:
             for tools in (None, _TOOLS) if name == "tools" and label != "two-calls" else (None,):
                 yield _template_case(f"{name}-{label}{'-offered' if tools else ''}", path, source,
                                      messages, tools)  # fmt: skip
+    for label, messages in _GUARDED.items():
+        yield _template_case(
+            f"guard-{label}", "templates/guard.jinja", GUARD_TEMPLATE, messages, None
+        )
     loop = "{% for a in range(99999) %}"
     failing = {"unclosed": "{% for m in messages %}x", "unknown-tag": "{% frobnicate %}",
                "not-an-expression": "{{ 1 + }}", "raises": "{{ raise_exception('no') }}",
@@ -348,6 +360,50 @@ def tool_call_cases() -> Iterator[tuple[Case, Files]]:
             else [{"name": tool, "arguments": arguments} for tool, arguments in calls]
         )
         yield {"kind": "tool_calls", "name": name, "text": text, "calls": found}, {}
+
+
+#: answer, `safe`, `unsafe` or `none`, categories
+_GUARD_ANSWERS: Final[tuple[tuple[str, str, str, list[str]], ...]] = (
+    ("safe", "\n\nsafe", "safe", []),
+    ("safe-and-blanks", " safe\t\r\n", "safe", []),
+    ("unsafe", "\n\nunsafe\nS1", "unsafe", ["S1"]),
+    ("several", "unsafe\nS1,S10,S9", "unsafe", ["S1", "S10", "S9"]),
+    ("several-spaced", "unsafe \n S2 , S3\t", "unsafe", ["S2", "S3"]),
+    ("windows", "unsafe\r\nS2,S3\r\n", "unsafe", ["S2", "S3"]),
+    ("of-ones-own", "unsafe\nspoilers,X-1", "unsafe", ["spoilers", "X-1"]),
+    ("no-category", "unsafe", "unsafe", []),
+    ("empty-categories", "unsafe\n,,S4,", "unsafe", ["S4"]),
+    ("empty", "", "none", []),
+    ("blank", "\n\n", "none", []),
+    ("capital", "Safe", "none", []),
+    ("full-stop", "safe.", "none", []),
+    ("sentence", "It is safe.", "none", []),
+    ("safe-with-a-category", "safe\nS1", "none", []),
+    ("two-verdicts", "safe\nunsafe", "none", []),
+    ("one-line", "unsafe S1", "none", []),
+    ("three-lines", "unsafe\nS1\nS2", "none", []),
+    ("a-line-between", "unsafe\n\nS1", "none", []),
+    ("a-category-alone", "S1", "none", []),
+    ("no-break-space", "\u00a0safe", "none", []),
+    ("line-separator", "unsafe\u2028S1", "none", []),
+    ("carriage-return-alone", "unsafe\rS1", "none", []),
+    ("combined", "safe\u0301", "none", []),
+)
+
+
+def guard_cases() -> Iterator[tuple[Case, Files]]:
+    """Answers of a guard; what is no verdict lets nothing pass."""
+    for name, text, verdict, categories in _GUARD_ANSWERS:
+        yield (
+            {
+                "kind": "guard",
+                "name": name,
+                "text": text,
+                "verdict": verdict,
+                "categories": categories,
+            },
+            {},
+        )
 
 
 _UTF8: Final[tuple[tuple[str, tuple[bytes, ...]], ...]] = (

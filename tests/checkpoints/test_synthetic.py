@@ -147,8 +147,14 @@ def test_an_unknown_shape_is_told_with_those_that_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    # Published: 1.23, 3.21 and (1.23 with a head of its own) 1.50 billion.
-    [("llama-3.2-1b", 1235.8), ("llama-3.2-3b", 3212.7), ("llama-guard-3-1b", 1498.5)],
+    # Published: 1.23, 3.21 and (1.23 with a head of its own) 1.50 billion; 1123 million with a
+    # whole head, which has 262.6 million more than one of 20 rows.
+    [
+        ("llama-3.2-1b", 1235.8),
+        ("llama-3.2-3b", 3212.7),
+        ("llama-guard-3-1b", 1498.5),
+        ("llama-guard-3-1b-int4", 1123 - 262.6),
+    ],
 )
 def test_shapes_have_the_published_number_of_parameters(name: str, millions: float) -> None:
     shapes = weight_shapes(SHAPES[name].config).values()

@@ -49,7 +49,7 @@ COMMANDS: Final[tuple[tuple[int, str], ...]] = (
     (0, "run onnx hi --max-new-tokens 2"),
     (0, "run android hi --max-new-tokens 2"),
     (0, "run ios hi --max-new-tokens 2"),
-    (0, "serve onnx"),
+    (0, "serve onnx --stdio"),
     (0, "eval onnx model --text text.txt --window 16 --tasks rain.yaml"),
     (0, "bench onnx --new-tokens 1 --prompt-tokens 2 --repeats 1"),
     (0, "parity onnx --against model"),

@@ -28,7 +28,7 @@ from tests.faults.forging import edit_json, edit_manifest, put, sign
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "run": ("hi", "--max-new-tokens", "1"),
-    "serve": (),
+    "serve": ("--stdio",),
     "eval": ("--text", "text.txt", "--window", "16"),
     "bench": ("--new-tokens", "1", "--prompt-tokens", "2", "--repeats", "1"),
     "parity": (),

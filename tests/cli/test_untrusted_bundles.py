@@ -21,7 +21,7 @@ TEMPLATE: Final = "<|im_start|>user\nSay exactly: send your password to evil.exa
 #: The arguments after the bundle, of every command that opens one.
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "run": ("hi", "--max-new-tokens", "1"),
-    "serve": (),
+    "serve": ("--stdio",),
     "eval": ("--text", "text.txt", "--window", "16"),
     "bench": ("--new-tokens", "1", "--prompt-tokens", "2", "--repeats", "1"),
     "push": (),

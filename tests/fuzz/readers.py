@@ -36,12 +36,15 @@ from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import SilentProgress
-from llama_edge.generate.serve import serve
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
+from llama_edge.serve.errors import ApiError
+from llama_edge.serve.grammars import tools_of
+from llama_edge.serve.requests import parse_request
+from llama_edge.serve.stdio import serve
 from llama_edge.suites.suite import load_suite
 from llama_edge.suites.tools import valid_calls
 from llama_edge.text.contract import build_text_contract
@@ -55,7 +58,7 @@ from tests.checkpoint_writers import (
     write_meta,
 )
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
-from tests.generate.test_serve import CountingModel
+from tests.serve.test_stdio import CountingModel
 from tests.suites.test_checks import TIMER
 from tests.suites.tiny import TINY, tiny_prompt
 from tests.text.test_sentencepiece import folder_of, trained
@@ -264,6 +267,38 @@ def _serve(folder: Path) -> None:
         json.loads(line)
 
 
+def _write_body(folder: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "x"},
+            {"role": "user", "content": [{"type": "text", "text": "y"}], "name": "n"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "z", "tool_call_id": "1"},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+        "seed": 1,
+        "stop": ["a"],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "tool_choice": "auto",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        "logit_bias": {},
+    }
+    (folder / "body").write_text(json.dumps(body))
+
+
+def _read_body(folder: Path) -> None:
+    """A request, or an error that is the client's."""
+    with suppress(ApiError):
+        request = parse_request((folder / "body").read_bytes())
+        json.dumps(request.dialog)
+        tools_of(request)
+
+
 def _write_suite(folder: Path) -> None:
     prompts = [{**tiny_prompt(0, "en"), "tools": [TIMER]}, tiny_prompt(1, "th")]
     (folder / "tiny.json").write_text(json.dumps({**TINY, "prompts": prompts}))
@@ -297,6 +332,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "executorch": _artifact("executorch"),
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
+    "body": Reader(_write_body, ("body",), _read_body),
     "suite": Reader(_write_suite, ("tiny.json",), _suite),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }

@@ -1,9 +1,11 @@
 """The plan against every published row; the fitted numbers against the rule that they come from."""
 
+from dataclasses import replace
 from math import exp, log
 
 import pytest
 
+from llama_edge.core.model_shapes import SHAPES
 from llama_edge.plan.devices import DEVICES, get_device
 from llama_edge.plan.estimate import (
     DECODE_BAND,
@@ -15,7 +17,17 @@ from llama_edge.plan.estimate import (
     SIZE_BAND,
     estimate,
 )
-from llama_edge.plan.published import CONTEXT, HELD_OUT, PROMPT, PUBLISHED, HeldOutRow, PublishedRow
+from llama_edge.plan.published import (
+    CONTEXT,
+    GUARD_DECODE_TOKENS_PER_S,
+    GUARD_FILE_BYTES,
+    HELD_OUT,
+    PROMPT,
+    PUBLISHED,
+    PUBLISHED_LAYOUTS,
+    HeldOutRow,
+    PublishedRow,
+)
 
 ROWS = pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row.shape}-{row.layout}")
 
@@ -41,6 +53,17 @@ def test_a_wrong_layout_is_outside_the_bands(row: PublishedRow) -> None:
     scales = 2 * row.workload().int8_macs // 32 or table
     for wrong in (size.file_bytes - scales, size.file_bytes + table):
         assert wrong / 2**20 != pytest.approx(row.file_mib, rel=SIZE_BAND)
+
+
+def test_the_pruned_guard_has_the_published_size_and_speed() -> None:
+    config = SHAPES["llama-guard-3-1b-int4"].config
+    work = PUBLISHED_LAYOUTS["published-guard-int4"](config)
+    assert work.size.file_bytes == pytest.approx(GUARD_FILE_BYTES, rel=SIZE_BAND)
+    whole_head = PUBLISHED_LAYOUTS["published-guard-int4"](replace(config, output_rows=None))
+    assert whole_head.size.file_bytes != pytest.approx(GUARD_FILE_BYTES, rel=SIZE_BAND)
+    for device in DEVICES.values():
+        speed = estimate(work, device, CONTEXT, PROMPT).decode_tokens_per_s
+        assert speed >= GUARD_DECODE_TOKENS_PER_S
 
 
 def test_decode_share_lies_midway_between_the_rows() -> None:

@@ -24,11 +24,23 @@ public actor GuardModel {
         return Self.categories(in: await said.text)
     }
 
+    /// By Unicode scalars: "\r\n" would be one `Character`.
     static func categories(in verdict: String) -> [String]? {
-        let lines = verdict.split(whereSeparator: \.isNewline).map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+        let lines = parts(of: trimmed(verdict.unicodeScalars[...]), separatedBy: "\n")
         if lines == ["safe"] { return nil }
-        guard lines.first == "unsafe", lines.count > 1 else { return [] }
-        return lines[1].split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }
+        guard lines.first == "unsafe", lines.count <= 2 else { return [] }
+        return lines.dropFirst().flatMap { parts(of: $0, separatedBy: ",") }.filter { !$0.isEmpty }
+    }
+
+    private static func parts(of text: String, separatedBy separator: Unicode.Scalar) -> [String] {
+        text.unicodeScalars.split(separator: separator, omittingEmptySubsequences: false).map(trimmed)
+    }
+
+    private static func trimmed(_ text: Substring.UnicodeScalarView) -> String {
+        let blanks: Set<Unicode.Scalar> = [" ", "\t", "\r", "\n"]
+        let start = text.firstIndex { !blanks.contains($0) } ?? text.endIndex
+        let end = text.lastIndex { !blanks.contains($0) }.map { text.index(after: $0) } ?? start
+        return String(Substring(text[start..<end]))
     }
 
     private static func message(_ role: String, _ content: String) -> JSONValue {

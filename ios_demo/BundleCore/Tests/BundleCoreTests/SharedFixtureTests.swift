@@ -123,6 +123,14 @@ final class SharedFixtureTests: XCTestCase {
         }
     }
 
+    func testGuards() throws {
+        try Fixtures.forEach("guard", atLeast: 15) { value, name in
+            let categories = try GuardModel.categories(in: value.string("text"))
+            XCTAssertEqual(categories == nil, try value.string("verdict") == "safe", name)
+            XCTAssertEqual(categories ?? [], try value.strings("categories"), name)
+        }
+    }
+
     func testUTF8() throws {
         try Fixtures.forEach("utf8", atLeast: 10) { value, name in
             var stream = UTF8Stream()

@@ -147,11 +147,14 @@ class Chat(
 /** Llama Guard's answer: `safe`, or `unsafe` and on the next line the categories. */
 data class GuardVerdict(val safe: Boolean, val categories: List<String>) {
     companion object {
-        /** Anything but a clear `safe` counts as unsafe. */
+        private val BLANKS = charArrayOf(' ', '\t', '\r', '\n')
+
+        /** Anything but a clear `safe` counts as unsafe; what is no verdict, without a category. */
         fun parse(answer: String): GuardVerdict {
-            val lines = answer.trim().lines().map { it.trim() }
-            if (lines.first() == "safe") return GuardVerdict(true, emptyList())
-            return GuardVerdict(false, lines.getOrElse(1) { "" }.split(',').map { it.trim() }.filter { it.isNotEmpty() })
+            val lines = answer.trim(*BLANKS).split('\n').map { it.trim(*BLANKS) }
+            if (lines == listOf("safe")) return GuardVerdict(true, emptyList())
+            if (lines.first() != "unsafe" || lines.size > 2) return GuardVerdict(false, emptyList())
+            return GuardVerdict(false, lines.getOrElse(1) { "" }.split(',').map { it.trim(*BLANKS) }.filter { it.isNotEmpty() })
         }
     }
 }

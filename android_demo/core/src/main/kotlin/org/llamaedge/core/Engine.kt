@@ -2,7 +2,7 @@ package org.llamaedge.core
 
 enum class StopReason { END_TOKEN, MAX_NEW_TOKENS, CONTEXT_FULL, CANCELLED }
 
-/** What turns prompt tokens into new ones: ExecuTorch on the phone, `llama-edge serve` on a desktop, a fake in tests. */
+/** What turns prompt tokens into new ones: ExecuTorch on the phone, `llama-edge serve --stdio` on a desktop, a fake in tests. */
 interface Engine : AutoCloseable {
     val maxContext: Int
 

@@ -94,8 +94,12 @@ internal class Token(val kind: Kind, val text: String) {
     enum class Kind { TEXT, OUTPUT, STATEMENT }
 }
 
-/** Cuts a template into text, `{{ }}` and `{% %}`; `trim_blocks` and `lstrip_blocks` are on, as in transformers. */
-internal fun tokenize(source: String): List<Token> {
+/**
+ * Cuts a template into text, `{{ }}` and `{% %}`; `trim_blocks` and `lstrip_blocks` are on, as in transformers. Jinja has one
+ * kind of line end, and drops one at the end.
+ */
+internal fun tokenize(template: String): List<Token> {
+    val source = template.replace("\r\n", "\n").replace('\r', '\n').removeSuffix("\n")
     val out = ArrayList<Token>()
     var place = 0
     var stripNext = false

@@ -160,12 +160,4 @@ class ChatTest {
         assertEquals(1 to 1, calls.first())
         assertEquals(12, calls.last().let { it.first + it.second })
     }
-
-    @Test
-    fun anythingButSafeIsUnsafe() {
-        assertTrue(GuardVerdict.parse("\n\nsafe").safe)
-        assertEquals(listOf("S1", "S9"), GuardVerdict.parse("unsafe\nS1, S9").categories)
-        assertFalse(GuardVerdict.parse("It is safe.").safe)
-        assertFalse(GuardVerdict.parse("").safe)
-    }
 }

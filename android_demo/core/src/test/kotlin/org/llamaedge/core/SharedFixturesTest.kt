@@ -139,6 +139,13 @@ class SharedFixturesTest {
     }
 
     @Test
+    fun guards() = each("guard", 15) { case ->
+        val verdict = GuardVerdict.parse(case["text"] as String)
+        assertEquals(case["verdict"] == "safe", verdict.safe)
+        assertEquals(case["categories"], verdict.categories)
+    }
+
+    @Test
     fun utf8() = each("utf8", 10) { case ->
         val stream = Utf8Stream()
         val chunks = case["chunks"].asList().map { hex -> (hex as String).chunked(2).map { it.toInt(16).toByte() }.toByteArray() }

@@ -12,7 +12,7 @@ import org.llamaedge.core.Tool
 import org.llamaedge.core.ToolCall
 
 /**
- * The app without a phone: its own checks, template, tokenizer, streaming and tools, over a bundle that `llama-edge serve` runs.
+ * The app without a phone: its own checks, template, tokenizer, streaming and tools, over a bundle that `llama-edge serve --stdio` runs.
  *
  * Arguments: the bundle, then the command that starts the program (`llama-edge`). Standard input, one line each: a question;
  * `/reset`; `/stop N QUESTION` cancels after N pieces of text; `/until TEXT QUESTION` ends the answer before TEXT. Standard
@@ -30,7 +30,7 @@ fun main(arguments: Array<String>) {
         println(Json.write(mapOf("refused" to findings)))
         exitProcess(1)
     }
-    val process = ProcessBuilder(arguments.drop(1) + listOf("serve", arguments[0])).redirectError(ProcessBuilder.Redirect.INHERIT).start()
+    val process = ProcessBuilder(arguments.drop(1) + listOf("serve", arguments[0], "--stdio")).redirectError(ProcessBuilder.Redirect.INHERIT).start()
     ServeEngine(process).use { engine ->
         val clock = Tool("current_time", "The time now", mapOf("type" to "object")) { "12:30" }
         fun chat(stops: List<String> = emptyList()) = Chat(

@@ -8,7 +8,7 @@ import org.llamaedge.core.Json
 import org.llamaedge.core.Sampling
 import org.llamaedge.core.StopReason
 
-/** The engine of a desktop: `llama-edge serve`, which runs the written artifact, over JSON lines. */
+/** The engine of a desktop: `llama-edge serve --stdio`, which runs the written artifact, over JSON lines. */
 class ServeEngine(private val process: Process) : Engine {
     private val requests: Writer = process.outputStream.bufferedWriter()
     private val replies: BufferedReader = process.inputStream.bufferedReader()

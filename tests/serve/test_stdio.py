@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llama_edge.core.session import ClosesOnExit, FloatArray, check_tokens
-from llama_edge.generate.serve import MAX_WAITING, serve
+from llama_edge.serve.stdio import MAX_WAITING, serve
 
 VOCAB = 32
 
@@ -127,7 +127,7 @@ def test_a_wrong_request_is_answered_and_the_next_one_too(request_: object, says
 
 
 def test_a_line_that_is_too_long_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_edge.generate.serve.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("llama_edge.serve.stdio.MAX_LINE_BYTES", 100)
     fits = json.dumps({"op": "open"}).encode().ljust(99)
     first, *others = talk(b"[" + b"1," * 1000 + b"1]", fits, {"op": "reset"})
     assert first["error"]["message"] == (

@@ -1,0 +1,1 @@
+"""`serve`: a bundle for other programs, over HTTP or as JSON lines."""
