@@ -14,6 +14,7 @@ Every error is an `llama_edge.core.errors.LlamaEdgeError` whose message says wha
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
 from llama_edge.generate.guarded_chat import GuardedChat
 from llama_edge.generate.run import PromptRequest, Run
 from llama_edge.generate.structure import ANYTHING, build_structure
+from llama_edge.generate.warm import WarmRequest, warm_bundle
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.suites.request import suite_request
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, SamplingConfig
@@ -210,6 +212,39 @@ class Bundle:
         """
         model = BundleModel(self.root, runtime, _trust(self.public_key))
         return Guard(model, categories, threshold)
+
+    def warm(
+        self,
+        system: str,
+        *,
+        day: date | None = None,
+        runtime: str | None = None,
+        progress: Progress | None = None,
+    ) -> "Bundle":
+        """Store the KV cache of a fixed system prompt in the bundle; see `llama-edge warm`.
+
+        `generate`, `stream` and `chat` with this system prompt then read the question only.
+
+        Args:
+            system: The system prompt; what is stored of an earlier one is replaced.
+            day: For a chat template that writes the current day: the day that it is told.
+            runtime: None takes the one that the gate uses.
+            progress: Told of each stage.
+
+        Returns:
+            The bundle with its new manifest.
+
+        Raises:
+            CheckFailedError: The state, restored, gives other logits than the prompt.
+            UsageError: The bundle is signed; or the template writes the current day and there is
+                none; or the prompt does not fit the context.
+            SessionError: The runtime does not give out its cache.
+        """
+        request = WarmRequest(system=system, day=day, runtime=runtime)
+        made = warm_bundle(
+            self.root, request, progress or SilentProgress(), _trust(self.public_key)
+        )
+        return Bundle(self.root, made.manifest, self.public_key)
 
     def doctor(self, progress: Progress | None = None) -> Diagnosis:
         """Check everything that can be checked without running the model."""

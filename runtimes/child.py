@@ -1,7 +1,7 @@
 """A native runtime in a child process: its crash or hang is an error here, not the end.
 
 A lowered artifact can segfault without a word or never return. The child gets requests by pickle
-and answers in plain JSON and raw float32, so that a file that takes over the child gains nothing
+and answers in plain JSON and raw arrays, so that a file that takes over the child gains nothing
 from the parent's side of the pipe.
 """
 
@@ -21,9 +21,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_edge.core import errors
-from llama_edge.core.artifact import Artifact
+from llama_edge.core.artifact import Artifact, KVCacheDtype
+from llama_edge.core.cache_state import CacheState
 from llama_edge.core.errors import LlamaEdgeError, RuntimeCrashError, SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -36,6 +38,8 @@ from llama_edge.runtimes.speed import SpeedPlan, SpeedReading
 #: What a report shows of a dead child's output.
 LAST_OUTPUT_BYTES: Final = 4096
 _EXIT_GRACE_S: Final = 5.0
+#: Of the arrays that a child sends: logits and traces are float32, a cache is what it is.
+_DTYPES: Final = frozenset(("float32", "float16", "int8"))
 _MAIN: Final = "llama_edge.runtimes.child_main"
 #: What a child gets of the user's environment, where it is set: how to find programs, libraries and
 #: the user's own packages, languages, threads. No other variable, since many hold tokens and keys.
@@ -106,7 +110,7 @@ class _Child:
 
     def request(
         self, method: str, *arguments: object, timeout_s: float
-    ) -> tuple[Any, list[FloatArray]]:
+    ) -> tuple[Any, list[NDArray[Any]]]:
         """Ask and wait; after any failure but a refusal the child is gone.
 
         Raises:
@@ -135,17 +139,20 @@ class _Child:
             raise _error_class(header["error"])(header["message"])
         return header["value"], arrays
 
-    def _exchange(self, message: object, timeout_s: float) -> tuple[Any, list[FloatArray]]:
+    def _exchange(self, message: object, timeout_s: float) -> tuple[Any, list[NDArray[Any]]]:
         self._pipe.send(message)
         if not self._pipe.poll(timeout_s):
             raise TimeoutError
         header = json.loads(self._pipe.recv_bytes())
-        arrays = [self._receive(tuple(shape)) for shape in header.get("shapes", ())]
+        arrays = [self._receive(name, tuple(shape)) for name, shape in header.get("arrays", ())]
         return header, arrays
 
-    def _receive(self, shape: tuple[int, ...]) -> FloatArray:
-        data = self._pipe.recv_bytes(4 * prod(shape))
-        return np.frombuffer(data, dtype=np.float32).reshape(shape)
+    def _receive(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        if name not in _DTYPES:
+            raise EOFError(f"an array of {name!r}")
+        dtype = np.dtype(name)
+        data = self._pipe.recv_bytes(dtype.itemsize * prod(shape))
+        return np.frombuffer(data, dtype).reshape(shape)
 
     def _obituary(self, method: str) -> str:
         try:
@@ -237,6 +244,19 @@ class ChildSession:
         """See `Session`."""
         self._child.request("reset", keep, timeout_s=self._timeout_s)
 
+    def save(self) -> CacheState:
+        """See `Session`."""
+        value, arrays = self._child.request("save", timeout_s=self._timeout_s)
+        return CacheState(
+            kv_cache=KVCacheDtype(value["kv_cache"]),
+            tokens=int(value["tokens"]),
+            arrays=dict(zip(map(str, value["names"]), arrays, strict=True)),
+        )
+
+    def restore(self, state: CacheState) -> None:
+        """See `Session`."""
+        self._child.request("restore", state, timeout_s=self._timeout_s)
+
     def close(self) -> None:
         """See `Session`."""
         self._child.close()
@@ -298,7 +318,7 @@ class ChildRuntime(ClosesOnExit):
 
     def _ask(
         self, method: str, *arguments: object, timeout_s: float
-    ) -> tuple[Any, list[FloatArray]]:
+    ) -> tuple[Any, list[NDArray[Any]]]:
         """One request to a child that is kept when it answers, and killed when it does not."""
         artifact = next((each for each in arguments if isinstance(each, Artifact)), None)
         starts_processes = method == "trace_operators"

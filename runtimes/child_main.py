@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_edge.confined.child import confine
 from llama_edge.core.artifact import Artifact
+from llama_edge.core.cache_state import CacheState
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.regular import real_path
 from llama_edge.core.session import BlockTrace, FloatArray, Runtime, Session
@@ -30,8 +32,8 @@ _BASE_MEMORY_BYTES: Final = 8 << 30
 #: Quantized values become float32 in the slowest of the runtimes, and are copied once.
 _MEMORY_PER_BYTE: Final = 16
 
-#: JSON-ready values, and float32 arrays that follow them as raw bytes
-Reply = tuple[Any, Sequence[FloatArray]]
+#: JSON-ready values, and arrays that follow them as raw bytes
+Reply = tuple[Any, Sequence[NDArray[Any]]]
 
 
 class _Worker:
@@ -81,7 +83,8 @@ class _Worker:
         }
         counts = {name: len(arrays) for name, arrays in parts.items()}
         arrays = [array for part in parts.values() for array in part]
-        return {"tokens": trace.tokens, "calls": trace.calls, **counts}, (*arrays, trace.logits)
+        value = {"tokens": trace.tokens, "calls": trace.calls, **counts}
+        return value, _floats((*arrays, trace.logits))
 
     def trace_operators(
         self, artifact: Artifact, calls: Sequence[Sequence[int]], layers: Sequence[int]
@@ -96,7 +99,7 @@ class _Worker:
             "head": [*trace.head],
         }
         arrays = [array for block in trace.blocks.values() for array in block.values()]
-        return value, (*arrays, *trace.head.values())
+        return value, _floats((*arrays, *trace.head.values()))
 
     def prefill(self, tokens: Sequence[int]) -> Reply:
         return None, (self.session.prefill(tokens),)
@@ -117,11 +120,26 @@ class _Worker:
         self.session.reset(keep)
         return None, ()
 
+    def save(self) -> Reply:
+        state = self.session.save()
+        value = {"kv_cache": state.kv_cache, "tokens": state.tokens, "names": [*state.arrays]}
+        return value, [*state.arrays.values()]
 
-def _send(connection: Connection, value: Any, arrays: Sequence[FloatArray]) -> None:  # noqa: ANN401
+    def restore(self, state: CacheState) -> Reply:
+        self.session.restore(state)
+        return None, ()
+
+
+def _floats(arrays: Sequence[NDArray[Any]]) -> list[FloatArray]:
+    """A trace may look at integers."""
+    return [array.astype(np.float32, copy=False) for array in arrays]
+
+
+def _send(connection: Connection, value: Any, arrays: Sequence[NDArray[Any]]) -> None:  # noqa: ANN401
     """JSON first, then each array's bytes: never a pickle, for this process ran a foreign file."""
-    arrays = [np.ascontiguousarray(array, dtype=np.float32) for array in arrays]
-    header = {"value": value, "shapes": [array.shape for array in arrays]}
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    forms = [(array.dtype.name, array.shape) for array in arrays]
+    header = {"value": value, "arrays": forms}
     connection.send_bytes(json.dumps(header).encode())
     for array in arrays:
         connection.send_bytes(array.tobytes())

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama_edge.core.session import ClosesOnExit, FloatArray, check_kept, check_tokens
+from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.cache_state import KINDS, CacheState, cache_name
+from llama_edge.core.session import ClosesOnExit, FloatArray, check_kept, check_saved, check_tokens
 from llama_edge.models.reference import KVCache, Reference
 
 
@@ -56,6 +58,29 @@ class EagerSession(ClosesOnExit):
         """See `Session`."""
         check_kept(keep, self._cache.length)
         self._cache.cut(keep)
+
+    def save(self) -> CacheState:
+        """See `Session`; the rows of an int8 cache are dequantized ones here."""
+        check_saved(self._cache.length)
+        arrays = {
+            cache_name(kind, layer): rows.transpose(0, 1).contiguous().numpy().copy()
+            for kind, layers in zip(KINDS, (self._cache.keys, self._cache.values), strict=True)
+            for layer, rows in enumerate(layers)
+        }
+        return CacheState(kv_cache=KVCacheDtype.FLOAT32, tokens=self._cache.length, arrays=arrays)
+
+    def restore(self, state: CacheState) -> None:
+        """See `Session`."""
+        config = self._model.config
+        state.require(config, KVCacheDtype.FLOAT32, self._max_context)
+        keys, values = (
+            [
+                torch.from_numpy(state.arrays[cache_name(kind, layer)].copy()).transpose(0, 1)
+                for layer in range(config.num_hidden_layers)
+            ]
+            for kind in KINDS
+        )
+        self._cache = KVCache(keys, values)
 
     def close(self) -> None:
         """See `Session`."""

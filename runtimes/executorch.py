@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from llama_edge.core.artifact import Artifact
+from llama_edge.core.cache_state import CacheArray, CacheState, cache_arrays
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -19,6 +20,7 @@ from llama_edge.core.session import (
     FloatArray,
     OperatorTrace,
     check_kept,
+    check_saved,
     check_tokens,
 )
 from llama_edge.formats.pte_stacks import stacked_rows
@@ -69,6 +71,22 @@ class _Method:
             self.used += len(piece)
         return outputs
 
+    def cache(self, array: CacheArray) -> AnyArray:
+        """One array of the cache, (T, K, W), of as many tokens as it holds; not a copy.
+
+        Raises:
+            SessionError: The file gives its caches no names.
+        """
+        try:
+            found: AnyArray = self._method.get_attribute(array.name).numpy()
+        except RuntimeError as error:
+            raise SessionError(
+                f"{self._artifact.path}: has no cache of the name {array.name}, so that its state "
+                f"can be neither saved nor restored: {error}; export the model with this version "
+                "of llama-edge"
+            ) from error
+        return found[:, :, 0].swapaxes(0, 1)
+
 
 class ExecuTorchSession(ClosesOnExit):
     """A `Session`; the cache lives inside the method, `input_pos` says where to write."""
@@ -105,6 +123,25 @@ class ExecuTorchSession(ClosesOnExit):
         method = self._loaded()
         check_kept(keep, method.used)
         method.used = keep
+
+    def save(self) -> CacheState:
+        """See `Session`."""
+        method = self._loaded()
+        check_saved(method.used)
+        kv_cache = self._artifact.kv_cache
+        arrays = {
+            array.name: method.cache(array)[: method.used].copy()
+            for array in cache_arrays(self._artifact.config, kv_cache)
+        }
+        return CacheState(kv_cache=kv_cache, tokens=method.used, arrays=arrays)
+
+    def restore(self, state: CacheState) -> None:
+        """See `Session`."""
+        method, artifact = self._loaded(), self._artifact
+        state.require(artifact.config, artifact.kv_cache, artifact.max_context)
+        for array in cache_arrays(artifact.config, artifact.kv_cache):
+            method.cache(array)[: state.tokens] = state.arrays[array.name]
+        method.used = state.tokens
 
     def close(self) -> None:
         """See `Session`."""

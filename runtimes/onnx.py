@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from llama_edge.core.artifact import Artifact
+from llama_edge.core.artifact import Artifact, KVCacheDtype
+from llama_edge.core.cache_state import KINDS, CacheState, cache_name
 from llama_edge.core.errors import SessionError
 from llama_edge.core.regular import read_regular
 from llama_edge.core.session import (
@@ -25,6 +26,7 @@ from llama_edge.core.session import (
     OperatorTrace,
     Session,
     check_kept,
+    check_saved,
     check_tokens,
 )
 from llama_edge.models.blocks import Add, Attention, Hadamard, HeadNorm, RMSNorm, SwiGLU
@@ -113,7 +115,7 @@ class OnnxSession(ClosesOnExit):
         shape = (1, config.num_key_value_heads, artifact.max_context, config.head_dim)
         self._caches: dict[tuple[int, str], ort.OrtValue] = {}
         for layer in range(config.num_hidden_layers):
-            for kind in ("key", "value"):
+            for kind in KINDS:
                 buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
                 self._caches[layer, kind] = buffer
                 self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", buffer)
@@ -174,6 +176,24 @@ class OnnxSession(ClosesOnExit):
         """See `Session`; what the buffers hold beyond the length is never read."""
         check_kept(keep, self._length)
         self._length = keep
+
+    def save(self) -> CacheState:
+        """See `Session`."""
+        check_saved(self._length)
+        arrays = {
+            cache_name(kind, layer): buffer.numpy()[0, :, : self._length].swapaxes(0, 1).copy()
+            for (layer, kind), buffer in self._caches.items()
+        }
+        return CacheState(kv_cache=KVCacheDtype.FLOAT32, tokens=self._length, arrays=arrays)
+
+    def restore(self, state: CacheState) -> None:
+        """See `Session`."""
+        state.require(self._artifact.config, KVCacheDtype.FLOAT32, self.max_context)
+        for (layer, kind), buffer in self._caches.items():
+            # `numpy` is a view of the buffer that is bound.
+            rows = state.arrays[cache_name(kind, layer)].swapaxes(0, 1)
+            buffer.numpy()[0, :, : state.tokens] = rows
+        self._length = state.tokens
 
     def close(self) -> None:
         """See `Session`."""
@@ -311,7 +331,7 @@ def _trace_operators(
         assert isinstance(session, OnnxSession)
         results = [session.run(call) for call in calls]
         caches = {
-            layer: {f"{kind}_cache": session.cached(layer, kind) for kind in ("key", "value")}
+            layer: {f"{kind}_cache": session.cached(layer, kind) for kind in KINDS}
             for layer in layers
         }
     columns = {name: [run[index] for run in results] for index, name in enumerate(names, start=1)}

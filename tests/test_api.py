@@ -1,5 +1,6 @@
 """What people import: export a model, open the bundle, and use it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_a_second_turn_reads_its_own_tokens(bundle: llama_edge.Bundle) -> None:
         fresh._assistant._cache._held = []
         assert fresh.send("on") == second
         assert fresh.prompt_tokens == len(prompt)
+
+
+def test_a_stored_system_prompt_is_not_read_again(
+    bundle: llama_edge.Bundle, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(bundle.root, tmp_path / "copy"))
+    warmed = llama_edge.open_bundle(copy).warm("an in")
+    assert warmed == llama_edge.open_bundle(copy) != bundle
+    with bundle.chat(system="an in", max_new_tokens=1) as cold:
+        expected = cold.send("the")
+    with warmed.chat(system="an in", max_new_tokens=1) as chat:
+        assert chat.send("the") == expected
+        assert chat.prompt_tokens < cold.prompt_tokens == chat.dialog_tokens
+    with pytest.raises(UsageError, match="the system prompt is empty"):
+        warmed.warm("")
 
 
 def test_a_full_context_drops_the_oldest_and_keeps_the_system_prompt(

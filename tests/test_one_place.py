@@ -50,6 +50,7 @@ PRIVATE: Final[Mapping[tuple[str, str], str]] = {
     ("llama_edge/formats/xnnpack.py", "write_bytes"): "in it",
     ("llama_edge/formats/xnnpack.py", "write_text"): "in it",
     ("llama_edge/evaluate/tasks.py", "TemporaryDirectory"): "the system's, for its owner alone",
+    ("llama_edge/generate/warm.py", "TemporaryDirectory"): "the system's, for its owner alone",
     ("llama_edge/bundle/signing.py", "unlink"): "a public key that write_new has just made",
     ("llama_edge/debug/bisect_repro.py", "mkdir"): "in the folder of output_folder",
     ("llama_edge/debug/bisect_repro.py", "save"): "to a stream of open_new",

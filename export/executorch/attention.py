@@ -11,12 +11,14 @@ head_dim, S max_context.
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Final, Protocol
 
 from executorch.exir.scalar_type import ScalarType
 
 from llama_edge.backends.executorch.program import PlanBuilder
 from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.cache_state import KINDS, cache_name
 from llama_edge.core.model_config import ModelConfig
 
 FLOAT_OPERATOR: Final = "llama::custom_sdpa"
@@ -90,6 +92,7 @@ class _Tensors:
         self.known = positions.known
         self._max_context = max_context
         self._max_prefill = max_prefill
+        self._layers = count()
         self._updated = plan.tensor((1,), place=plan.arena.allocate(4))
         groups, width = config.num_key_value_heads, config.query_size // config.num_key_value_heads
         self._flat = plan.integer_list([plan.integer(groups), positions.count, plan.integer(width)])
@@ -101,22 +104,29 @@ class _Tensors:
             attended=plan.alias(self._answer, (groups, max_prefill, width)),
         )
 
-    def _tensor(self, shape: tuple[int, ...], dtype: ScalarType, *, dynamic: bool) -> int:
+    def _tensor(
+        self, shape: tuple[int, ...], dtype: ScalarType, *, dynamic: bool, name: str | None = None
+    ) -> int:
         size = _WIDTH_BYTES[dtype]
         for length in shape:
             size *= length
         place = self.plan.arena.allocate(size)
-        return self.plan.tensor(shape, dtype=dtype, place=place, dynamic=dynamic)
+        return self.plan.tensor(shape, dtype=dtype, place=place, dynamic=dynamic, name=name)
+
+    def next_names(self) -> list[str]:
+        """What the next layer's keys and values are called, by `core.cache_state`."""
+        layer = next(self._layers)
+        return [cache_name(kind, layer) for kind in KINDS]
 
     def fresh(self, heads: int, width: int, dtype: ScalarType) -> int:
         """Values of this call's tokens (K, T, heads, width); the layers share them."""
         shape = self.config.num_key_value_heads, self._max_prefill, heads, width
         return self._tensor(shape, dtype, dynamic=True)
 
-    def cached(self, fresh: int, width: int, dtype: ScalarType) -> int:
+    def cached(self, fresh: int, width: int, dtype: ScalarType, name: str) -> int:
         """A new cache (K, S, 1, width) that gets the call's values (K, T, 1, width)."""
         shape = self.config.num_key_value_heads, self._max_context, 1, width
-        cache = self._tensor(shape, dtype, dynamic=False)
+        cache = self._tensor(shape, dtype, dynamic=False, name=name)
         updated = self._updated
         self.plan.call("llama::update_cache", "out", [fresh, cache, self.known, updated, updated])
         return cache
@@ -142,9 +152,10 @@ class FloatAttention:
     def attend(self) -> None:
         """See `Attention`."""
         tensors, width = self._tensors, self._tensors.config.head_dim
+        names, fresh = tensors.next_names(), (self.values.key, self.values.value)
         key, value = (
-            tensors.cached(fresh, width, ScalarType.FLOAT)
-            for fresh in (self.values.key, self.values.value)
+            tensors.cached(one, width, ScalarType.FLOAT, name)
+            for one, name in zip(fresh, names, strict=True)
         )
         tensors.ask(FLOAT_OPERATOR, [self.values.query, key, value, *self._options])
 
@@ -201,12 +212,12 @@ class Int8Attention:
         self._narrow(self._wide_steps, rows.steps)
         self._narrow(self._wide_zero_points, rows.zero_points)
 
-    def _cached(self, rows: _Rows) -> _Rows:
+    def _cached(self, rows: _Rows, name: str) -> _Rows:
         width, cached = self._tensors.config.head_dim, self._tensors.cached
         return _Rows(
-            cached(rows.codes, width, ScalarType.CHAR),
-            cached(rows.zero_points, 1, ScalarType.CHAR),
-            cached(rows.steps, 1, ScalarType.FLOAT),
+            cached(rows.codes, width, ScalarType.CHAR, f"{name}.codes"),
+            cached(rows.zero_points, 1, ScalarType.CHAR, f"{name}.zero_points"),
+            cached(rows.steps, 1, ScalarType.FLOAT, f"{name}.scales"),
         )
 
     def attend(self) -> None:
@@ -218,7 +229,8 @@ class Int8Attention:
             (values.value, self._value),
         ):
             self._quantize(x, rows)
-        key, value = self._cached(self._key), self._cached(self._value)
+        names = self._tensors.next_names()
+        key, value = map(self._cached, (self._key, self._value), names)
         arguments = [query.codes, key.codes, value.codes, known, none, self._dropout, self._yes]
         scales = [part for rows in (query, key, value) for part in (rows.zero_points, rows.steps)]
         self._tensors.ask(INT8_OPERATOR, [*arguments, none, *scales, self._no])

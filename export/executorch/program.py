@@ -98,8 +98,12 @@ class PlanBuilder:
         constant: int = 0,
         place: Place | None = None,
         dynamic: bool = False,
+        name: str | None = None,
     ) -> int:
-        """A tensor: constant data, a piece of the arena, or (neither) an input of the method."""
+        """A tensor: constant data, a piece of the arena, or (neither) an input of the method.
+
+        A runtime finds one that has a name with `Method::get_attribute`, and may write it.
+        """
         allocation = None
         if place is not None:
             allocation = schema.AllocationDetails(
@@ -119,6 +123,9 @@ class PlanBuilder:
                 data_buffer_idx=constant,
                 allocation_info=allocation,
                 shape_dynamism=bound if dynamic else schema.TensorShapeDynamism.STATIC,
+                extra_tensor_info=(
+                    None if name is None else schema.ExtraTensorInfo(fully_qualified_name=name)
+                ),
             )
         )
 

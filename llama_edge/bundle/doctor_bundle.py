@@ -36,6 +36,7 @@ from llama_edge.bundle.folder import (
 )
 from llama_edge.bundle.licences import missing_notice
 from llama_edge.bundle.manifest import MANIFEST_FILE, Manifest, Verdict
+from llama_edge.bundle.prompt_state import check_prompt_state, is_listed
 from llama_edge.bundle.signing import Trust
 from llama_edge.bundle.text_files import (
     check_begin_flag,
@@ -234,6 +235,9 @@ def _examine_artifact(examination: Examination, bundle: Bundle) -> None:
         examination.check("the model's kernels", check_placement(placement, manifest))
         # Where a kernel is not quantized, a weight that has no codes is no damage but a choice.
         lost = "codes.unquantized" if unquantized_linears(placement, manifest) else "codes.missing"
+        if is_listed(manifest):
+            found_state = check_prompt_state(bundle.root, manifest, written.artifact)
+            examination.check("prompt state", found_state)
         examination.check("values and scales of all weights", _check_codes(written, manifest, lost))
 
 

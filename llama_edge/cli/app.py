@@ -36,6 +36,7 @@ from llama_edge.cli.run import run
 from llama_edge.cli.serve import serve
 from llama_edge.cli.synth import synth
 from llama_edge.cli.trust import doctor, keygen, sign, verify
+from llama_edge.cli.warm import warm
 from llama_edge.core.errors import LlamaEdgeError
 
 INTERRUPTED: Final = 130
@@ -63,6 +64,7 @@ app.command("parity")(parity)
 app.command("run")(run)
 app.command("chat")(chat)
 app.command("guard")(guard)
+app.command("warm")(warm)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

@@ -120,6 +120,8 @@ def chat(
                 say("warning: this bundle failed its gate; see its parity.json", err=True)
             if opened.tools_are_added:
                 say_added_tools()
+            if opened.state_note is not None:
+                say(f"note: {opened.state_note}", err=True)
             talk = _Talk(opened, system)
             name = real_path(bundle).name
             say(f"{name}: a context of {opened.max_context} tokens; /help", err=True)

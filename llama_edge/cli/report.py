@@ -14,6 +14,7 @@ from llama_edge.core.checkpoint import FULL_PRECISION
 from llama_edge.core.quantized import ScaleRounding
 from llama_edge.formats.quantized_checkpoint import TABLES
 from llama_edge.gate.gate import GateOutcome
+from llama_edge.gate.prompt_state import StateReport
 from llama_edge.plan.plan import expected
 
 
@@ -150,6 +151,20 @@ def print_bundles(bundles: Sequence[Bundle]) -> None:
     print_next(*(f"run {shlex.quote(str(b.root))} {question}" for b in bundles))
 
 
+def state_line(report: StateReport) -> str:
+    """A prompt state in one line: its size, and how near it is to a prompt that was read."""
+    line = f"{report.tokens} tokens, {report.size_bytes / 2**20:.1f} MiB"
+    if report.not_run is not None:
+        return f"{line}; not checked: {report.not_run}"
+    if report.findings:
+        return f"{line}; FAILED: {report.findings[0].where}: {report.findings[0].message}"
+    if report.same_logits:
+        near = "logits after it are, bit for bit, those after a prompt that was read"
+    else:
+        near = f"logits after it are {report.mean_kl:.2g} nats from those after a read prompt"
+    return f"{line}; {near}; read in one call, {report.one_call_mean_kl:.2g} nats"
+
+
 def print_gate(folder: Path, outcome: GateOutcome) -> None:
     """What `parity` found."""
     rows = [
@@ -157,4 +172,6 @@ def print_gate(folder: Path, outcome: GateOutcome) -> None:
         ("graph parity", parity_line(outcome.parity_summary())),
         ("fidelity", fidelity_line(outcome.fidelity_summary())),
     ]
+    if outcome.prompt_state is not None:
+        rows.append(("prompt state", state_line(outcome.prompt_state)))
     print_table("", ("parity", str(folder)), rows)

@@ -74,6 +74,8 @@ def run(
         say("warning: this bundle failed its gate; see its parity.json", err=True)
     if answer.tools_are_added:
         say_added_tools()
+    if answer.state_note is not None:
+        say(f"note: {answer.state_note}", err=True)
     pieces = []
     for piece in answer:
         pieces.append(piece)
@@ -91,6 +93,7 @@ def run(
             "text": "".join(pieces),
             **({} if tools is None else {"tool_calls": calls}),
             "prompt_tokens": answer.prompt_tokens,
+            "read_tokens": answer.read_tokens,
             "new_tokens": answer.new_tokens,
             "stop_reason": answer.stop_reason,
         }

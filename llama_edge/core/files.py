@@ -64,6 +64,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file that llama-edge wrote, if it is there; no power failure brings it back."""
+    path.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def write_new(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file that does not exist yet; `mode` is its mode without the umask's bits.
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_edge.core.artifact import Artifact
+from llama_edge.core.cache_state import CacheState
 from llama_edge.core.errors import SessionError
 
 FloatArray = NDArray[np.float32]
@@ -48,6 +49,16 @@ def check_kept(keep: int, used: int) -> None:
     """
     if not 0 <= keep <= used:
         raise SessionError(f"{keep} tokens are to be kept, and the cache holds {used}")
+
+
+def check_saved(used: int) -> None:
+    """What `Session.save` demands, `used` tokens being in the cache.
+
+    Raises:
+        SessionError: There are none.
+    """
+    if not used:
+        raise SessionError("the cache holds no token; read a prompt before its state is saved")
 
 
 class ClosesOnExit(ABC):
@@ -98,6 +109,23 @@ class Session(Protocol):
 
         Raises:
             SessionError: The cache holds fewer.
+        """
+        ...
+
+    def save(self) -> CacheState:
+        """A copy of what the cache holds of the sequence.
+
+        Raises:
+            SessionError: It holds nothing, or the runtime does not let anybody read it.
+        """
+        ...
+
+    def restore(self, state: CacheState) -> None:
+        """Put what `save` gave, of this session or of another one, in the place of the sequence.
+
+        Raises:
+            SessionError: It is of another model's cache, or the runtime does not let anybody
+                write it.
         """
         ...
 

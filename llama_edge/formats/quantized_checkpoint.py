@@ -113,7 +113,9 @@ class Layout:
         return tensors
 
 
-_ITEM_BYTES: Final[Mapping[str, int]] = {"I8": 1, "U8": 1, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}
+_ITEM_BYTES: Final[Mapping[str, int]] = {
+    **{"I8": 1, "U8": 1, "BF16": 2, "F16": 2, "I32": 4, "F32": 4, "F64": 8, "I64": 8}
+}
 
 
 def write_safetensors(

@@ -17,6 +17,7 @@ from llama_edge.gate.blocks import BlocksReport, check_blocks
 from llama_edge.gate.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.gate.findings import Finding, rounded
 from llama_edge.gate.parity import FidelityReport, ParityReport, check_fidelity, check_parity
+from llama_edge.gate.prompt_state import StateReport
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, fidelity_prompts, gate_prompts
 from llama_edge.gate.samples import SAMPLE_QUESTIONS, Sample, write_samples
 from llama_edge.gate.tolerances import Tolerances
@@ -61,6 +62,8 @@ class GateOutcome:
     reason: str | None
     #: short answers of the artifact and of full precision, to be read next to the figures
     samples: tuple[Sample, ...] = ()
+    #: None where the bundle has no prompt state
+    prompt_state: StateReport | None = None
 
     @classmethod
     def failed(cls, error: LlamaEdgeError) -> Self:
@@ -74,13 +77,21 @@ class GateOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """The measurements in full, for `parity.json`."""
-        return {
+        value = {
             "passed": self.passed,
             "reason": self.reason,
             "parity": None if self.parity is None else self.parity.to_json(),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "samples": [asdict(sample) for sample in self.samples],
         }
+        if self.prompt_state is not None:
+            value["prompt_state"] = self.prompt_state.to_json()
+        return value
+
+    def with_prompt_state(self, report: StateReport) -> Self:
+        """With what a check of the bundle's prompt state found."""
+        reason = self.reason or (_reason(report.findings) if report.findings else None)
+        return replace(self, prompt_state=report, reason=reason)
 
     def parity_summary(self) -> dict[str, Any]:
         """Graph parity for the manifest."""

@@ -1,1 +1,1 @@
-"""`run`, `chat` and `guard`: text from a bundle."""
+"""`run`, `chat`, `guard` and `warm`: text from a bundle."""

@@ -111,7 +111,7 @@ class Assistant(ClosesOnExit):
     def __init__(self, model: BundleModel) -> None:
         self.model = model
         self._session = model.open()
-        self._cache = KeptCache(self._session)
+        self._cache = KeptCache(self._session, model.beginning)
 
     def answer(
         self,

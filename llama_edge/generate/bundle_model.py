@@ -8,6 +8,7 @@ from typing import Any
 from llama_edge.backends import get_exporter
 from llama_edge.bundle.folder import open_bundle
 from llama_edge.bundle.manifest import Manifest, Verdict
+from llama_edge.bundle.prompt_state import PromptState, read_prompt_state, why_unusable
 from llama_edge.bundle.session import open_session
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.core.model_config import ModelConfig
@@ -16,6 +17,7 @@ from llama_edge.runtimes import choose_runtime
 from llama_edge.text.chat_template import REFERENCE_DATE
 from llama_edge.text.generate import Constraint
 from llama_edge.text.grammar import Grammar, constraint_for
+from llama_edge.text.kept_cache import StoredBeginning
 from llama_edge.text.text_assets import read_text_assets
 from llama_edge.text.tokenizer import Tokenizer
 from llama_edge.text.tool_form import ToolForm
@@ -33,7 +35,7 @@ class BundleModel:
     Raises:
         ArtifactError: Not a bundle, or an unsafe one.
         CheckFailedError: A file is not what the manifest says, or not listed there; or the
-            signature is not the one that `trust` demands.
+            signature is not the one that `trust` demands; or its prompt state is another model's.
         UsageError: The runtime is another backend's.
     """
 
@@ -43,6 +45,36 @@ class BundleModel:
         self._runtime = choose_runtime(self._artifact.backend, runtime)
         self.text = read_text_assets(folder)
         self.tokenizer = Tokenizer(self.text)
+        #: why the bundle's prompt state is not used; None: it is, or there is none
+        self.state_note: str | None = None
+        self._state = self._usable_state()
+
+    def _usable_state(self) -> PromptState | None:
+        state = read_prompt_state(self._bundle.root, self.manifest, self._artifact)
+        if state is None:
+            return None
+        reason = why_unusable(state, self._runtime, self._artifact.backend)
+        if reason is not None:
+            self.state_note = f"the bundle's prompt state is not used: {reason}"
+            return None
+        return state
+
+    @property
+    def beginning(self) -> StoredBeginning | None:
+        """What need not be read; None: the bundle has no prompt state for this runtime."""
+        if self._state is None:
+            return None
+        return StoredBeginning(self._state.tokens, self._state.cache)
+
+    def day_of(self, system: str | None) -> date | None:
+        """The day that belongs to a system prompt; None: whatever day it is.
+
+        Where the chat template writes the current day, a state is of one day, and its system
+        prompt keeps it.
+        """
+        if self._state is None or self._state.origin.system != system:
+            return None
+        return self._state.origin.day
 
     @property
     def manifest(self) -> Manifest:

@@ -56,6 +56,8 @@ class Chat(ClosesOnExit):
         self.failed_gate = model.failed_gate
         #: tokens that the dialog may have with the answer
         self.max_context = model.max_context
+        #: why the bundle's prompt state is not used, if it has one
+        self.state_note = model.state_note
         self._model = model
         self._config = config
         self._structure = structure
@@ -63,6 +65,7 @@ class Chat(ClosesOnExit):
         self._messages: list[Message] = []
         #: the calls of the last answer, which wait for their results
         self.calls: tuple[ToolCall, ...] = ()
+        self._day: date | None = None
         self.begin(system)
         #: messages that the last turn left out, since they did not fit
         self.dropped = 0
@@ -82,6 +85,7 @@ class Chat(ClosesOnExit):
         """
         self.calls = ()
         self._messages = [] if system is None else [{"role": "system", "content": system}]
+        self._day = self._model.day_of(system)
 
     @property
     def tools_are_added(self) -> bool:
@@ -162,4 +166,5 @@ class Chat(ClosesOnExit):
             return ()
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._model.encode_dialog(messages, self._structure.tools, date.today())
+        today = self._day or date.today()
+        return self._model.encode_dialog(messages, self._structure.tools, today)

@@ -9,6 +9,7 @@ from llama_edge.core.errors import UsageError
 from llama_edge.generate.assistant import DEFAULT_ANSWER, AnswerConfig, Assistant
 from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.generate.structure import ANYTHING, Structure
+from llama_edge.text.chat_template import REFERENCE_DATE
 from llama_edge.text.generate import StopReason
 from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
 from llama_edge.text.tool_form import ToolsIn
@@ -54,7 +55,11 @@ class Run:
         self._constraint = request.structure.constraint(self._model)
         self._text = ""
         self.failed_gate = self._model.failed_gate
+        #: why the bundle's prompt state is not used, if it has one
+        self.state_note = self._model.state_note
         self.new_tokens = 0
+        #: those of the prompt that the model had to read
+        self.read_tokens = 0
         self.stop_reason: StopReason | None = None
 
     @property
@@ -86,7 +91,7 @@ class Run:
         with Assistant(self._model) as assistant:
             answer = assistant.answer(self._prompt, self._config, self._constraint)
             for piece in answer:
-                self.new_tokens = len(answer.tokens)
+                self.read_tokens, self.new_tokens = answer.read_tokens, len(answer.tokens)
                 self._text += piece
                 yield piece
         self.stop_reason = answer.stop_reason
@@ -98,4 +103,5 @@ def _encode(model: BundleModel, request: PromptRequest) -> list[int]:
     messages = [{"role": "user", "content": request.prompt}]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
-    return model.encode_dialog(messages, request.structure.tools)
+    day = model.day_of(request.system) or REFERENCE_DATE
+    return model.encode_dialog(messages, request.structure.tools, day)

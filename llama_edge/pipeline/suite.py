@@ -81,7 +81,11 @@ class OpenSuite:
             known = _read(entry.folder / _ANSWERS_FILE, questions) if is_kept else {}
             in_full = _InFull(full, text, limit, known)
             examiner = Examiner(
-                session=session, text=text, max_new_tokens=limit, answer_in_full=in_full
+                session=session,
+                text=text,
+                vocab_size=full.config.vocab_size,
+                max_new_tokens=limit,
+                answer_in_full=in_full,
             )
             results = examiner.examine(questions, progress)
             if not is_kept:

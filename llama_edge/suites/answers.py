@@ -1,30 +1,36 @@
 """Asking a bundle and full precision the prompts of a suite, and judging what they answer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
-from llama_edge.core.errors import UsageError
+from llama_edge.core.errors import TokenizerError, UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
 from llama_edge.gate.full_answers import common_tokens
 from llama_edge.suites.scores import Judged, PromptResult
 from llama_edge.suites.suite import Prompt, Suite
-from llama_edge.suites.tools import offer, valid_calls
+from llama_edge.suites.tools import valid_calls
 from llama_edge.text.generate import Constraint, Generation
+from llama_edge.text.grammar import ToolCalls, constraint_for
 from llama_edge.text.tokenizer import Tokenizer
+from llama_edge.text.tool_calls import CallFormat
+from llama_edge.text.tool_form import ToolForm, ToolsIn
+from llama_edge.text.tools import ToolChoice
 
 Tokens = tuple[int, ...]
 #: Full precision's answer to a prompt, given a draft of it.
 AnswersInFull = Callable[[Tokens, Sequence[int]], Sequence[int]]
-#: A new constraint for the answer to a prompt; None leaves it free.
-Constrains = Callable[[Prompt], Constraint | None]
 
-
-def _free(prompt: Prompt) -> None:
-    del prompt
+#: Of a call that a grammar keeps valid; one that is longer is cut, and not valid.
+MAX_CALL_TOKENS: Final = 256
+#: For a model without a chat template.
+_PLAIN: Final = ToolForm(
+    format=CallFormat.JSON, in_prompt=ToolsIn.USER, result_role="user", max_calls=1
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +63,20 @@ def encode_suite(suite: Suite, text: TextAssets, max_context: int) -> tuple[Ques
 
 
 def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    messages = [{"role": one.role, "content": one.content} for one in prompt.messages]
+    messages: list[dict[str, Any]] = [
+        {"role": one.role, "content": one.content} for one in prompt.messages
+    ]
+    shown = None
     if prompt.tools:
-        messages[-1]["content"] = offer(prompt.tools, prompt.messages[-1].content)
+        tools = [tool.definition for tool in prompt.tools]
+        messages, shown = _tool_form(tokenizer).dialog(messages, tools)
     if not tokenizer.has_chat_template:
         return tokenizer.encode("\n\n".join(message["content"] for message in messages))
-    return tokenizer.encode_chat(messages)
+    return tokenizer.encode_chat(messages, tools=shown)
+
+
+def _tool_form(tokenizer: Tokenizer) -> ToolForm:
+    return tokenizer.tool_form if tokenizer.has_chat_template else _PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +85,11 @@ class Examiner:
 
     session: Session
     text: TextAssets
+    #: V, the length of the session's logits
+    vocab_size: int
     max_new_tokens: int
     answer_in_full: AnswersInFull
-    constrain: Constrains = _free
+    max_call_tokens: int = MAX_CALL_TOKENS
 
     def examine(
         self, questions: Sequence[Question], progress: Progress
@@ -87,21 +103,42 @@ class Examiner:
         progress.start("answer the suite's prompts", len(questions))
         results = []
         for question in questions:
-            own = self._answer(question)
+            own = self._answer(question, self.max_new_tokens)
             full = self.answer_in_full(question.tokens, own)
-            results.append(self._result(question.prompt, own, full, tokenizer, question.tokens))
+            result = self._result(question.prompt, own, full, tokenizer, question.tokens)
+            if question.prompt.tools:
+                result = replace(result, constrained=self._constrained(question, tokenizer))
+            results.append(result)
             progress.advance()
         return tuple(results)
 
-    def _answer(self, question: Question) -> list[int]:
+    def _constrained(self, question: Question, tokenizer: Tokenizer) -> Judged | None:
+        """The answer as a call that a grammar keeps valid; None if the grammar cannot be kept."""
+        form = _tool_form(tokenizer)
+        grammar = ToolCalls(
+            tools=[tool.definition for tool in question.prompt.tools],
+            format=form.format,
+            choice=ToolChoice.REQUIRED,
+            max_calls=form.max_calls,
+        )
+        try:
+            follow = constraint_for(grammar, tokenizer, self.text.eos_token_ids, self.vocab_size)
+        except TokenizerError:  # the bytes of its tokens are not known
+            return None
+        answer = self._answer(question, self.max_call_tokens, follow)
+        return _judge(question.prompt, tokenizer.decode(answer))
+
+    def _answer(
+        self, question: Question, max_new_tokens: int, constraint: Constraint | None = None
+    ) -> list[int]:
         self.session.reset()
         return [
             *Generation(
                 self.session,
                 question.tokens,
                 eos_token_ids=self.text.eos_token_ids,
-                max_new_tokens=self.max_new_tokens,
-                constraint=self.constrain(question.prompt),
+                max_new_tokens=max_new_tokens,
+                constraint=constraint,
             )
         ]
 

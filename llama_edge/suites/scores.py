@@ -45,6 +45,8 @@ class PromptResult:
     agreeing_tokens: int
     #: with how many both answers begin; equal to `tokens` if the answers are the same
     common_tokens: int
+    #: the bundle's answer where it must be a call of the tools; None without tools
+    constrained: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ SHARES: Final[Mapping[str, Share]] = {
     "full_checks": Share(lambda result: result.checks - len(result.full.failed), _checks),
     "tool_call": Share(lambda result: bool(result.bundle.valid_call), _one),
     "full_tool_call": Share(lambda result: bool(result.full.valid_call), _one),
+    "constrained_tool_call": Share(
+        lambda result: result.constrained is not None and bool(result.constrained.valid_call), _one
+    ),
 }
 #: Full precision's share minus the bundle's; better when they are smaller.
 LOSSES: Final = {
@@ -92,7 +97,9 @@ LOSSES: Final = {
     "tool_call_loss": ("full_tool_call", "tool_call"),
 }
 #: Counted over the prompts that offer tools.
-OF_TOOLS: Final = frozenset({"tool_call", "full_tool_call", "tool_call_loss"})
+OF_TOOLS: Final = frozenset(
+    {"tool_call", "full_tool_call", "constrained_tool_call", "tool_call_loss"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

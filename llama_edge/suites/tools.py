@@ -4,7 +4,6 @@ Only a few of JSON Schema's keywords are taken: enough for the calls that a smal
 and none of them refers to another file or takes long to check.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,18 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from llama_edge.core.errors import ToolCallError
+from llama_edge.text import tools as text_tools
 from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
 
 Name = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Text = Annotated[str, Meta(max_length=1000)]
-
-#: The published wording of Llama 3.2's chat template, where tools are in the user's message.
-_PREFACE = (
-    "Given the following functions, please respond with a JSON for a function call with its proper "
-    "arguments that best answers the given prompt.\n\n"
-    'Respond in the format {"name": function name, "parameters": dictionary of argument name and '
-    "its value}. Do not use variables.\n\n"
-)
 
 
 class _Struct(
@@ -76,12 +68,26 @@ class Tool(_Struct, frozen=True):
         """As a call names it."""
         return self.function.name
 
+    @property
+    def definition(self) -> text_tools.Tool:
+        """As the model is told of it."""
+        return text_tools.Tool(
+            name=self.name,
+            description=self.function.description,
+            parameters=self._schema(),
+        )
+
     def takes(self, call: ToolCall) -> bool:
         """Whether a call names this tool and gives what it needs, and nothing else."""
-        schema: dict[str, Any] = msgspec.to_builtins(self.function.parameters)
-        schema["additionalProperties"] = False
-        validator = jsonschema.Draft202012Validator(schema)
+        validator = jsonschema.Draft202012Validator(
+            {**self._schema(), "additionalProperties": False}
+        )
         return call.name == self.name and bool(validator.is_valid(dict(call.arguments)))
+
+    def _schema(self) -> dict[str, Any]:
+        """JSON values: lists, not tuples."""
+        schema: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.function.parameters))
+        return schema
 
 
 def valid_calls(answer: str, tools: Sequence[Tool]) -> tuple[ToolCall, ...]:
@@ -91,9 +97,3 @@ def valid_calls(answer: str, tools: Sequence[Tool]) -> tuple[ToolCall, ...]:
     except ToolCallError:
         return ()
     return calls if all(any(tool.takes(call) for tool in tools) for call in calls) else ()
-
-
-def offer(tools: Sequence[Tool], question: str) -> str:
-    """A user's message that offers tools, for models whose template has no place for them."""
-    offered = (json.dumps(msgspec.to_builtins(tool), indent=4) for tool in tools)
-    return _PREFACE + "".join(f"{tool}\n\n" for tool in offered) + question

@@ -1,6 +1,6 @@
 """The bytes that each token stands for: what a grammar reads, since text is cut anywhere."""
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -110,7 +110,7 @@ def _is_text(token: bytes) -> bool:
     return True
 
 
-def greedy(tokens: dict[bytes, int], text: bytes, longest: int) -> list[Any]:
+def greedy(tokens: dict[bytes, int], text: bytes, longest: int) -> list[int]:
     """Ids that spell `text`, the longest token first; a byte without a token is left out."""
     ids: list[int] = []
     place = 0

@@ -13,7 +13,7 @@ import coremltools as ct
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_edge.core.artifact import Artifact
+from llama_edge.core.artifact import Artifact, KVCacheDtype
 from llama_edge.core.errors import ArtifactError, MissingComponentError, SessionError
 from llama_edge.core.session import BlockTrace, OperatorTrace
 from llama_edge.formats.mlpackage import MLPackage
@@ -30,6 +30,7 @@ class AppleProgram:
 
     def __init__(self, artifact: Artifact) -> None:
         self._place = package_folder(artifact)
+        self._cache_dtype = artifact.kv_cache
         try:
             self.lengths = fixed_lengths(MLPackage(self._place))
             self._models = {
@@ -63,6 +64,37 @@ class AppleProgram:
     def reset(self) -> None:
         """See `StatefulProgram`."""
         self._state = self._maker.make_state()
+
+    @property
+    def cache_dtype(self) -> KVCacheDtype:
+        """See `StatefulProgram`."""
+        return self._cache_dtype
+
+    def read_state(self, name: str) -> NDArray[Any]:
+        """See `StatefulProgram`.
+
+        Raises:
+            SessionError: Core ML does not give it out.
+        """
+        try:
+            return np.array(self._state.read_state(name))
+        except (RuntimeError, ValueError) as error:
+            raise SessionError(
+                f"{self._place}: Core ML does not give out the state {name}: {error}"
+            ) from error
+
+    def write_state(self, name: str, value: NDArray[Any]) -> None:
+        """See `StatefulProgram`.
+
+        Raises:
+            SessionError: Core ML does not take it.
+        """
+        try:
+            self._state.write_state(name, value)
+        except (RuntimeError, ValueError) as error:
+            raise SessionError(
+                f"{self._place}: Core ML does not take the state {name}: {error}"
+            ) from error
 
 
 class AppleRuntime:

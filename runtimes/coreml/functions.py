@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.errors import SessionError
 from llama_edge.formats.mlpackage import MLPackage
 from llama_edge.runtimes.coreml.interpreter import Interpreter, Precision
@@ -78,6 +79,10 @@ class InterpretedFunctions:
     def __init__(self, package: MLPackage, precision: Precision) -> None:
         first, *others = package.functions
         self.lengths = fixed_lengths(package)
+        self._cache_dtype = {
+            Precision.EXACT: KVCacheDtype.FLOAT32,
+            Precision.HALF: KVCacheDtype.FLOAT16,
+        }[precision]
         self.default = Interpreter(package, first, precision=precision)
         beside = {
             name: Interpreter(package, name, precision=precision, beside=self.default)
@@ -96,3 +101,16 @@ class InterpretedFunctions:
     def reset(self) -> None:
         """See `StatefulProgram`."""
         self.default.reset()
+
+    @property
+    def cache_dtype(self) -> KVCacheDtype:
+        """See `StatefulProgram`."""
+        return self._cache_dtype
+
+    def read_state(self, name: str) -> NDArray[Any]:
+        """See `StatefulProgram`."""
+        return self.default.state(name)
+
+    def write_state(self, name: str, value: NDArray[Any]) -> None:
+        """See `StatefulProgram`."""
+        self.default.set_state(name, value)

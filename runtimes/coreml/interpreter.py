@@ -94,6 +94,11 @@ class Interpreter:
         copied: NDArray[Any] = self._states[name].numpy().copy()
         return copied
 
+    def set_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a copy of `value`, which has the state's shape, under that name."""
+        kept = self._states[name]
+        self._states[name] = torch.tensor(value, dtype=kept.dtype).reshape(kept.shape)
+
     def reset(self) -> None:
         """All states to zero, as Core ML makes them."""
         for state in self.states:

@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_edge.core.artifact import Artifact
+from llama_edge.core.artifact import Artifact, KVCacheDtype
+from llama_edge.core.cache_state import KINDS, CacheState, cache_name
 from llama_edge.core.errors import ArtifactError, SessionError
 from llama_edge.core.session import (
     BlockTrace,
@@ -20,6 +21,7 @@ from llama_edge.core.session import (
     FloatArray,
     OperatorTrace,
     check_kept,
+    check_saved,
     check_tokens,
 )
 from llama_edge.formats.mlpackage import MLPackage
@@ -62,6 +64,19 @@ class StatefulProgram(Protocol):
         """All states to zero."""
         ...
 
+    @property
+    def cache_dtype(self) -> KVCacheDtype:
+        """What a state's numbers are here, whatever the package declares."""
+        ...
+
+    def read_state(self, name: str) -> NDArray[Any]:
+        """A copy of a state."""
+        ...
+
+    def write_state(self, name: str, value: NDArray[Any]) -> None:
+        """Replace a state by an array of its shape and of `cache_dtype`."""
+        ...
+
 
 class CoreMLSession(ClosesOnExit):
     """A `Session` over one loaded package; the cache is the program's states."""
@@ -83,10 +98,7 @@ class CoreMLSession(ClosesOnExit):
             SessionError: No token, a token outside the vocabulary, more than the cache holds, the
                 program fails, or the session is closed.
         """
-        if self._program is None:
-            raise SessionError(
-                f"{package_folder(self._artifact)}: the session is closed; open it again"
-            )
+        program = self._loaded()
         check_tokens(
             tokens,
             used=self._used,
@@ -95,13 +107,13 @@ class CoreMLSession(ClosesOnExit):
         )
         results = []
         start = 0
-        for count, places in self._calls(len(tokens), self._program):
+        for count, places in self._calls(len(tokens), program):
             piece = [*tokens[start : start + count], *[_FILLING] * (places - count)]
             feeds = {
                 TOKENS: np.array([piece], np.int32),
                 _POSITION: np.array([self._used], np.int32),
             }
-            values = self._program.run(feeds, also)
+            values = program.run(feeds, also)
             results.append([values[name][0][:count] for name in (LOGITS, *also)])
             start += count
             self._used += count
@@ -134,6 +146,37 @@ class CoreMLSession(ClosesOnExit):
         if self._program is not None and not keep:
             self._program.reset()
         self._used = keep
+
+    def _loaded(self) -> StatefulProgram:
+        if self._program is None:
+            raise SessionError(
+                f"{package_folder(self._artifact)}: the session is closed; open it again"
+            )
+        return self._program
+
+    def save(self) -> CacheState:
+        """See `Session`; a state is (L, 1, K, S, H)."""
+        program, used = self._loaded(), self._used
+        check_saved(used)
+        dtype = np.dtype(program.cache_dtype.value)
+        arrays = {
+            cache_name(kind, layer): rows[0, :, :used].swapaxes(0, 1).astype(dtype)
+            for kind, name in zip(KINDS, _CACHES, strict=True)
+            for layer, rows in enumerate(program.read_state(name))
+        }
+        return CacheState(kv_cache=program.cache_dtype, tokens=used, arrays=arrays)
+
+    def restore(self, state: CacheState) -> None:
+        """See `Session`."""
+        program, config = self._loaded(), self._artifact.config
+        state.require(config, program.cache_dtype, self.max_context)
+        for kind, name in zip(KINDS, _CACHES, strict=True):
+            whole = program.read_state(name)
+            for layer in range(config.num_hidden_layers):
+                rows = state.arrays[cache_name(kind, layer)].swapaxes(0, 1)
+                whole[layer, 0, :, : state.tokens] = rows
+            program.write_state(name, whole)
+        self._used = state.tokens
 
     def close(self) -> None:
         """See `Session`."""

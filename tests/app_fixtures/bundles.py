@@ -203,6 +203,12 @@ def _template_file(change: Callable[[str], str], *, alone: bool) -> Edit:
     return edit
 
 
+def _prompt_state(manifest: dict[str, Any], files: Files) -> None:
+    """What `llama-edge warm` adds: a file more, listed, of which an app has no use."""
+    manifest["files"].append({"path": "prompt_state.safetensors"})
+    _relist(manifest, files, "prompt_state.safetensors", b"keys and values of a system prompt\n")
+
+
 def _name_template(config: dict[str, Any]) -> None:
     default = {"name": "default", "template": config["chat_template"]}
     config["chat_template"] = [{"name": "tool_use", "template": "{{ tools }}"}, default]
@@ -271,6 +277,7 @@ _CHANGED: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
     ("file-unlisted", _file("chat_template.jinja", b"{{ messages }}"), ("files.unlisted",)),
     ("cut-and-unlisted", lambda m, f: (_file("model.pte", b"a")(m, f), _file("x", b"")(m, f))[0],
      ("files.size", "files.unlisted")),
+    ("prompt-state-listed", _prompt_state, ()),
     ("failed-verdict", _with("verdict", value="failed"), ("verdict.failed",)),
     ("other-target", _with("target", value="onnx"), ("target.backend",)),
     ("other-backend", _with("backend", value="onnx"), ("target.backend",)),

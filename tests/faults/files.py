@@ -4,6 +4,12 @@ import os
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from llama_edge.bundle.folder import parse_manifest
+from llama_edge.bundle.prompt_state import STATE_FILE, Origin, PromptState, write_prompt_state
+from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.cache_state import CacheState, cache_arrays
 from tests.faults import forging as forge
 from tests.faults.fault import DOWN, Fault, field, in_manifest, manifest
 from tests.faults.forging import Json, put
@@ -82,6 +88,31 @@ def garble_graph(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(b"\xff" * 64)
 
 
+def add_noise_for_a_state(folder: Path) -> None:
+    (folder / STATE_FILE).write_bytes(b"\xff" * 64)
+
+
+def add_state_of_another_model(folder: Path) -> None:
+    """As it must be, but for what it was made for."""
+    manifest = parse_manifest(folder).manifest
+    config, kind = manifest.model.config, KVCacheDtype.FLOAT32
+    arrays = {
+        array.name: np.zeros((1, config.num_key_value_heads, array.width), array.dtype)
+        for array in cache_arrays(config, kind)
+    }
+    origin = Origin(
+        artifact_sha256="0" * 64,
+        text_sha256="0" * 64,
+        runtime="onnx",
+        runtime_version="onnx 1",
+        max_context=manifest.artifact.max_context,
+        system="Be brief.",
+        day=None,
+    )
+    cache = CacheState(kv_cache=kind, tokens=1, arrays=arrays)
+    write_prompt_state(folder / STATE_FILE, PromptState(origin=origin, tokens=(1,), cache=cache))
+
+
 FILES: Final = (
     Fault("lost manifest", "onnx", lose_manifest, "manifest.missing", "manifest.json"),
     Fault("half a manifest", "onnx", garble_manifest, "manifest.not_json", "manifest.json"),
@@ -119,6 +150,22 @@ FILES: Final = (
     Fault("stowaway", "onnx", add_file, "files.unlisted", "plugin.so"),
     Fault("program cut off", "android", cut_program, "artifact.unreadable", "model.pte", "files"),
     Fault("graph of noise", "onnx", garble_graph, "artifact.unreadable", "model.onnx", "files"),
+    Fault(
+        "prompt state of noise",
+        "onnx",
+        add_noise_for_a_state,
+        "state.unreadable",
+        STATE_FILE,
+        "files",
+    ),
+    Fault(
+        "prompt state of another model",
+        "onnx",
+        add_state_of_another_model,
+        "state.binding",
+        STATE_FILE,
+        "files",
+    ),
 )
 
 

@@ -26,6 +26,7 @@ from llama_edge.bundle.folder import (
     write_manifest,
 )
 from llama_edge.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from llama_edge.bundle.prompt_state import STATE_FILE, is_own, read_prompt_state, why_unusable
 from llama_edge.bundle.signing import check_signature, sign_manifest
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.checkpoints.huggingface_config import read_config
@@ -36,6 +37,7 @@ from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import LlamaEdgeError
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import SilentProgress
+from llama_edge.generate.warm import WarmRequest, warm_bundle
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.quantize import W4A8_RTN
@@ -223,6 +225,28 @@ def _bundle(folder: Path) -> None:
         shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
+def _write_state(folder: Path) -> None:
+    """The same bundle with a prompt state."""
+    with TemporaryDirectory() as place:
+        made = Path(place) / "bundle"
+        made.mkdir()
+        _bundle(made)
+        (made / SIGNATURE_FILE).unlink()
+        warm_bundle(made, WarmRequest(system="Be brief."), SilentProgress())
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
+def _state(folder: Path) -> None:
+    """Whatever the manifest says of its hash."""
+    manifest = parse_manifest(folder).manifest
+    artifact = get_exporter(manifest.backend).open(folder).artifact
+    state = read_prompt_state(folder, manifest, artifact)
+    assert state is not None
+    why_unusable(state, "onnx", manifest.backend)
+    state.cache.require(artifact.config, state.cache.kv_cache, artifact.max_context)
+    is_own(folder)
+
+
 def _manifest(folder: Path) -> None:
     bundle = parse_manifest(folder)
     bundle.manifest.to_json()
@@ -333,6 +357,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "onnx": _artifact("onnx"),
     "coreml": _artifact("coreml"),
     "body": Reader(_write_body, ("body",), _read_body),
+    "state": Reader(_write_state, (STATE_FILE,), _state),
     "suite": Reader(_write_suite, ("tiny.json",), _suite),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }

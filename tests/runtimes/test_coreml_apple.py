@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.backends.coreml.exporter import CoreMLExporter
-from llama_edge.core.artifact import Artifact, PrefillLengths
+from llama_edge.core.artifact import Artifact, KVCacheDtype, PrefillLengths
 from llama_edge.core.errors import MissingComponentError, SessionError, UsageError
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
@@ -79,6 +79,33 @@ def test_what_core_ml_raises_is_an_error_of_ours(package: Artifact) -> None:
         session.prefill(TOKENS[:19])
         with pytest.raises(SessionError, match=r"model\.mlpackage: Core ML failed: no more"):
             session.decode(TOKENS[19])
+
+
+@pytest.mark.usefixtures("mac")
+def test_states_go_through_core_ml_s_own_calls(
+    package: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`read_state` and `write_state`, as `coremltools.models.MLState` has them."""
+    runtime = get_runtime("coreml-apple")
+    with runtime.open(package) as session:
+        session.prefill(TOKENS[:9])
+        state = session.save()
+        step = session.decode(TOKENS[9])
+    assert state.kv_cache is KVCacheDtype.FLOAT16
+    assert {array.dtype.name for array in state.arrays.values()} == {"float16"}
+    with runtime.open(package) as session:
+        session.restore(state)
+        assert session.save().equals(state)
+        np.testing.assert_allclose(session.decode(TOKENS[9]), step, atol=5e-3)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such state")
+
+    monkeypatch.setattr(InterpretedFunctions, "read_state", refuse)
+    with runtime.open(package) as session:
+        session.prefill(TOKENS[:9])
+        with pytest.raises(SessionError, match="does not give out the state keyCache: no such"):
+            session.save()
 
 
 def test_a_package_that_core_ml_refuses(

@@ -11,9 +11,10 @@ from llama_edge.core.errors import UsageError
 from llama_edge.core.session import ClosesOnExit, FloatArray
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.runtimes.speed import TIMED_FACTORY, SpeedPlan, time_session, timed_name
+from tests.stateless import Stateless
 
 
-class Recorder(ClosesOnExit):
+class Recorder(Stateless, ClosesOnExit):
     """Writes down what is asked of it; after token t it wants t + 1."""
 
     max_context = 99

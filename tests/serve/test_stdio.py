@@ -12,11 +12,12 @@ import pytest
 
 from llama_edge.core.session import ClosesOnExit, FloatArray, check_tokens
 from llama_edge.serve.stdio import MAX_WAITING, serve
+from tests.stateless import Stateless
 
 VOCAB = 32
 
 
-class CountingSession(ClosesOnExit):
+class CountingSession(Stateless, ClosesOnExit):
     """The next token is the last one plus one."""
 
     max_context = 16

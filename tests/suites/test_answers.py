@@ -4,9 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
@@ -17,8 +15,8 @@ from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
 from llama_edge.suites.answers import Examiner, encode_suite
+from llama_edge.suites.scores import group_scores
 from llama_edge.suites.suite import Suite, parse_suite
-from llama_edge.text.generate import Constraint
 from llama_edge.text.tokenizer import Tokenizer
 from tests.conftest import MemoryWeights
 from tests.suites.test_checks import TIMER
@@ -42,6 +40,7 @@ def examiner(session_of: Reference, full: Reference, text: TextAssets) -> Examin
     return Examiner(
         session=EagerSession(session_of, 512),
         text=text,
+        vocab_size=session_of.config.vocab_size,
         max_new_tokens=LIMIT,
         answer_in_full=FullAnswers(full, text, LIMIT).answer,
     )
@@ -98,30 +97,23 @@ def test_the_end_is_a_token(suite: Suite, full: Reference, debug_checkpoint: Che
     assert (result.tokens, result.agreeing_tokens, result.common_tokens) == (4, 3, 3)
 
 
-class Only:
-    """Allows one token, again and again."""
-
-    def allowed(self) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = np.arange(256) == 77
-        return found
-
-    def push(self, token: int) -> None:
-        assert token == 77
-
-
-def test_an_answer_may_be_constrained(
-    suite: Suite, full: Reference, debug_checkpoint: Checkpoint
-) -> None:
+def test_a_grammar_keeps_calls_valid(full: Reference, debug_checkpoint: Checkpoint) -> None:
+    """A model of random weights writes none otherwise."""
     text = debug_checkpoint.text
-    [question, *_] = encode_suite(suite, text, 512)
-
-    def constrain(prompt: object) -> Constraint:
-        assert prompt is question.prompt
-        return Only()
-
-    asked = replace(examiner(full, full, text), constrain=constrain)
-    [result] = asked.examine([question], SilentProgress())
-    assert result.bundle.text == Tokenizer(text).decode([77] * LIMIT)
+    value = {**TINY, "prompts": [{**TINY["prompts"][0], "tools": [TIMER]}, *TINY["prompts"][1:2]]}
+    questions = encode_suite(parse_suite(json.dumps(value).encode(), "tiny.json"), text, 2048)
+    asked = replace(examiner(full, full, text), session=EagerSession(full, 2048))
+    called, plain = asked.examine(questions, SilentProgress())
+    assert called.bundle.valid_call is False
+    assert called.constrained is not None
+    assert called.constrained.valid_call is True
+    assert plain.constrained is None
+    shares = group_scores([called, plain])[0].metrics
+    assert (shares["tool_call"].value, shares["constrained_tool_call"].value) == (0, 1)
+    # A call that is cut is none.
+    cut = replace(asked, max_call_tokens=3).examine(questions[:1], SilentProgress())[0]
+    assert cut.constrained is not None
+    assert cut.constrained.valid_call is False
 
 
 def test_a_prompt_that_does_not_fit_is_named(suite: Suite, debug_checkpoint: Checkpoint) -> None:
@@ -142,6 +134,10 @@ def asked_as(text: TextAssets, prompt: dict[str, object]) -> str:
 def test_tools_and_a_model_without_a_template(debug_checkpoint: Checkpoint) -> None:
     text = debug_checkpoint.text
     with_tools = asked_as(text, {"tools": [TIMER]})
-    assert with_tools.startswith("<|im_start|>user\nGiven the following functions")
+    assert with_tools.startswith("<|im_start|>system\nYou have access to the following functions")
     assert '"name": "set_timer"' in with_tools
+    assert with_tools.index("set_timer") < with_tools.index("Say 0.")
+    plain = asked_as(replace(text, chat_template=None), {"tools": [TIMER]})
+    assert plain.startswith("You have access to the following functions")
+    assert plain.endswith("Say 0.")
     assert asked_as(replace(text, chat_template=None), {}) == "Say 0."

@@ -32,6 +32,7 @@ CALL = replace(
     tokens=30,
     agreeing_tokens=15,
     common_tokens=3,
+    constrained=replace(GOOD, valid_call=True),
 )
 
 
@@ -63,6 +64,7 @@ def test_one_language_and_one_task_show_up() -> None:
         "checks_loss": 0.5,
         "tool_call": 0.0,
         "full_tool_call": 1.0,
+        "constrained_tool_call": 1.0,
         "tool_call_loss": 1.0,
     }
     # Tokens count, not prompts: 25 of 40. Tool calls count where tools are offered.

@@ -7,7 +7,12 @@ from llama_edge.text.grammar_child import answer
 
 @pytest.mark.parametrize(
     ("lark", "message"),
-    [("start: /a+/", ""), ("start: /(/", "unclosed group"), ("start: x", "x"), ("", "start")],
+    [
+        ("start: /a+/", ""),
+        ("start: /(/", "unclosed group"),
+        ("start: x", "x"),
+        ("", "Empty grammar"),
+    ],
 )
 def test_what_is_wrong_is_said(lark: str, message: str) -> None:
     found = answer({"source": lark})

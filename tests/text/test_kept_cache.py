@@ -5,14 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from llama_edge.core.artifact import KVCacheDtype
+from llama_edge.core.cache_state import CacheState
 from llama_edge.core.errors import SessionError
 from llama_edge.core.session import FloatArray, check_kept, check_tokens
-from llama_edge.text.kept_cache import KeptCache
+from llama_edge.text.kept_cache import KeptCache, StoredBeginning
+from tests.stateless import Stateless
 
 CONTEXT = 8
+BEGINNING = (1, 2, 3, 4)
 
 
-class Recorded:
+class Recorded(Stateless):
     """The logits spell the sequence; a token 9 kills the runtime once."""
 
     max_context = CONTEXT
@@ -20,6 +24,7 @@ class Recorded:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.reads: list[list[int]] = []
+        self.restored = 0
 
     def prefill(self, tokens: Sequence[int]) -> FloatArray:
         check_tokens(tokens, used=len(self.tokens), max_context=CONTEXT, vocab_size=10)
@@ -38,6 +43,10 @@ class Recorded:
     def reset(self, keep: int = 0) -> None:
         check_kept(keep, len(self.tokens))
         del self.tokens[keep:]
+
+    def restore(self, state: CacheState) -> None:
+        self.restored += 1
+        self.tokens = [*BEGINNING[: state.tokens]]
 
     def close(self) -> None: ...
 
@@ -73,3 +82,25 @@ def test_after_a_failure_all_is_read_again(broken: list[int]) -> None:
         cache.decode(9)
     assert list(cache.prefill([1, 2, 3])) == [1, 2, 3]
     assert cache.read_tokens == 3
+
+
+def test_a_stored_beginning_is_restored_where_it_spares_half_of_its_tokens() -> None:
+    state = CacheState(kv_cache=KVCacheDtype.FLOAT32, tokens=len(BEGINNING), arrays={})
+    session = Recorded()
+    cache = KeptCache(session, StoredBeginning(BEGINNING, state))
+    prompts = (
+        # prompt, how many of its tokens are read, how often the state was restored until then
+        ([5, 6], 2, 0),
+        ([*BEGINNING, 5], 1, 1),
+        ([*BEGINNING, 5, 6], 1, 1),  # the cache still holds it
+        ([1, 2, 3, 5], 1, 1),
+        ([1, 7], 1, 1),
+        ([1, 2, 7], 2, 1),  # one token would be spared
+        ([6], 1, 1),
+        ([1, 2, 7], 1, 2),
+        ([8], 1, 2),
+        ([*BEGINNING], 1, 3),
+    )
+    for prompt, read, restored in prompts:
+        assert list(cache.prefill(prompt)) == prompt
+        assert (cache.read_tokens, session.restored) == (read, restored)
