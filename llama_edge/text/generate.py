@@ -82,6 +82,14 @@ class Constraint(Protocol):
         """Shape (V,): the tokens that may come next, end tokens where the answer may end here."""
         ...
 
+    def in_time(self, token: int, left: int) -> int:
+        """The token that was chosen, if the answer can still become whole in `left` more tokens.
+
+        Otherwise the next one of a short way to a whole answer, where one is known; an end token
+        where it is whole already.
+        """
+        ...
+
     def push(self, token: int) -> None:
         """Take the token that was chosen; it was allowed."""
         ...
@@ -150,8 +158,11 @@ class Generation:
         """Prefill, then one decode for every token but the last."""
         self.logits = self._cache.prefill(self._prompt)
         room = self._cache.max_context - len(self._prompt)
+        most = min(self._max_new_tokens, room + 1)
         for count in range(1, self._max_new_tokens + 1):
             token = self._choose(self.logits)
+            if self._constraint is not None and token not in self._eos:
+                token = self._constraint.in_time(token, most - count - 1)  # and the end token
             if token in self._eos:
                 self.stop_reason = StopReason.EOS
                 return

@@ -22,6 +22,7 @@ from llama_edge.core.errors import TokenizerError, UsageError
 from llama_edge.core.json_files import parse_json_object
 from llama_edge.text import grammar_child
 from llama_edge.text.generate import Constraint
+from llama_edge.text.shortest_ending import ShortestEnding
 from llama_edge.text.token_bytes import greedy
 from llama_edge.text.tokenizer import Tokenizer
 from llama_edge.text.tool_calls import CallFormat
@@ -33,6 +34,8 @@ MAX_SCHEMA_VALUES: Final = 4096
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_PATTERN_CHARACTERS: Final = 4096
 _SHOWN: Final = 300
+#: At the end of the budget: so many tokens, and some more for a long call, are looked after.
+_FREE_TOKENS: Final = 48
 
 #: An answer that is no call, whatever it is: what `parse_tool_calls` would take for one, and what
 #: begins as JSON, is left to calls. Python's `strip` takes more for white space than `\s`.
@@ -217,8 +220,12 @@ class _Followed:
         self._vocab_size = vocab_size
         self._known = min(vocab_size, tables.size)
         self._ends = [number for number in eos_token_ids if number < vocab_size]
+        self._endings = tables.endings
         #: of the first token only: a space there would be lost in the text
         self._not_first = tables.not_first
+        shortest = self._ending(matcher)
+        #: with more tokens left than this, nothing is looked ahead
+        self._watched = _FREE_TOKENS + 2 * len(shortest or ())
 
     def allowed(self) -> NDArray[np.bool_]:
         """See `Constraint`.
@@ -234,6 +241,23 @@ class _Followed:
             mask[: self._known] &= ~self._not_first[: self._known]
         mask[self._ends] = self._matcher.is_accepting()
         return mask
+
+    def in_time(self, token: int, left: int) -> int:
+        """See `Constraint`."""
+        if left > self._watched:
+            return token
+        after = self._matcher.deep_copy()
+        after.consume_token(token)
+        ending = self._ending(after)
+        if ending is None or len(ending) <= left:
+            return token
+        known = self._ending(self._matcher)
+        if known is None:
+            return token
+        return [*known, *self._ends, token][0]
+
+    def _ending(self, matcher: llguidance.LLMatcher) -> list[int] | None:
+        return self._endings.of(matcher, self._known)
 
     def push(self, token: int) -> None:
         """See `Constraint`."""
@@ -263,6 +287,7 @@ class _Tables:
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokens = tokenizer.token_bytes
         self.size = len(tokens)
+        self.endings = ShortestEnding(tokens)
         self.not_first: NDArray[np.bool_] | None = None
         if tokenizer.drops_first_space:
             self.not_first = np.array([token.startswith(b" ") for token in tokens])

@@ -107,12 +107,16 @@ def test_bad_sampling_is_refused(name: str, value: float) -> None:
 class OddTokens:
     """Odd tokens only, and none after 7."""
 
-    def __init__(self) -> None:
+    def __init__(self, ending: int = -1) -> None:
         self.pushed: list[int] = []
+        self.ending = ending
 
     def allowed(self) -> NDArray[np.bool_]:
         allowed: NDArray[np.bool_] = np.arange(10) % 2 == 1
         return np.zeros_like(allowed) if 7 in self.pushed else allowed
+
+    def in_time(self, token: int, left: int) -> int:
+        return token if left >= self.ending else 7
 
     def push(self, token: int) -> None:
         self.pushed.append(token)
@@ -142,3 +146,15 @@ def test_a_constraint_that_allows_nothing_is_an_error() -> None:
     )
     with pytest.raises(SessionError, match="the grammar allows no token here"):
         list(generation)
+
+
+@pytest.mark.parametrize(("most", "context"), [(6, 100), (50, 6)])
+def test_a_constraint_is_told_how_many_tokens_are_left(most: int, context: int) -> None:
+    """Of six tokens, the end's among them: limited by the caller, or by the context."""
+    constraint = OddTokens(ending=2)
+    session = CountingSession(context)
+    generation = Generation(
+        session, [0], eos_token_ids=[7], max_new_tokens=most, constraint=constraint
+    )
+    assert len(list(generation)) == 3
+    assert generation.stop_reason is StopReason.EOS
