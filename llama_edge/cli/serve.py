@@ -98,6 +98,8 @@ def serve(
     model = BundleModel(bundle, runtime, trust)
     if model.failed_gate:
         say("warning: this bundle failed its gate; see its parity.json", err=True)
+    if model.state_note is not None:
+        say(f"note: {model.state_note}", err=True)
     if not config.is_local:
         who = "whoever has the key" if api_key else "everybody; give --api-key"
         say(f"warning: other machines reach {host}, unencrypted, and may ask: {who}", err=True)

@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 
 from llama_edge.bundle.folder import Bundle
+from llama_edge.generate.bundle_model import BundleModel
 from tests.cli.conftest import Program
 
 pytestmark = pytest.mark.onnx
@@ -153,3 +154,19 @@ def test_a_second_signal_does_not_wait(guard_bundle: Bundle) -> None:
             timer.start()
             assert process.wait(timeout=8) == 0, "less than the time of grace"
             timer.join()
+
+
+def test_what_a_bundle_warns_of_is_said(
+    program: Program, guard_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BundleModel, "failed_gate", True)
+    monkeypatch.setattr(BundleModel, "_usable_state", told)
+    result = program("serve", guard_bundle.root, "--host", "203.0.113.7", "--expose")
+    assert result.code == 2
+    assert "warning: this bundle failed its gate" in result.err
+    assert "note: its state is old" in result.err
+    assert "may ask: everybody; give --api-key" in result.err
+
+
+def told(model: BundleModel) -> None:
+    model.state_note = "its state is old"

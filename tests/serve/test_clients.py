@@ -2,17 +2,22 @@
 
 import json
 import select
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
 
+from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import RuntimeCrashError, SessionError
+from llama_edge.core.progress import SilentProgress
 from llama_edge.generate.bundle_model import BundleModel
+from llama_edge.generate.warm import WarmRequest, warm_bundle
 from llama_edge.serve import server as server_module
 from llama_edge.serve.answers import Answers
 from llama_edge.serve.pieces import Ended, Item, Piece
@@ -316,3 +321,23 @@ def test_the_end_does_not_wait_for_ever(
     assert caplog.text == ""
     script.go_on.release()
     assert script.ended.wait(20)
+
+
+def test_a_stored_system_prompt_is_not_read_again(served_bundle: Bundle, tmp_path: Path) -> None:
+    system = "Answer in one sentence."
+    folder = Path(shutil.copytree(served_bundle.root, tmp_path / "warm"))
+    stored = warm_bundle(folder, WarmRequest(system=system), SilentProgress())
+    model = BundleModel(folder)
+    with (
+        Answers(model) as answers,
+        running(model, answers) as server,
+        server.client() as client,
+    ):
+        done = client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "system", "content": system}, {"role": "user", "content": "the"}],
+            max_tokens=1,
+        )
+    assert done.usage is not None
+    assert done.usage.prompt_tokens_details is not None
+    assert done.usage.prompt_tokens_details.cached_tokens == stored.tokens > 0
