@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,16 @@ QUESTIONS = (
     {"question": "What rises?", "choices": ["ox", "steam"], "answer": 1},
     {"question": "What lows?", "choices": ["ox", "stones"], "answer": 0},
 )
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_modules() -> Iterator[None]:
+    """Tasks' code is imported, and its files are replaced by pipes, which hypothesis would read."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(tempfile.gettempdir()):
+            del sys.modules[name]
 
 
 class Parrot(EagerSession):
