@@ -46,6 +46,7 @@ TABLES: Final = (
     ("Same answer, token by token", "same_answer", None),
     ("Checks passed", "checks", "full_checks"),
     ("Valid tool calls, of the prompts that offer tools", "tool_call", "full_tool_call"),
+    ("The same with constrained decoding", "constrained_tool_call", None),
 )
 
 

@@ -40,6 +40,7 @@ _COLUMNS: Final = (
     ("same answer", "same_answer", None),
     ("checks, of full", "checks", "full_checks"),
     ("tool calls, of full", "tool_call", "full_tool_call"),
+    ("constrained", "constrained_tool_call", None),
 )
 
 
