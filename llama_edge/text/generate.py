@@ -86,7 +86,7 @@ class Constraint(Protocol):
         """The token that was chosen, if the answer can still become whole in `left` more tokens.
 
         Otherwise the next one of a short way to a whole answer, where one is known; an end token
-        where it is whole already.
+        where it is whole already, and the limit is then why it ends.
         """
         ...
 
@@ -159,20 +159,18 @@ class Generation:
         self.logits = self._cache.prefill(self._prompt)
         room = self._cache.max_context - len(self._prompt)
         most = min(self._max_new_tokens, room + 1)
-        for count in range(1, self._max_new_tokens + 1):
+        for count in range(1, most + 1):
             token = self._choose(self.logits)
-            if self._constraint is not None and token not in self._eos:
-                token = self._constraint.in_time(token, most - count - 1)  # and the end token
             if token in self._eos:
                 self.stop_reason = StopReason.EOS
                 return
             if self._constraint is not None:
+                token = self._constraint.in_time(token, max(most - count - 1, 0))  # and the end
+                if token in self._eos:
+                    break
                 self._constraint.push(token)
             yield token
-            if count == self._max_new_tokens:
-                break
-            if count > room:
-                self.stop_reason = StopReason.CONTEXT_FULL
-                return
-            self.logits = self._cache.decode(token)
-        self.stop_reason = StopReason.MAX_NEW_TOKENS
+            if count < most:
+                self.logits = self._cache.decode(token)
+        is_asked_for = most == self._max_new_tokens
+        self.stop_reason = StopReason.MAX_NEW_TOKENS if is_asked_for else StopReason.CONTEXT_FULL

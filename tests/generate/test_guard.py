@@ -94,6 +94,7 @@ class Model:
         self.tokenizer = Tokenizer(_TEXT)
         self.config = guard_config(_TEXT)
         self.max_context = max_context
+        self.beginning = None
         self.names = {number: word for word, number in _ROWS.items()}
         self.unsafe = 0.9
         self.decided = decided

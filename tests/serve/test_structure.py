@@ -127,7 +127,8 @@ def test_an_answer_need_not_be_a_call(create: Create, choice: str, stream: bool)
     else:
         text, entries = reply.choices[0].message.content, reply.choices[0].logprobs.content
     assert text
-    assert len(entries) == 4
+    # A character that could not be finished is not begun.
+    assert 1 <= len(entries) <= 4
 
 
 def test_a_call_that_is_cut_stays_cut(create: Create) -> None:

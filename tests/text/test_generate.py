@@ -150,11 +150,12 @@ def test_a_constraint_that_allows_nothing_is_an_error() -> None:
 
 @pytest.mark.parametrize(("most", "context"), [(6, 100), (50, 6)])
 def test_a_constraint_is_told_how_many_tokens_are_left(most: int, context: int) -> None:
-    """Of six tokens, the end's among them: limited by the caller, or by the context."""
+    """Six: by the caller's limit, or by the context's. It would say 9, 1, 3, 5, and end."""
     constraint = OddTokens(ending=2)
     session = CountingSession(context)
     generation = Generation(
-        session, [0], eos_token_ids=[7], max_new_tokens=most, constraint=constraint
+        session, [7], eos_token_ids=[7], max_new_tokens=most, constraint=constraint
     )
     assert len(list(generation)) == 3
-    assert generation.stop_reason is StopReason.EOS
+    expected = StopReason.MAX_NEW_TOKENS if most == 6 else StopReason.CONTEXT_FULL
+    assert generation.stop_reason is expected
