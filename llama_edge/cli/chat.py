@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -24,12 +24,7 @@ from llama_edge.cli.console import (
     say_answer,
     trust_in,
 )
-from llama_edge.cli.guard import (
-    CategoriesOption,
-    ThresholdOption,
-    read_categories_option,
-    warn_of_guard,
-)
+from llama_edge.cli.guard import CategoriesOption, ThresholdOption, guard_of
 from llama_edge.cli.structure import (
     JsonSchemaOption,
     RegexOption,
@@ -43,9 +38,7 @@ from llama_edge.core.regular import real_path
 from llama_edge.text.generate import DEFAULT_MAX_NEW_TOKENS, GREEDY, SamplingConfig, StopReason
 
 if TYPE_CHECKING:
-    from llama_edge.bundle.signing import Trust
     from llama_edge.generate.chat import Chat
-    from llama_edge.generate.guard import Guard
 
 _HELP: Final = (
     "/system TEXT  begin again, with this system prompt",
@@ -98,59 +91,41 @@ def chat(
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     trust = trust_in(public_key)
     structure = structure_from(tools, tool_choice, json_schema, regex)
-    with _guard(guard, categories, threshold, trust) as checks:
-        if checks is not None and structure != ANYTHING:
-            raise UsageError(
-                "--guard is for answers that are any text: leave out --tools, --json-schema and "
-                "--regex"
-            )
+    opens_guard = guard_of(guard, categories, threshold, trust)
+    if opens_guard is not None and structure != ANYTHING:
+        raise UsageError(
+            "--guard is for answers that are any text: leave out --tools, --json-schema and --regex"
+        )
+    with ExitStack() as stack:
         open_chat = (
             partial(Chat, structure=structure)
-            if checks is None
-            else partial(GuardedChat, guard=checks)
+            if opens_guard is None
+            else partial(GuardedChat, guard=stack.enter_context(opens_guard()))
         )
-        with open_chat(
-            bundle,
-            system=system,
-            config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
-            runtime=runtime,
-            trust=trust,
-        ) as opened:
-            if opened.failed_gate:
-                say("warning: this bundle failed its gate; see its parity.json", err=True)
-            if opened.tools_are_added:
-                say_added_tools()
-            if opened.state_note is not None:
-                say(f"note: {opened.state_note}", err=True)
-            talk = _Talk(opened, system)
-            name = real_path(bundle).name
-            say(f"{name}: a context of {opened.max_context} tokens; /help", err=True)
-            for line in _lines():
-                if not talk.take(line):
-                    return
+        opened = stack.enter_context(
+            open_chat(
+                bundle,
+                system=system,
+                config=AnswerConfig(max_new_tokens=max_new_tokens, sampling=sampling),
+                runtime=runtime,
+                trust=trust,
+            )
+        )
+        _say_notes(opened)
+        say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
+        talk = _Talk(opened, system)
+        for line in _lines():
+            if not talk.take(line):
+                return
 
 
-@contextmanager
-def _guard(
-    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
-) -> "Iterator[Guard | None]":
-    """The guard, if there is one.
-
-    Raises:
-        UsageError: There is none, and categories or a threshold for it.
-    """
-    from llama_edge.generate.bundle_model import BundleModel
-    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
-
-    if folder is None:
-        if categories is not None or threshold != DEFAULT_THRESHOLD:
-            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
-        yield None
-        return
-    asked = read_categories_option(categories)
-    with Guard(BundleModel(folder, trust=trust), asked, threshold) as opened:
-        warn_of_guard(opened)
-        yield opened
+def _say_notes(opened: "Chat") -> None:
+    if opened.failed_gate:
+        say("warning: this bundle failed its gate; see its parity.json", err=True)
+    if opened.tools_are_added:
+        say_added_tools()
+    if opened.state_note is not None:
+        say(f"note: {opened.state_note}", err=True)
 
 
 def _lines() -> Iterator[str]:

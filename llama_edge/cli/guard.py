@@ -1,7 +1,7 @@
 """`guard`: is a prompt, or the last message of a conversation, safe."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from llama_edge.cli.console import (
 from llama_edge.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from llama_edge.bundle.signing import Trust
     from llama_edge.generate.guard import Guard, GuardVerdict
     from llama_edge.text.dialog import Message
     from llama_edge.text.guard_prompt import Category
@@ -90,6 +91,32 @@ def read_categories_option(value: str | None) -> "tuple[Category, ...] | None":
     if value.endswith(".json") or Path(value).is_file():
         return read_categories(read_json_object(Path(value), UsageError), value)
     return select_categories(code.strip() for code in value.split(",") if code.strip())
+
+
+def guard_of(
+    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
+) -> "Callable[[], Guard] | None":
+    """Opens the guard that `--guard` names, if it names one; its bundle is checked here.
+
+    Raises:
+        UsageError: It names none, and there are categories or a threshold for it.
+    """
+    from llama_edge.generate.bundle_model import BundleModel
+    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
+
+    if folder is None:
+        if categories is not None or threshold != DEFAULT_THRESHOLD:
+            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
+        return None
+    asked = read_categories_option(categories)
+    model = BundleModel(folder, trust=trust)
+
+    def opened() -> Guard:
+        guard = Guard(model, asked, threshold)
+        warn_of_guard(guard)
+        return guard
+
+    return opened
 
 
 def warn_of_guard(opened: "Guard") -> None:

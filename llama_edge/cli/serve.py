@@ -2,25 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from llama_edge.cli.console import PublicKeyOption, RuntimeOption, print_error, say, trust_in
-from llama_edge.cli.guard import (
-    CategoriesOption,
-    ThresholdOption,
-    read_categories_option,
-    warn_of_guard,
-)
+from llama_edge.cli.guard import CategoriesOption, ThresholdOption, guard_of
 from llama_edge.core.errors import LlamaEdgeError, UsageError
 from llama_edge.core.regular import real_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llama_edge.bundle.signing import Trust
-    from llama_edge.generate.guard import Guard
 
 _KEY_VARIABLE = "LLAMA_EDGE_API_KEY"
 
@@ -114,34 +103,8 @@ def serve(
     def told(error: LlamaEdgeError) -> None:
         print_error(error, as_json=False)
 
-    checks = _guard(guard, categories, threshold, trust)
+    checks = guard_of(guard, categories, threshold, trust)
     serve_http(lambda: Answers(model, checks), model, config, ready=ready, told=told)
-
-
-def _guard(
-    folder: Path | None, categories: str | None, threshold: float, trust: "Trust"
-) -> "Callable[[], Guard] | None":
-    """Opens the guard, if there is one.
-
-    Raises:
-        UsageError: There is none, and categories or a threshold for it.
-    """
-    from llama_edge.generate.bundle_model import BundleModel
-    from llama_edge.generate.guard import DEFAULT_THRESHOLD, Guard
-
-    if folder is None:
-        if categories is not None or threshold != DEFAULT_THRESHOLD:
-            raise UsageError("--categories and --threshold are a guard's; name it by --guard")
-        return None
-    asked = read_categories_option(categories)
-    model = BundleModel(folder, trust=trust)
-
-    def opened() -> Guard:
-        guard = Guard(model, asked, threshold)
-        warn_of_guard(guard)
-        return guard
-
-    return opened
 
 
 def _refuse_http_options(context: typer.Context) -> None:
