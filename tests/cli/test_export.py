@@ -37,6 +37,7 @@ def test_a_device_that_cannot_be_used(
     assert not out.exists()
 
 
+@pytest.mark.onnx
 def test_a_suite_that_is_missed_fails_the_export(
     program: Program, debug_folder: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def refuses(session: Session, state: CacheState) -> None:
         session.restore(replace(state, arrays={**state.arrays, "more": array}))
 
 
+@pytest.mark.executorch
 @pytest.mark.parametrize("kv_cache", [KVCacheDtype.FLOAT32, KVCacheDtype.INT8])
 def test_a_child_sends_and_takes_it(
     kv_cache: KVCacheDtype, debug_quantized: QuantizedCheckpoint, tmp_path: Path
