@@ -30,7 +30,7 @@ from llama_edge.cli.structure import (
     RegexOption,
     ToolChoiceOption,
     ToolsOption,
-    say_added_tools,
+    say_notes,
     structure_from,
 )
 from llama_edge.core.errors import LlamaEdgeError, OutputError, RuntimeCrashError, UsageError
@@ -111,21 +111,12 @@ def chat(
                 trust=trust,
             )
         )
-        _say_notes(opened)
+        say_notes(opened)
         say(f"{real_path(bundle).name}: a context of {opened.max_context} tokens; /help", err=True)
         talk = _Talk(opened, system)
         for line in _lines():
             if not talk.take(line):
                 return
-
-
-def _say_notes(opened: "Chat") -> None:
-    if opened.failed_gate:
-        say("warning: this bundle failed its gate; see its parity.json", err=True)
-    if opened.tools_are_added:
-        say_added_tools()
-    if opened.state_note is not None:
-        say(f"note: {opened.state_note}", err=True)
 
 
 def _lines() -> Iterator[str]:

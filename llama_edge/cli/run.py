@@ -23,7 +23,7 @@ from llama_edge.cli.structure import (
     RegexOption,
     ToolChoiceOption,
     ToolsOption,
-    say_added_tools,
+    say_notes,
     structure_from,
 )
 from llama_edge.core.errors import ToolCallError
@@ -70,12 +70,7 @@ def run(
         runtime=runtime,
     )
     answer = Run(bundle, request, trust_in(public_key))
-    if answer.failed_gate:
-        say("warning: this bundle failed its gate; see its parity.json", err=True)
-    if answer.tools_are_added:
-        say_added_tools()
-    if answer.state_note is not None:
-        say(f"note: {answer.state_note}", err=True)
+    say_notes(answer)
     pieces = []
     for piece in answer:
         pieces.append(piece)

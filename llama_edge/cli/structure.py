@@ -8,6 +8,8 @@ import typer
 from llama_edge.cli.console import say
 
 if TYPE_CHECKING:
+    from llama_edge.generate.chat import Chat
+    from llama_edge.generate.run import Run
     from llama_edge.generate.structure import Structure
 
 ToolsOption = typer.Option(
@@ -51,10 +53,15 @@ def structure_from(
     )
 
 
-def say_added_tools() -> None:
-    """The template leaves tools out."""
-    say(
-        "note: the model's chat template has no place for tools; they are written into the prompt "
-        "in Llama's format",
-        err=True,
-    )
+def say_notes(opened: "Run | Chat") -> None:
+    """What a person should know before they read the answer."""
+    if opened.failed_gate:
+        say("warning: this bundle failed its gate; see its parity.json", err=True)
+    if opened.tools_are_added:
+        say(
+            "note: the model's chat template has no place for tools; they are written into the "
+            "prompt in Llama's format",
+            err=True,
+        )
+    if opened.state_note is not None:
+        say(f"note: {opened.state_note}", err=True)

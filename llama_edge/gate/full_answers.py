@@ -65,13 +65,3 @@ class FullAnswers:
         hidden = self._model.hidden(self._model.embed(torch.tensor(list(tokens))), cache)
         chosen: list[int] = self._model.head(hidden[-last:]).argmax(-1).tolist()
         return chosen
-
-
-def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    same = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        same += 1
-    return same

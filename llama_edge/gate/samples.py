@@ -11,10 +11,11 @@ from typing import Final
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.gate.full_answers import FullAnswers, common_tokens
+from llama_edge.gate.full_answers import FullAnswers
 from llama_edge.models.reference import Reference
 from llama_edge.models.weights import weight_shapes
 from llama_edge.text.generate import Generation
+from llama_edge.text.prompt_prefix import common_length
 from llama_edge.text.tokenizer import Tokenizer
 
 #: Language (BCP 47) and question.
@@ -63,7 +64,7 @@ def write_samples(
                     question=question,
                     artifact=tokenizer.decode(found),
                     full=None if wanted is None else tokenizer.decode(wanted),
-                    same_tokens=common_tokens(found, wanted or []),
+                    same_tokens=common_length(found, wanted or []),
                     artifact_tokens=len(found),
                 )
             )

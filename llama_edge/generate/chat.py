@@ -13,7 +13,7 @@ from llama_edge.generate.structure import ANYTHING, Structure
 from llama_edge.text.dialog import Message, trim_dialog
 from llama_edge.text.generate import StopReason
 from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
-from llama_edge.text.tool_form import ToolsIn, answer_message
+from llama_edge.text.tool_form import answer_message
 
 
 class Chat(ClosesOnExit):
@@ -90,9 +90,7 @@ class Chat(ClosesOnExit):
     @property
     def tools_are_added(self) -> bool:
         """Whether the tools are in the prompt by our words, since the template leaves them out."""
-        if not self._structure.tools:
-            return False
-        return self._model.tool_form.in_prompt is not ToolsIn.TEMPLATE
+        return self._structure.adds_tools(self._model)
 
     @property
     def messages(self) -> tuple[Message, ...]:

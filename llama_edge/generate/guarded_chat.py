@@ -1,14 +1,16 @@
 """A conversation between two guards' checks: of the question, and of the answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from llama_edge.bundle.signing import NO_KEY, Trust
 from llama_edge.generate.assistant import AnswerConfig
 from llama_edge.generate.chat import Chat
 from llama_edge.generate.guard import Guard, GuardVerdict
 from llama_edge.text.dialog import Message
+from llama_edge.text.guard_prompt import Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +22,34 @@ class Refusal:
     categories: dict[str, str]
 
     def __str__(self) -> str:
-        said = "the question" if self.verdict.side == "User" else "the answer"
+        said = "the question" if self.verdict.side is Side.USER else "the answer"
         names = ", ".join(f"{code} {name}" for code, name in self.categories.items())
         return f"the guard finds {said} unsafe: {names}"
+
+
+class Judges(Protocol):
+    """What is asked: `Guard`."""
+
+    def check(self, messages: Sequence[Message]) -> GuardVerdict:
+        """Judge the last message."""
+        ...
+
+    def name_of(self, code: str) -> str:
+        """The name of a category."""
+        ...
+
+
+def refused(guard: Judges, messages: Sequence[Message]) -> Refusal | None:
+    """Why the last message is not passed on; None: it is safe.
+
+    Raises:
+        LlamaEdgeError: As `Guard.check`.
+    """
+    verdict = guard.check(messages)
+    if verdict.safe:
+        return None
+    names = {code: guard.name_of(code) for code in verdict.codes}
+    return Refusal(verdict=verdict, categories=names)
 
 
 class GuardedChat(Chat):
@@ -71,7 +98,7 @@ class GuardedChat(Chat):
         """
         before = self._messages
         question = {"role": "user", "content": text}
-        self.refusal = self._refused([*before, question])
+        self.refusal = refused(self._guard, [*before, question])
         if self.refusal is not None:
             return
         pieces = list[str]()
@@ -80,14 +107,9 @@ class GuardedChat(Chat):
             yield ""
         after, self._messages = self._messages, before
         answer = "".join(pieces)
-        self.refusal = self._refused([*before, question, {"role": "assistant", "content": answer}])
+        self.refusal = refused(
+            self._guard, [*before, question, {"role": "assistant", "content": answer}]
+        )
         if self.refusal is None:
             self._messages = after
             yield answer
-
-    def _refused(self, messages: list[Message]) -> Refusal | None:
-        verdict = self._guard.check(messages)
-        if verdict.safe:
-            return None
-        names = {code: self._guard.name_of(code) for code in verdict.codes}
-        return Refusal(verdict=verdict, categories=names)

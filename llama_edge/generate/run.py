@@ -12,7 +12,6 @@ from llama_edge.generate.structure import ANYTHING, Structure
 from llama_edge.text.chat_template import REFERENCE_DATE
 from llama_edge.text.generate import StopReason
 from llama_edge.text.tool_calls import ToolCall, parse_tool_calls
-from llama_edge.text.tool_form import ToolsIn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class Run:
         self._model = BundleModel(folder, request.runtime, trust)
         self._prompt = _encode(self._model, request)
         self._config = request.config
-        self._tools = request.structure.tools
+        self._structure = request.structure
         self._constraint = request.structure.constraint(self._model)
         self._text = ""
         self.failed_gate = self._model.failed_gate
@@ -70,7 +69,7 @@ class Run:
     @property
     def tools_are_added(self) -> bool:
         """Whether the tools are in the prompt by our words, since the template leaves them out."""
-        return bool(self._tools) and self._model.tool_form.in_prompt is not ToolsIn.TEMPLATE
+        return self._structure.adds_tools(self._model)
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls in the answer, once it has ended; none where it is text, or without tools.
@@ -78,7 +77,7 @@ class Run:
         Raises:
             ToolCallError: It was cut inside a call.
         """
-        return parse_tool_calls(self._text) if self._tools else ()
+        return parse_tool_calls(self._text) if self._structure.tools else ()
 
     def __iter__(self) -> Iterator[str]:
         """Run the model in a child process.

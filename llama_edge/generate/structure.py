@@ -8,6 +8,7 @@ from llama_edge.core.errors import UsageError
 from llama_edge.generate.bundle_model import BundleModel
 from llama_edge.text.generate import Constraint
 from llama_edge.text.grammar import Grammar, JsonSchema, Regex, ToolCalls, check_grammar
+from llama_edge.text.tool_form import ToolsIn
 from llama_edge.text.tools import Tool, ToolChoice, parse_choice, parse_tools
 
 
@@ -39,6 +40,14 @@ class Structure:
         if self.choice is ToolChoice.NONE:
             return self
         return replace(self, choice=ToolChoice.AUTO)
+
+    def adds_tools(self, model: BundleModel) -> bool:
+        """Whether the tools are in the prompt by our words, since the template leaves them out.
+
+        Raises:
+            TokenizerError: There is no chat template.
+        """
+        return bool(self.tools) and model.tool_form.in_prompt is not ToolsIn.TEMPLATE
 
     def constraint(self, model: BundleModel) -> Constraint | None:
         """For one answer of this model; None where it may be anything.

@@ -67,14 +67,14 @@ class Answers(ClosesOnExit):
         """
         messages = request.dialog
         if self._guard is None:
-            yield from self._unguarded(request, messages)
+            yield from self._unguarded(request, self._encode(request, messages))
             return
         require_guardable(request)
         with self._guard.use() as guard:
             prompt = self._encode(request, messages)
             refusal = refusal_of(guard, messages)
             if refusal is None:
-                yield from withheld(self._unguarded(request, messages), guard, messages)
+                yield from withheld(self._unguarded(request, prompt), guard, messages)
             else:
                 yield Piece(refusal=refusal)
                 yield Ended(finish="content_filter", usage=_usage(len(prompt), 0, 0))
@@ -85,10 +85,7 @@ class Answers(ClosesOnExit):
         if self._guard is not None:
             self._guard.close()
 
-    def _unguarded(
-        self, request: ChatCompletionRequest, messages: Sequence[Message]
-    ) -> Iterator[Item]:
-        prompt = self._encode(request, messages)
+    def _unguarded(self, request: ChatCompletionRequest, prompt: Sequence[int]) -> Iterator[Item]:
         config = self._config(request, self._model.max_context - len(prompt) + 1)
         constraint = constraint_of(request, self._model)
         with self._assistant.use() as assistant, form_errors(request):

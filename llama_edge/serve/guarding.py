@@ -1,29 +1,16 @@
 """A guard before and after an answer: nothing is given out that it has not found safe."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from llama_edge.core.errors import SessionError, UsageError
-from llama_edge.generate.guard import GuardVerdict
-from llama_edge.generate.guarded_chat import Refusal
+from llama_edge.generate.guarded_chat import Judges, refused
 from llama_edge.serve.errors import invalid, unsupported
 from llama_edge.serve.grammars import context_exceeded
 from llama_edge.serve.pieces import Ended, Item, Piece
 from llama_edge.serve.requests import AssistantMessage, ChatCompletionRequest, ToolMessage
 
 Message = Mapping[str, Any]
-
-
-class Judges(Protocol):
-    """What is asked: `Guard`."""
-
-    def check(self, messages: Sequence[Message]) -> GuardVerdict:
-        """Judge the last message."""
-        ...
-
-    def name_of(self, code: str) -> str:
-        """The name of a category."""
-        ...
 
 
 def require_guardable(request: ChatCompletionRequest) -> None:
@@ -52,15 +39,12 @@ def refusal_of(guard: Judges, messages: Sequence[Message]) -> str | None:
         RuntimeCrashError: Its runtime died or hung.
     """
     try:
-        verdict = guard.check(_in_turns(messages))
+        refusal = refused(guard, _in_turns(messages))
     except UsageError as error:
         raise invalid("messages", f"messages: {error}") from error
     except SessionError as error:
         raise context_exceeded(f"for the guard, {error}") from error
-    if verdict.safe:
-        return None
-    names = {code: guard.name_of(code) for code in verdict.codes}
-    return str(Refusal(verdict=verdict, categories=names))
+    return None if refusal is None else str(refusal)
 
 
 def withheld(items: Iterator[Item], guard: Judges, messages: Sequence[Message]) -> Iterator[Item]:

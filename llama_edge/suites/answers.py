@@ -10,12 +10,12 @@ from llama_edge.core.errors import TokenizerError, UsageError
 from llama_edge.core.progress import Progress
 from llama_edge.core.session import Session
 from llama_edge.core.text_assets import TextAssets
-from llama_edge.gate.full_answers import common_tokens
 from llama_edge.suites.scores import Judged, PromptResult
 from llama_edge.suites.suite import Prompt, Suite
 from llama_edge.suites.tools import valid_calls
 from llama_edge.text.generate import Constraint, Generation
 from llama_edge.text.grammar import ToolCalls, constraint_for
+from llama_edge.text.prompt_prefix import common_length
 from llama_edge.text.tokenizer import Tokenizer
 from llama_edge.text.tool_calls import CallFormat
 from llama_edge.text.tool_form import ToolForm, ToolsIn
@@ -151,7 +151,7 @@ class Examiner:
         asked: Tokens,
     ) -> PromptResult:
         is_cut = len(full) == self.max_new_tokens
-        same = common_tokens(own, full)
+        same = common_length(own, full)
         # Both have ended: so the end is common too.
         same += not is_cut and same == len(own) == len(full)
         return PromptResult(

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from llama_edge.confined import ConfinedError, Limits, Worker
 from llama_edge.core.errors import TokenizerError, UsageError
-from llama_edge.core.json_files import parse_json_object
 from llama_edge.text import grammar_child
 from llama_edge.text.generate import Constraint
-from llama_edge.text.shortest_ending import ShortestEnding
+from llama_edge.text.shortest_ending import ShortestEnding, token_mask
 from llama_edge.text.token_bytes import greedy
 from llama_edge.text.tokenizer import Tokenizer
 from llama_edge.text.tool_calls import CallFormat
@@ -90,17 +89,6 @@ def constraint_for(
     if matcher.is_error():
         raise UsageError(f"{_NAMES[type(grammar)]}: {_reason(matcher)}")
     return _Followed(matcher, tables, eos_token_ids, vocab_size)
-
-
-def read_schema(text: str | bytes, where: str) -> JsonSchema:
-    """A JSON Schema from outside.
-
-    Raises:
-        UsageError: It is no JSON object, or exceeds a limit.
-    """
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise UsageError(f"{where}: {len(text)} bytes; a schema has at most {MAX_SCHEMA_BYTES}")
-    return JsonSchema(parse_json_object(text, where, UsageError))
 
 
 def check_grammar(grammar: Grammar) -> None:
@@ -233,10 +221,10 @@ class _Followed:
         Raises:
             UsageError: The grammar exceeds the engine's limits here.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        found = token_mask(self._matcher, self._known)
         self._check()
         mask = np.zeros(self._vocab_size, np.bool_)
-        mask[: self._known] = np.unpackbits(bits, count=self._known, bitorder="little")
+        mask[: self._known] = found
         if self._not_first is not None:
             mask[: self._known] &= ~self._not_first[: self._known]
         mask[self._ends] = self._matcher.is_accepting()

@@ -73,12 +73,12 @@ class ShortestEnding:
 
     def _closing(self, matcher: llguidance.LLMatcher, known: int) -> list[int]:
         """One token, or none."""
-        mask = _mask(matcher, known)
+        mask = token_mask(matcher, known)
         if self._is_text(mask):  # a bracket is text here
             for token in _usable(self._quotes, mask)[:_TRIED].tolist():
                 after = matcher.deep_copy()
                 after.consume_token(token)
-                if after.is_accepting() or not self._is_text(_mask(after, known)):
+                if after.is_accepting() or not self._is_text(token_mask(after, known)):
                     return [token]
         else:  # a quote begins a string here, or ends one that is full
             usable = _usable(self._brackets, mask)
@@ -101,6 +101,7 @@ def _usable(numbers: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.i
     return inside[mask[inside]]
 
 
-def _mask(matcher: llguidance.LLMatcher, known: int) -> NDArray[np.bool_]:
+def token_mask(matcher: llguidance.LLMatcher, known: int) -> NDArray[np.bool_]:
+    """Shape (known,): the tokens that may come next, of those below `known`."""
     bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
     return np.unpackbits(bits, count=known, bitorder="little").astype(np.bool_)

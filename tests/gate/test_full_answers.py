@@ -3,7 +3,7 @@
 import pytest
 
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.gate.full_answers import FullAnswers, common_tokens
+from llama_edge.gate.full_answers import FullAnswers
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.runtimes.eager import EagerSession
@@ -32,11 +32,3 @@ def test_a_draft_changes_nothing(full: Reference, debug_checkpoint: Checkpoint) 
         wanted = greedy(full, prompt, debug_checkpoint)
         for draft in ([], wanted, wanted[:4], [*wanted[:3], 17, 18], [5], [*wanted, 9][:16]):
             assert answers.answer(prompt, draft) == wanted
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "same"),
-    [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 4, 3], 1), ([2], [1], 0)],
-)
-def test_common_tokens(first: list[int], second: list[int], same: int) -> None:
-    assert common_tokens(first, second) == same

@@ -7,7 +7,7 @@ import pytest
 
 from llama_edge.checkpoints.tiktoken import LLAMA3_TEMPLATE
 from llama_edge.core.errors import TokenizerError, UsageError
-from llama_edge.text.prompt_prefix import depends_on_day, system_prefix
+from llama_edge.text.prompt_prefix import common_length, depends_on_day, system_prefix
 from llama_edge.text.tokenizer import Tokenizer
 from tests.conftest import debug_text
 
@@ -58,3 +58,11 @@ def test_without_a_template_or_a_place_for_the_prompt() -> None:
     )
     with pytest.raises(TokenizerError, match="takes no system message"):
         system_prefix(tokenizer_of(refuses + str(debug_text().chat_template)), SYSTEM, DAY)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 4, 3], 1), ([2], [1], 0)],
+)
+def test_common_length(first: list[int], second: list[int], same: int) -> None:
+    assert common_length(first, second) == same
