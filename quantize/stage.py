@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
@@ -91,9 +92,18 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
         ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
     check_rotations(checkpoint.config, recipe.rotations)
-    layout = Layout(checkpoint.config, recipe)
-    for name in quantized_names(checkpoint.config):
-        columns = matrix_shape(checkpoint.config, name)[1]
+    check_groups(checkpoint.config, recipe)
+
+
+def check_groups(config: ModelConfig, recipe: Recipe) -> None:
+    """Fail where a group of the recipe does not divide a width.
+
+    Raises:
+        QuantizeError: Naming the tensor.
+    """
+    layout = Layout(config, recipe)
+    for name in quantized_names(config):
+        columns = matrix_shape(config, name)[1]
         group_size = layout.group_size(name)
         if columns % group_size:
             raise QuantizeError(

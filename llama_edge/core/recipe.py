@@ -78,6 +78,10 @@ META_SPINQUANT: Final = "w4a8-meta-spinquant"
 META_QAT: Final = "w4a8-meta-qat"
 
 
+#: Of a recipe: programs that read JSON agree on integers up to here (RFC 8259, section 6).
+MAX_SEED: Final = (1 << 53) - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
@@ -98,7 +102,8 @@ class Recipe:
     rotations: tuple[Rotation, ...] = ()
     #: None keeps R1 and R2 as they are drawn
     rotation_learning: RotationLearning | None = None
-    #: of the rotations' random signs
+    #: of all that is drawn at random: the rotations' signs, the text that the model writes for
+    #: itself, the order in which learned rotations see it, labels of the mixed precision's choice
     seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
     max_fidelity_kl: float = 1.0
@@ -115,6 +120,7 @@ class Recipe:
             )
         if self.rotation_learning:
             self._check_learning()
+        self._check_seed()
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
             raise ConfigError(
@@ -136,6 +142,13 @@ class Recipe:
             raise ConfigError(
                 f"recipe {self.name}: max_fidelity_kl is {self.max_fidelity_kl!r}; "
                 "a positive number of nats is needed"
+            )
+
+    def _check_seed(self) -> None:
+        if type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(
+                f"recipe {self.name}: seed is {self.seed!r}; an integer from 0 to {MAX_SEED} is "
+                "needed"
             )
 
     def _check_learning(self) -> None:
