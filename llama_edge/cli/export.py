@@ -25,14 +25,30 @@ from llama_edge.suites.request import suite_request
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help=f"How to quantize; `llama-edge recipes` lists them. By default {DEFAULT_RECIPE}, or "
-        "what a checkpoint that came quantized is."
+        metavar="NAME|FILE",
+        help="How to quantize: a recipe that `llama-edge recipes` lists, or a JSON file of your "
+        f"own (docs/recipes.md). By default {DEFAULT_RECIPE}, or what a checkpoint that came "
+        "quantized is.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Of all that the recipe draws at random: the rotations' signs, the text that the "
+        "model writes to calibrate on. By default the recipe's, 0."
     ),
 ]
 Calibration = Annotated[
     list[Path] | None,
     typer.Option(
         help="UTF-8 text to calibrate on, as often as needed; by default the model writes its own."
+    ),
+]
+TextCache = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file for the text that the model writes to calibrate on: read if it is there, "
+        "written if not, so that it serves other recipes and machines."
     ),
 ]
 LearningDevice = Annotated[
@@ -88,6 +104,8 @@ def export(
         ),
     ] = None,
     calibration: Calibration = None,
+    text_cache: TextCache = None,
+    seed: Seed = None,
     device: LearningDevice = Device.CPU,
     suite: SuiteOption = None,
     require: RequireOption = None,
@@ -111,6 +129,8 @@ def export(
         format=file_format,
         recipe=recipe,
         calibration=tuple(calibration or ()),
+        text_cache=text_cache,
+        seed=seed,
         device=device,
         out=out,
         options=options,
@@ -135,6 +155,8 @@ def quantize(
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
     ] = None,
     calibration: Calibration = None,
+    text_cache: TextCache = None,
+    seed: Seed = None,
     device: LearningDevice = Device.CPU,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
@@ -147,6 +169,8 @@ def quantize(
         model=with_adapters(revised(model, revision), adapter),
         recipe=recipe,
         calibration=tuple(calibration or ()),
+        text_cache=text_cache,
+        seed=seed,
         device=device,
         out=out,
         force=force,

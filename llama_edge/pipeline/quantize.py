@@ -1,8 +1,7 @@
 """A checkpoint in, a `QuantizedCheckpoint` folder out."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_edge.checkpoints import BUILTIN_MODELS, split_adapters
@@ -12,12 +11,13 @@ from llama_edge.core.errors import UsageError
 from llama_edge.core.files import copy_files, output_folder, require_free_space, require_place
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
-from llama_edge.core.recipe import Device, Recipe, Rounding
+from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, Rounding
 from llama_edge.core.regular import real_path
 from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.pipeline.text_cache import TextCache, Texts, calibration_texts
 from llama_edge.quantize.learned_rotations import check_device
 from llama_edge.quantize.stage import check_widths
 
@@ -70,10 +70,14 @@ class QuantizeRequest:
     """What to quantize, how, and where to."""
 
     model: str
-    #: None: the default one, or what a checkpoint that came with codes is
+    #: a name or a file; None: the default one, or what a checkpoint that came with codes is
     recipe: str | None = None
+    #: None: the recipe's own
+    seed: int | None = None
     #: text files; empty lets the model write its own, where the recipe needs any
     calibration: tuple[Path, ...] = ()
+    #: keeps the text that the model wrote; instead of `calibration`
+    text_cache: Path | None = None
     #: None: `quantized/MODEL-RECIPE` under the current folder
     out: Path | None = None
     force: bool = False
@@ -81,9 +85,7 @@ class QuantizeRequest:
     device: Device = Device.CPU
 
 
-def check_request(
-    checkpoint: Checkpoint, recipe: Recipe, texts: Sequence[Path], device: Device
-) -> None:
+def check_request(checkpoint: Checkpoint, recipe: Recipe, texts: Texts, device: Device) -> None:
     """Refuse before any work what could not be quantized.
 
     Raises:
@@ -98,18 +100,51 @@ def check_request(
         check_widths(checkpoint, recipe)
 
 
-def check_calibration(recipe: Recipe, texts: Sequence[Path]) -> None:
+def check_calibration(recipe: Recipe, texts: Texts) -> None:
     """Refuse text that would not be used.
 
     Raises:
         UsageError: The recipe needs no calibration.
     """
     if texts and recipe.rounding is not Rounding.GPTQ:
-        kind = "rounds to nearest" if recipe.rounding is Rounding.NEAREST else "keeps its codes"
         raise UsageError(
-            f"--calibration {texts[0]}: recipe {recipe.name} {kind} and reads no text; "
-            "leave it out, or choose a recipe with GPTQ"
+            f"{_option(texts)}: recipe {recipe.name} {_kind(recipe)} and reads no text; leave it "
+            "out, or choose a recipe with GPTQ"
         )
+
+
+def _option(texts: Texts) -> str:
+    if isinstance(texts, TextCache):
+        return f"--text-cache {texts.path}"
+    return f"--calibration {texts[0]}"
+
+
+def _kind(recipe: Recipe) -> str:
+    return "rounds to nearest" if recipe.rounding is Rounding.NEAREST else "keeps its codes"
+
+
+def with_seed(recipe: Recipe, seed: int | None, texts: Texts) -> Recipe:
+    """The recipe with another seed; None keeps its own.
+
+    Raises:
+        UsageError: The seed is out of range, or nothing would be drawn with it.
+    """
+    if seed is None:
+        return recipe
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed!r}: an integer from 0 to {MAX_SEED} is needed")
+    draws = not {Rotation.R1, Rotation.R2}.isdisjoint(recipe.rotations) or recipe.extra_bytes > 0
+    if recipe.rounding is Rounding.GIVEN or not (draws or recipe.rounding is Rounding.GPTQ):
+        raise UsageError(
+            f"--seed {seed}: recipe {recipe.name} {_kind(recipe)} and draws nothing at random; "
+            "leave it out, or choose a recipe with GPTQ or rotations"
+        )
+    if not draws and texts and not isinstance(texts, TextCache):
+        raise UsageError(
+            f"--seed {seed}: recipe {recipe.name} draws nothing but the text that the model writes "
+            f"for itself, and --calibration {texts[0]} is used instead; leave one of the two out"
+        )
+    return replace(recipe, seed=seed)
 
 
 def check_learning_device(recipe: Recipe, device: Device) -> None:
@@ -132,19 +167,20 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
 
     Raises:
         UnknownNameError: No such recipe.
+        UsageError: An option would not be used.
         MissingComponentError: `device` is not on this machine.
         LlamaEdgeError: What the reader, the quantizer or the disk says.
     """
+    texts = calibration_texts(request.calibration, request.text_cache)
     checkpoint, recipe = open_model(request.model, request.recipe)
-    check_request(checkpoint, recipe, request.calibration, request.device)
+    recipe = with_seed(recipe, request.seed, texts)
+    check_request(checkpoint, recipe, texts, request.device)
     name = short_name(request.model)
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
     require_place(target, force=request.force)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))
     with output_folder(target, force=request.force) as folder:
-        found = quantize_with_cache(
-            checkpoint, recipe, request.calibration, folder, progress, request.device
-        )
+        found = quantize_with_cache(checkpoint, recipe, texts, folder, progress, request.device)
         if found.root != folder:
             copy_files(found.root, folder, sealed_files(found.root))
     return read_quantized_checkpoint(target)

@@ -1,7 +1,7 @@
 """Quantizing with calibration text, and keeping what took minutes: targets share one result."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from llama_edge.formats.quantized_checkpoint import (
 from llama_edge.pipeline.cache import CALIBRATION, QUANTIZED, cache_entry, require_cache
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
+from llama_edge.pipeline.text_cache import TextCache, Texts
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
 from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
@@ -37,7 +38,7 @@ _TOKENS: Final = "tokens"
 def quantize_with_cache(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    texts: Sequence[Path],
+    texts: Texts,
     scratch: Path,
     progress: Progress,
     device: Device = Device.CPU,
@@ -49,7 +50,8 @@ def quantize_with_cache(
     Args:
         checkpoint: Full precision.
         recipe: What to do.
-        texts: The user's calibration text; empty lets the model write its own.
+        texts: The user's calibration text, or a file that keeps what the model wrote; empty lets
+            the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
         device: Where rotations are learned. A run that was stopped is resumed.
@@ -57,15 +59,15 @@ def quantize_with_cache(
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
         UsageError: The model cannot write its own calibration text.
-        OutputError: The cache cannot be written.
+        OutputError: The cache, or the file of `texts`, cannot be written.
     """
     if checkpoint.codes is not None:
         return keep_codes(checkpoint, checkpoint.codes, recipe, scratch, progress)
     if recipe.rounding is Rounding.NEAREST:
         return quantize_checkpoint(checkpoint, recipe, scratch, progress)
     # What can be wrong with the user's text and the cache's place is told before minutes of work.
-    own = read_calibration(checkpoint, texts) if texts else None
-    if own is None and checkpoint.config.output_rows is not None:
+    given = _given_text(checkpoint, recipe, texts)
+    if given is None and checkpoint.config.output_rows is not None:
         raise UsageError(
             f"recipe {recipe.name} has the model write its own calibration text, and this model's "
             f"head has {checkpoint.config.head_rows} tokens; give text with --calibration FILE, or "
@@ -74,7 +76,9 @@ def quantize_with_cache(
     require_cache()
     checkpoint = replace(checkpoint, weights=HashedWeights.of(checkpoint.weights))
     source = hash_weights(checkpoint.weights)
-    calibration = own or _self_generated(checkpoint, source, recipe.seed, progress)
+    calibration = given or _self_generated(checkpoint, source, recipe.seed, progress)
+    if given is None and isinstance(texts, TextCache):
+        calibration = texts.keep(checkpoint, calibration, recipe.seed, source)
     key = _key(
         {
             "source": source,
@@ -104,6 +108,13 @@ def _key(parts: Mapping[str, object]) -> str:
     )
     text = canonical_json({**parts, "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _given_text(checkpoint: Checkpoint, recipe: Recipe, texts: Texts) -> CalibrationSet | None:
+    """What there is already; None: the model has to write its own."""
+    if isinstance(texts, TextCache):
+        return texts.read(checkpoint, recipe.seed)
+    return read_calibration(checkpoint, texts) if texts else None
 
 
 def _self_generated(

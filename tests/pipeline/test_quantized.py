@@ -13,11 +13,18 @@ from safetensors.torch import load_file, save_file
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.recipe import Device, Recipe, RotationLearning
+from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, RotationLearning
 from llama_edge.pipeline.cache import cache_folder
-from llama_edge.pipeline.quantize import check_calibration, check_learning_device
+from llama_edge.pipeline.quantize import check_calibration, check_learning_device, with_seed
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.quantize import W4A8_GPTQ, W4A8_MIXED, W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.pipeline.text_cache import TextCache
+from llama_edge.quantize import (
+    W4A8_GPTQ,
+    W4A8_META_SPINQUANT,
+    W4A8_MIXED,
+    W4A8_RTN,
+    W4A8_SPINQUANT,
+)
 from llama_edge.quantize.kept import keep
 from llama_edge.quantize.learned_rotations import SAVE_EVERY
 from llama_edge.quantize.stage import hash_weights
@@ -309,6 +316,52 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_text_that_would_not_be_used_is_refused() -> None:
     with pytest.raises(UsageError, match="w4a8-rtn rounds to nearest and reads no text"):
         check_calibration(W4A8_RTN, [Path("own.txt")])
+
+
+def test_another_seed_is_another_text_and_another_result(
+    short_model: Checkpoint, tmp_path: Path
+) -> None:
+    stages = Stages()
+    first = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, stages)
+    recipe = with_seed(W4A8_MIXED, 3, ())
+    second = quantize_with_cache(short_model, recipe, (), tmp_path, stages)
+    assert stages.names.count("write calibration text") == 2
+    assert first.root != second.root
+    assert second.recipe.seed == 3
+    assert second.calibration is not None
+    assert second.calibration.origin == "self-generated, seed 3"
+    name = "model.layers.0.mlp.up_proj.weight"
+    scales = [found.weights.quantized(name).scales for found in (first, second)]
+    assert scales[0].shape != scales[1].shape or not torch.equal(*scales)
+
+
+def test_a_seed_that_is_used_is_the_recipes() -> None:
+    text = (Path("own.txt"),)
+    rotated = dataclasses.replace(W4A8_RTN, rotations=(Rotation.R1,))
+    for recipe, texts in ((W4A8_GPTQ, ()), (W4A8_MIXED, text), (rotated, ())):
+        assert with_seed(recipe, 5, texts) == dataclasses.replace(recipe, seed=5)
+        assert with_seed(recipe, None, texts) is recipe
+    assert with_seed(W4A8_GPTQ, 5, TextCache(Path("t"))).seed == 5
+    assert with_seed(W4A8_GPTQ, MAX_SEED, ()).seed == MAX_SEED
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "texts", "message"),
+    [
+        (W4A8_RTN, 1, (), "--seed 1: recipe w4a8-rtn rounds to nearest and draws nothing"),
+        (W4A8_RTN, 0, (), "--seed 0: recipe w4a8-rtn rounds to nearest and draws nothing"),
+        (W4A8_META_SPINQUANT, 1, (), "keeps its codes and draws nothing at random"),
+        (W4A8_GPTQ, 1, (Path("own.txt"),), r"--calibration own\.txt is used instead; leave one"),
+        (W4A8_MIXED, -1, (), "--seed -1: an integer from 0 to 9007199254740991 is needed"),
+        (W4A8_MIXED, MAX_SEED + 1, (), "--seed 9007199254740992: an integer from 0"),
+        (W4A8_MIXED, True, (), "--seed True: an integer"),
+    ],
+)
+def test_a_seed_that_would_not_be_used_is_refused(
+    recipe: Recipe, seed: int, texts: tuple[Path, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_seed(recipe, seed, texts)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
