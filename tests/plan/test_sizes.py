@@ -1,5 +1,6 @@
 """The planned bytes against files that were really written."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from llama_edge.backends import BACKENDS, get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.checkpoint import Checkpoint
+from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
@@ -98,6 +100,23 @@ def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureReques
         manifest.model.config, manifest.recipe, manifest.backend, artifact.max_context
     )
     assert planned.file_bytes == pytest.approx(artifact.size_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_groups_that_are_planned_are_those_that_are_written(backend: str) -> None:
+    """The plan knows them without the backend's SDK."""
+    config = SHAPES["llama-3.2-1b"].config
+    able = []
+    for activation_bits in (8, None):
+        if activation_bits is None and backend == "executorch":
+            continue  # refused whatever the groups are
+        for group_size in (2, 8, 16, 32, 48, 64, 96, 128, 256):
+            recipe = replace(W4A8_RTN, group_size=group_size, activation_bits=activation_bits)
+            with suppress(ConfigError, UsageError):
+                get_exporter(backend).check_supported(config, recipe, LowerOptions())
+                able.append(recipe)
+            assert BACKENDS[backend].takes_groups(recipe) is (recipe in able), recipe
+    assert able
 
 
 def layout_bytes(layout: Layout) -> int:
