@@ -174,8 +174,8 @@ class _Measurement:
     def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
         """Fill the streams (N, T, D) before each of the first layers, and after the last one."""
         model = self._model
-        for x, tokens in zip(streams[0], tokens_NT, strict=True):
-            x.copy_(model.embed(tokens))
+        # The table is read, and rotated, once for all.
+        streams[0].copy_(model.embed(tokens_NT.reshape(-1)).view_as(streams[0]))
         for layer in range(layers):
             self._forget_weights()
             for x, out in zip(streams[layer], streams[layer + 1], strict=True):

@@ -178,12 +178,12 @@ def quantize_checkpoint(
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
     entries = _entries(source, layout, calibration, kept)
-    tokens = None if calibration is None else calibration.tokens.numel()
+    text = None if calibration is None else (len(calibration.tokens), calibration.tokens.shape[1])
     return write_quantized_checkpoint(
         folder,
         layout,
         checkpoint.text,
-        _counted(entries, layout, tokens, kept.finished(), progress),
+        _counted(entries, layout, text, kept.finished(), progress),
         lambda: SourceDescription(
             hashed.hexdigest(),
             None if calibration is None else calibration.record(),
@@ -195,12 +195,12 @@ def quantize_checkpoint(
 def _counted(
     entries: Iterator[QuantizedEntry],
     layout: Layout,
-    tokens: int | None,
+    text: tuple[int, int] | None,
     finished: int,
     progress: Progress,
 ) -> Iterator[QuantizedEntry]:
     """The entries, matrices counted; those of finished layers took no time."""
-    steps = rounding_steps(layout, tokens)
+    steps = rounding_steps(layout, text)
     network = network_of(layout.config)
     done = {node.weight for layer in range(finished) for node in network.linears(layer)}
     order = sorted(steps, key=lambda name: name not in done)

@@ -1,7 +1,7 @@
 """What the steps of quantizing are called, and how long each takes next to the others.
 
 Work is in multiply-adds of float32 matrices; what is no product of matrices counts as so many as
-take its time, measured on SmolLM2-135M and on a layer of Llama 3.2 1B (`benchmarks/step_times.py`).
+take its time, measured on layers of SmolLM2-135M (`benchmarks/step_times.py`).
 Only the steps of one stage are compared with each other. How long a stage takes says `plan`.
 
 I is a linear's in_features, O its out_features.
@@ -17,10 +17,14 @@ from llama_edge.models.network import Node, network_of
 from llama_edge.models.weights import float_shapes
 
 #: For each weight: a search of its group's scale, and rounding to nearest.
-_SEARCH: Final = 8000.0
+_SEARCH: Final = 800.0
 _NEAREST: Final = 400.0
 #: For each weight of a linear that GPTQ rounds: the update of the next columns.
-_UPDATE: Final = 2000.0
+_UPDATE: Final = 1600.0
+#: For each logit: a label that is drawn from all of them, and its gradient.
+_LOGIT: Final = 900.0
+#: A multiply-add in float64, as rotations are multiplied.
+_DOUBLE: Final = 2.0
 #: For each I^3: the inverse's Cholesky factor, and the solution for drift.
 _FACTOR: Final = 1.0
 _SOLVE: Final = 1.0
@@ -28,18 +32,18 @@ _SOLVE: Final = 1.0
 _PASSES: Final = 2
 
 
-def rounding_steps(layout: Layout, tokens: int | None) -> Mapping[str, Step]:
+def rounding_steps(layout: Layout, text: tuple[int, int] | None) -> Mapping[str, Step]:
     """A step for each matrix that is stored, in order, by name.
 
     Args:
         layout: The recipe and the model.
-        tokens: Of the calibration text; None where there is none.
+        text: Sequences of calibration text, and tokens of each; None where there is none.
     """
     config = layout.config
     network, floats = network_of(config), float_shapes(config)
     layers = range(config.num_hidden_layers)
     nodes = {node.weight: node for layer in layers for node in network.linears(layer)}
-    gptq = {} if tokens is None else _gptq_work(config, tokens)
+    gptq = {} if text is None else _gptq_work(config, *text)
     steps = {}
     for name in stored_names(config):
         if name in floats:
@@ -50,15 +54,21 @@ def rounding_steps(layout: Layout, tokens: int | None) -> Mapping[str, Step]:
             steps[name] = Step(name.split(".")[-2], _NEAREST * rows * columns)
         else:
             work = gptq.get(node.part, _NEAREST * rows * columns)
+            if text is not None and layout.recipe.rotations and name == next(iter(nodes)):
+                # Each sequence is embedded by itself, and the table is rotated whenever it is read.
+                table = config.vocab_size * config.hidden_size
+                work += _DOUBLE * text[0] * table * config.hidden_size
             steps[name] = Step(layer_name(node.layer or 0, len(layers), node.part), work)
     return steps
 
 
-def _gptq_work(config: ModelConfig, tokens: int) -> dict[str, float]:
+def _gptq_work(config: ModelConfig, sequences: int, length: int) -> dict[str, float]:
     """Of each linear of a block, by its part's name.
 
     The first linear of those that share an input waits for it and for its Hessian.
     """
+    tokens = sequences * length
+    attention = 2 * length * config.query_size
     groups = network_of(config).linears_by_input(0)
     work = {}
     for before, linears in zip((groups[-1], *groups[:-1]), groups, strict=True):
@@ -69,6 +79,8 @@ def _gptq_work(config: ModelConfig, tokens: int) -> dict[str, float]:
             work[node.part] += _FACTOR * columns**3
         columns = _shape(linears[0])[1]
         run = sum(rows * width for rows, width in map(_shape, before))
+        if before is groups[0]:  # queries, keys and values: attention is between
+            run += attention
         work[linears[0].part] += _PASSES * tokens * (run + columns**2) + _SOLVE * columns**3
     return work
 
@@ -89,7 +101,7 @@ def back_steps(config: ModelConfig, tokens: int, layouts: int) -> list[Step]:
             work += 2 * tokens * rows * columns + layouts * _SEARCH * rows * columns
             work += _FACTOR * columns**3
         work += tokens * _shape(linears[0])[1] ** 2
-    head = 2 * tokens * config.hidden_size * config.head_rows
+    head = tokens * config.head_rows * (2 * config.hidden_size + _LOGIT)
     names = (layer_name(layer, layers) for layer in reversed(range(layers)))
     return [Step("head", head), *(Step(name, work) for name in names)]
 

@@ -102,11 +102,11 @@ SHARES: Final = (
 #: CPU minutes of the stages of recipes that calibrate, on `_TIMED_LINEARS`, in their order; what a
 #: recipe took in all (`quantize.measured`) is shared out among those that it has.
 CALIBRATION_MINUTES: Final[Mapping[str, float]] = {
-    "write calibration text": 1.9,
+    "write calibration text": 2.0,
     "learn rotations": 11.3,
-    "measure sensitivity, forward": 0.1,
+    "measure sensitivity, forward": 0.2,
     "measure sensitivity, back": 0.6,
-    _QUANTIZE: 3.7,
+    _QUANTIZE: 3.5,
 }
 
 
