@@ -140,7 +140,7 @@ def worst(*, equal_steps: bool, planned: bool = True) -> float:
     recorded = json.loads(Path(__file__).with_name("step_times.json").read_text())
     clock = Clock()
     clock.pace.expect(recorded["planned"] if planned else {})
-    factors = []
+    factors: list[float] = []
     for stage in recorded["stages"]:
         steps = [Step(name, work) for name, work in stage["steps"]]
         began = clock.now
