@@ -35,8 +35,8 @@ from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.contract import TextContract, rebuild_text_contract
 from llama_edge.text.tokenizer import Tokenizer
 
-#: A weight that the artifact multiplies with a token, and that of the heads next to it, as so many
-#: of the reference's in one layer (SmolLM2-135M; `benchmarks/step_times.py`).
+#: A weight that the artifact multiplies with a token, heads next to it included, as so many of the
+#: reference's in one layer. Assumed; `benchmarks/step_times.py` shows what comes of it.
 _ARTIFACT: Final = 1.0
 
 

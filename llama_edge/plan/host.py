@@ -86,8 +86,7 @@ class StageShare:
     of_tokens: float = 0.0
 
 
-#: In the order in which they run. Measured on SmolLM2-135M for executorch
-#: (`benchmarks/step_times.py`) and taken for the other backends as well.
+#: In the order in which they run. Assumed, not measured; `benchmarks/step_times.py` measures them.
 SHARES: Final = (
     StageShare(stage=_QUANTIZE, of_weights=0.20),
     StageShare(stage="lower", of_weights=0.04),
