@@ -35,6 +35,7 @@ from llama_edge.quantize.resume import ON_CPU, KeptLayers, WorkPlace
 from llama_edge.quantize.rotate import apply_rotations, check_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
+from llama_edge.quantize.steps import rounding_steps
 
 
 class HashedWeights:
@@ -187,11 +188,12 @@ def quantize_checkpoint(
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
     entries = _entries(source, layout, calibration, kept)
+    text = None if calibration is None else (len(calibration.tokens), calibration.tokens.shape[1])
     return write_quantized_checkpoint(
         folder,
         layout,
         checkpoint.text,
-        _counted(entries, layout, kept.finished(), progress),
+        _counted(entries, layout, text, kept.finished(), progress),
         lambda: SourceDescription(
             hashed.hexdigest(),
             None if calibration is None else calibration.record(),
@@ -201,17 +203,21 @@ def quantize_checkpoint(
 
 
 def _counted(
-    entries: Iterator[QuantizedEntry], layout: Layout, finished: int, progress: Progress
+    entries: Iterator[QuantizedEntry],
+    layout: Layout,
+    text: tuple[int, int] | None,
+    finished: int,
+    progress: Progress,
 ) -> Iterator[QuantizedEntry]:
     """The entries, matrices counted; those of finished layers took no time."""
-    floats = float_shapes(layout.config)
-    matrices = [name for name in stored_names(layout.config) if name not in floats]
-    progress.start(f"quantize ({layout.recipe.name})", len(matrices))
+    steps = rounding_steps(layout, text)
     network = network_of(layout.config)
     done = {node.weight for layer in range(finished) for node in network.linears(layer)}
-    if done:
-        progress.skip(len(done))
+    order = sorted(steps, key=lambda name: name not in done)
+    progress.start(
+        f"quantize ({layout.recipe.name})", [steps[name] for name in order], done=len(done)
+    )
     for entry in entries:
         yield entry
-        if entry.name not in floats and entry.name not in done:
+        if entry.name in steps and entry.name not in done:
             progress.advance()

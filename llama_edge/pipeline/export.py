@@ -29,7 +29,7 @@ from llama_edge.core.files import (
     require_place,
     write_json,
 )
-from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.progress import Job, Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe
 from llama_edge.core.text_assets import TextAssets
@@ -125,6 +125,14 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         suite.encode(checkpoint.text, request.options.context_for(checkpoint.config))
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
+    progress.expect(
+        Job(
+            config=checkpoint.config,
+            recipe=recipe,
+            backend=form.backend,
+            besides=None if request.suite is None else "the suite",
+        )
+    )
     key = export_key(checkpoint, recipe, form.backend, request.options)
     with output_folder(out, force=request.force) as folder:
         stages = Stages(folder.parent, key, progress)

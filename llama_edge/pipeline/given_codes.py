@@ -10,7 +10,7 @@ from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.core.quantized import GivenCodes, QuantizedCheckpoint, ScaleRounding
 from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import (
@@ -141,7 +141,9 @@ def _mean_kl(checkpoint: Checkpoint, codes: GivenCodes, progress: Progress) -> f
     sequences = [prompt.sequence for prompt in prompts]
     own = Reference(config, FullPrecisionSource(config, checkpoint.weights))
     stored = Reference(config, DequantizedSource(codes))
-    progress.start("cost of bfloat16 scales", config.num_hidden_layers)
+    layers = config.num_hidden_layers
+    names = [layer_name(layer, layers) for layer in range(layers)]
+    progress.start("cost of bfloat16 scales", [*map(Step, names)])
     hidden = final_hidden([Variant(model=own), Variant(model=stored)], sequences, progress)
     heads = [with_source(model, CachedSource(model.source)) for model in (own, stored)]
     compared = []

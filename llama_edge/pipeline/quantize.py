@@ -9,7 +9,7 @@ from llama_edge.checkpoints.adapter_config import JOINT
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.files import copy_files, output_folder, require_free_space, require_place
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Job, Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, Rounding
 from llama_edge.core.regular import real_path
@@ -179,6 +179,7 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizedChe
     target = request.out or Path("quantized") / f"{name}-{recipe.name}"
     require_place(target, force=request.force)
     require_free_space(target, quantized_size_bytes(checkpoint, recipe))
+    progress.expect(Job(config=checkpoint.config, recipe=recipe))
     with output_folder(target, force=request.force) as folder:
         found = quantize_with_cache(checkpoint, recipe, texts, folder, progress, request.device)
         if found.root != folder:

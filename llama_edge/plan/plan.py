@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 from llama_edge.backends import BACKENDS, TARGETS, Format, Target, get_target
@@ -22,7 +21,6 @@ from llama_edge.plan.published import PUBLISHED_LAYOUTS
 from llama_edge.plan.sizes import artifact_size
 from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES
-from llama_edge.quantize.measured import read_measurements
 from llama_edge.quantize.recipe_file import find_recipe
 from llama_edge.quantize.stage import check_groups
 from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
@@ -220,11 +218,7 @@ def _workloads(
         return bundle_workload(quantized, recipe, form.backend, dtype, context)
 
     size = artifact_size(quantized, recipe, form.backend, DEFAULT_CONTEXT)
-    minutes = _recipe_minutes(recipe)
-    yield (
-        workload,
-        host_cost(config, recipe, form.backend, size.file_bytes, recipe_cpu_minutes=minutes),
-    )
+    yield workload, host_cost(config, recipe, form.backend, size.file_bytes)
 
 
 def _runs(recipe: Recipe, form: Format) -> bool:
@@ -240,15 +234,6 @@ def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
     """How a target's first format can keep keys and values."""
     own = target.formats[0].kv_cache
     return (own, KVCacheDtype.INT8) if target.name == "android" else (own,)
-
-
-def _recipe_minutes(recipe: Recipe) -> float:
-    """As measured; a recipe that was not is taken for one among those of its rounding."""
-    measured = read_measurements().recipes
-    if recipe.name in measured:
-        return measured[recipe.name].cpu_minutes
-    alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
-    return median(measured[name].cpu_minutes for name in alike)
 
 
 def _planned(

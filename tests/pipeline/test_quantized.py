@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, RotationLearning
 from llama_edge.pipeline.cache import cache_folder
 from llama_edge.pipeline.quantize import check_calibration, check_learning_device, with_seed
@@ -36,7 +36,7 @@ class Stages(SilentProgress):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         self.names.append(stage)
 
 
@@ -171,7 +171,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Steps(Stages):
+class Counted(Stages):
     """Remembers how many steps of each stage were taken and skipped; may be interrupted."""
 
     def __init__(self, stage: str = "", after: int = 0) -> None:
@@ -180,13 +180,14 @@ class Steps(Stages):
         self.skipped: list[tuple[str, int]] = []
         self._stage, self._after = stage, after
 
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        super().start(stage, steps, done)
+        self.skipped.extend([(stage, done)] if done else [])
+
     def advance(self, steps: int = 1) -> None:
         self.steps.append((self.names[-1], steps))
         if self.steps.count((self._stage, 1)) == self._after > 0:
             raise KeyboardInterrupt
-
-    def skip(self, steps: int) -> None:
-        self.skipped.append((self.names[-1], steps))
 
 
 FORWARD, BACK, ROUND = (
@@ -199,9 +200,9 @@ FORWARD, BACK, ROUND = (
 @pytest.mark.parametrize(
     ("stage", "after", "resumed_steps", "skipped"),
     [
-        (FORWARD, 1, {FORWARD: 2, BACK: 2, ROUND: 15}, []),
-        # The second layer was measured; the first one's input is the embedding.
-        (BACK, 1, {BACK: 1, ROUND: 15}, [(BACK, 1)]),
+        (FORWARD, 1, {FORWARD: 2, BACK: 3, ROUND: 15}, []),
+        # The head and the second layer were measured; the first one's input is the embedding.
+        (BACK, 2, {BACK: 1, ROUND: 15}, [(BACK, 2)]),
         (ROUND, 7, {ROUND: 15}, []),
         (ROUND, 9, {ROUND: 8}, [(ROUND, 7)]),
         (ROUND, 15, {ROUND: 8}, [(ROUND, 7)]),
@@ -217,8 +218,8 @@ def test_a_stopped_calibration_goes_on_where_it_was(
     skipped: list[tuple[str, int]],
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(stage, after))
-    again = Steps()
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(stage, after))
+    again = Counted()
     found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     resumed = contents(found.root)
     taken = {
@@ -261,12 +262,12 @@ def test_what_was_kept_and_was_changed_is_done_again(
     short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(ROUND, 9))
     (layer,) = fresh_cache.glob("unfinished/*/layers/0000.safetensors")
     (costs,) = fresh_cache.glob("unfinished/*/sensitivity/costs.safetensors")
     for file in (layer, costs):
         damage(file)
-    again = Steps()
+    again = Counted()
     found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     assert again.names == [FORWARD, BACK, ROUND]
     assert again.skipped == []
@@ -281,10 +282,10 @@ def test_activations_that_were_changed_are_made_again(
     short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(ROUND, 9))
     (activations,) = fresh_cache.glob("unfinished/*/layers/0000.activations.safetensors")
     damage(activations)
-    again = Steps()
+    again = Counted()
     quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     assert (again.names, again.skipped) == ([ROUND], [])
     assert again.steps.count((ROUND, 1)) == 15
