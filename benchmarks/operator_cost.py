@@ -86,14 +86,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A product with a constant matrix; `rows` of a prompt of PROMPT_TOKENS reach it."""
+    """A product with a constant matrix."""
 
     name: str
     #: read for each token; 0 for a small matrix of floats, which stays in the cache
     size_bytes: int
     #: int8 products for one row; 0 likewise
     multiply_adds: int
-    rows: int
+    #: False where only a prompt's last token reaches it
+    whole_prompt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +176,10 @@ def _linears(graph: PayloadPart) -> Iterator[Linear]:
         matrix = tensors[arguments.number("filter_id")]
         key = constants[matrix.number("constant_buffer_idx")].text("named_key")
         made = tensors[arguments.number("output_id")].values["dims"]
-        rows = PROMPT_TOKENS if made[-2] > 1 else 1
+        whole_prompt = made[-2] > 1
         if not key.endswith(".codes"):
             name = "R4" if key.startswith("hadamard") else ELSE
-            yield Linear(name=name, size_bytes=0, multiply_adds=0, rows=rows)
+            yield Linear(name=name, size_bytes=0, multiply_adds=0, whole_prompt=whole_prompt)
             continue
         stored = key.removesuffix("codes")
         yield Linear(
@@ -189,7 +190,7 @@ def _linears(graph: PayloadPart) -> Iterator[Linear]:
                 if each.text("named_key").startswith(stored)
             ),
             multiply_adds=int(np.prod(matrix.values["dims"])),
-            rows=rows,
+            whole_prompt=whole_prompt,
         )
 
 
@@ -257,7 +258,7 @@ def timed(profile: Profile, records: Sequence[Sequence[int]]) -> tuple[list[Time
     return found, min(call[-1][1] - call[0][1] for call in calls) / 1e3
 
 
-def measure(path: Path, threads: int, position: int) -> Measured:
+def measure(path: Path, threads: int, position: int, prompt_tokens: int) -> Measured:
     """In a process that preloads the library: the machine, then the file."""
     torch.set_num_threads(threads)  # of MKL, which attention's products go to
     from executorch.extension.pybindings import _portable_lib
@@ -267,8 +268,8 @@ def measure(path: Path, threads: int, position: int) -> Measured:
     profile = Profile(_portable_lib.__file__, threads)
     reset_thread_pool(threads)
     method = load_program(path).load_method("forward")
-    prompt = torch.tensor([list(range(100, 100 + PROMPT_TOKENS))])
-    for start in range(0, position, PROMPT_TOKENS):
+    prompt = torch.tensor([list(range(100, 100 + prompt_tokens))])
+    for start in range(0, position, prompt_tokens):
         method((prompt, torch.tensor([start])))
     one = torch.tensor([[7]])
     decode = timed(profile, profile.of(method, one, [position] * DECODE_CALLS))
@@ -284,7 +285,7 @@ def measure(path: Path, threads: int, position: int) -> Measured:
 
 
 def parts(file: File, found: Sequence[Timed], rows: int, position: int) -> Mapping[str, Part]:
-    """The times by what was computed; in the order of a layer."""
+    """The times by what was computed, in the order of a layer; of `rows` tokens at a time."""
     collected: dict[str, Part] = {}
 
     def add(name: str, part: Part) -> None:
@@ -292,18 +293,30 @@ def parts(file: File, found: Sequence[Timed], rows: int, position: int) -> Mappi
 
     for place, (delegate, times) in enumerate(zip(file.delegates, found, strict=True)):
         cached = any("sdpa" in name for name in delegate.called_before)
-        before = BEFORE if place == 0 else ATTENTION if cached else HEAD
         per_layer = file.cache_bytes_per_position // file.layers
+        before = BEFORE if place == 0 else ATTENTION if cached else HEAD
         add(before, Part(times.gap_us, cached * per_layer * (position + 1)))
-        linears = iter(delegate.linears)
-        for name, us in zip(times.names, times.operator_us, strict=True):
-            if not name.startswith(LINEAR):
-                add(HEAD if place == len(found) - 1 else ELSE, Part(us))
+        rest = HEAD if any(linear.name == HEAD for linear in delegate.linears) else ELSE
+        linears = _matched(delegate, times)
+        for linear, us in zip(linears, times.operator_us, strict=True):
+            if linear is None or linear.name == ELSE:
+                add(rest, Part(us))
                 continue
-            linear = next(linears)
-            tokens = min(rows, linear.rows)
+            tokens = rows if linear.whole_prompt else 1
             add(linear.name, Part(us, linear.size_bytes, tokens * linear.multiply_adds))
     return collected
+
+
+def _matched(delegate: Delegate, times: Timed) -> list[Linear | None]:
+    """The file's linear of each operator that XNNPACK timed, in the same order; None for others."""
+    are_linear = [name.startswith(LINEAR) for name in times.names]
+    if sum(are_linear) != len(delegate.linears):
+        raise SystemExit(
+            f"XNNPACK timed {sum(are_linear)} linears of a delegate that has "
+            f"{len(delegate.linears)} in the file: its graph is not run as it is written"
+        )
+    linears = iter(delegate.linears)
+    return [next(linears) if is_linear else None for is_linear in are_linear]
 
 
 def table(
@@ -316,7 +329,7 @@ def table(
     yield "| | us | MiB | GB/s | of the limit |"
     yield "|---|--:|--:|--:|--:|"
     found = parts(file, measured.decode, 1, position)
-    for name, part in _lines(file, found, layers):
+    for name, part in lines(file, found, layers):
         rate = part.size_bytes / part.us / 1e3
         known = f"{rate:.1f} | {rate / measured.read_gb_per_s:.0%}" if rate else "|"
         size = f"{part.size_bytes / 2**20:.2f}" if rate else ""
@@ -331,14 +344,14 @@ def table(
     yield "| | us | G multiply-adds | G/s | of the limit |"
     yield "|---|--:|--:|--:|--:|"
     found = parts(file, measured.prefill, PROMPT_TOKENS, 0)
-    for name, part in _lines(file, found, layers):
+    for name, part in lines(file, found, layers):
         rate = part.multiply_adds / part.us / 1e3
         share = f"{rate / measured.int8_gmac_per_s:.0%}" if measured.int8_gmac_per_s else ""
         known = f"{part.multiply_adds / 1e9:.2f} | {rate:.0f} | {share}" if rate else "| |"
         yield f"| {name} | {part.us:.0f} | {known} |"
 
 
-def _lines(file: File, found: Mapping[str, Part], layers: int) -> Iterator[tuple[str, Part]]:
+def lines(file: File, found: Mapping[str, Part], layers: int) -> Iterator[tuple[str, Part]]:
     """A layer's parts, the layer, what comes once, and the whole model."""
     once = {name: part for name, part in found.items() if name in (BEFORE, HEAD)}
     layer = Part()
@@ -393,9 +406,12 @@ def compile_profile(folder: Path) -> Path:
     return library
 
 
-def measure_in_child(path: Path, threads: int, position: int, library: Path) -> Measured:
+def measure_in_child(
+    path: Path, threads: int, position: int, library: Path, prompt: int = PROMPT_TOKENS
+) -> Measured:
     """`measure` where the library is preloaded and memory is in large pages."""
-    command = [sys.executable, __file__, "--child", str(path), str(threads), str(position)]
+    numbers = map(str, (threads, position, prompt))
+    command = [sys.executable, __file__, "--child", str(path), *numbers]
     environment = os.environ | STEADY_MEMORY | {"LD_PRELOAD": str(library)}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measured)
@@ -411,11 +427,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--position", type=int, default=PROMPT_TOKENS, help="of decode")
     parser.add_argument("--work", type=writable_folder, help="keep the file in this folder")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        path, threads, position = arguments.child
-        measured = measure(Path(path), int(threads), int(position))
+        path, *numbers = arguments.child
+        measured = measure(Path(path), *map(int, numbers))
         print(msgspec.json.encode(measured).decode())
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -164,7 +164,7 @@ def _why(run: Run, default: Row, others: Sequence[Row]) -> Iterator[str]:
         shown = ""
         if plain and column is not KL:
             shown = (
-                f" Without calibration, rotations and int8 linears, {run.plain} has "
+                f" Without calibration, rotations and int8 linears, {plain.title} has "
                 f"{column.cell(plain)}."
             )
         yield f"**{column.heading}**: {_reason(run, column)}{shown}"
