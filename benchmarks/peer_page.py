@@ -17,6 +17,8 @@ from llama_edge.core.recipe import Recipe, Rotation, Rounding
 #: Two readings of one artifact differ by as much; a closer ratio counts as level.
 LEVEL: Final = 0.03
 WIDTH: Final = 100
+#: QK_K of ggml.
+K_QUANT_BLOCK: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +221,12 @@ def _notes(run: Run) -> Iterator[str]:
         yield (
             "In the same runtime, onnxruntime-genai, our model decodes at "
             f"{DECODE.value(onnx) / DECODE.value(genai):.2f} times the speed of its own builder's."
+        )
+    if run.config.hidden_size % K_QUANT_BLOCK:
+        yield (
+            f"A row of {run.config.hidden_size} weights is no multiple of llama.cpp's k-quant "
+            f"block of {K_QUANT_BLOCK}: Q4_K_M falls back to larger types for most matrices, which "
+            "it does not for Llama 3.2."
         )
     if run.text_cpu_s is not None:
         yield (

@@ -60,20 +60,15 @@ def test_a_missing_row_says_why_and_takes_no_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "column", "other", "verdict"),
-    [
-        (100, DECODE, 90, "ahead"),
-        (90, DECODE, 100, "behind"),
-        (99, DECODE, 100, "level"),
-        (100, CPU, 90, "behind"),
-        (90, CPU, 100, "ahead"),
-    ],
+    ("own", "other", "decode", "cost"),
+    [(100, 90, "ahead", "behind"), (90, 100, "behind", "ahead"), (99, 100, "level", "level")],
 )
-def test_verdicts(own: float, column: object, other: float, verdict: str) -> None:
-    assert column in COLUMNS
-    (known,) = (each for each in COLUMNS if each is column)
-    rows = [replace(DEFAULT, **{known.field: value}) for value in (own, other)]
-    assert known.verdict(*rows) == verdict
+def test_verdicts(own: float, other: float, decode: str, cost: str) -> None:
+    ours, theirs = (
+        replace(DEFAULT, decode_tokens_per_s=value, cpu_s=value) for value in (own, other)
+    )
+    assert DECODE.verdict(ours, theirs) == decode
+    assert CPU.verdict(ours, theirs) == cost
 
 
 def test_where_the_default_is_behind_is_computed() -> None:
@@ -108,6 +103,15 @@ def test_the_cost_of_the_text_is_said_where_there_is_an_importance_matrix() -> N
     assert "importance matrix" not in page(run_of(DEFAULT, OTHER))
     text = one_line(page(run_of(DEFAULT, OTHER, text_cpu_s=97.4)))
     assert "took 97 CPU seconds, which are in our rows and not in theirs" in text
+
+
+def test_a_width_that_k_quants_do_not_divide_is_said() -> None:
+    measured = run_of(DEFAULT, OTHER)
+    assert "A row of 96 weights is no multiple of llama.cpp's k-quant block" in one_line(
+        page(measured)
+    )
+    wide = replace(measured, config=replace(DEBUG_CONFIG, hidden_size=256))
+    assert "k-quant" not in page(wide)
 
 
 def test_lines_are_wrapped_and_the_plot_is_written(tmp_path: Path) -> None:
