@@ -21,13 +21,13 @@ from llama_edge.core.quantized import CalibrationRecord
 from llama_edge.core.regular import MAX_TEXT_BYTES, decode_text, plain_newlines, read_regular
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
-from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
+from llama_edge.quantize.calibration_prompts import PROMPTS, CalibrationPrompt
 from llama_edge.text.tokenizer import Tokenizer
 
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
 #: SmolLM2, 32 x 256 against 16 x 512.
 LENGTH: Final = 256
-SEQUENCES: Final = len(REQUESTS) + len(DOCUMENTS)
+SEQUENCES: Final = len(PROMPTS)
 #: Float32 weights that are kept while the text is written; a larger model's are read again for
 #: each token. 3B would take 13 GB.
 WEIGHT_BYTES: Final = 2 << 30
@@ -88,15 +88,14 @@ def generate_calibration(
 
 def _encode_prompts(checkpoint: Checkpoint, longest: int) -> list[list[int]]:
     tokenizer = Tokenizer(checkpoint.text)
-    begun = [_request(tokenizer, text) for text in REQUESTS]
-    begun += [tokenizer.encode(text) for text in DOCUMENTS]
-    return [tokens[:longest] for tokens in begun]
+    return [begin_sequence(tokenizer, prompt)[:longest] for prompt in PROMPTS]
 
 
-def _request(tokenizer: Tokenizer, text: str) -> list[int]:
-    if not tokenizer.has_chat_template:
-        return tokenizer.encode(text)
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
+def begin_sequence(tokenizer: Tokenizer, prompt: CalibrationPrompt) -> list[int]:
+    """The tokens that the model is given; a base model reads a request as a document."""
+    if prompt.is_request and tokenizer.has_chat_template:
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    return tokenizer.encode(prompt.text)
 
 
 def read_calibration(

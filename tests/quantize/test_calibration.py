@@ -12,7 +12,7 @@ from llama_edge.quantize.calibration import (
     generate_calibration,
     read_calibration,
 )
-from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
+from llama_edge.quantize.calibration_prompts import PROMPTS
 from llama_edge.text.tokenizer import Tokenizer
 
 
@@ -26,9 +26,12 @@ def test_every_prompt_begins_a_sequence(
 ) -> None:
     assert generated.tokens.shape == (SEQUENCES, 48)
     tokenizer = Tokenizer(debug_checkpoint.text)
-    begun = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in REQUESTS]
-    begun += [tokenizer.encode(text) for text in DOCUMENTS]
-    for row, tokens in zip(generated.tokens, begun, strict=True):
+    for row, prompt in zip(generated.tokens, PROMPTS, strict=True):
+        tokens = (
+            tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+            if prompt.is_request
+            else tokenizer.encode(prompt.text)
+        )
         assert row[: min(24, len(tokens))].tolist() == tokens[:24]
 
 
