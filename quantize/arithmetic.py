@@ -131,9 +131,8 @@ class FastReference(Reference):
         self.arithmetic = arithmetic
 
     def _linear(self, x: Tensor, node: Node) -> Tensor:
-        matrix = self.source.matrix(node.weight)
-        bias = self.bias(node)
-        out = F.linear(x.to(matrix.dtype), matrix).float()
+        products, bias = self.arithmetic.products, self.bias(node)
+        out = F.linear(x.to(products), self.source.matrix(node.weight).to(products)).float()
         return out if bias is None else out + bias
 
     def _compute(self, node: Node, known: dict[str, Tensor]) -> Tensor:

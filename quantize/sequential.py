@@ -40,6 +40,9 @@ from llama_edge.quantize.scale_search import recipe_scales
 DRIFT_RIDGE: Final = 0.3
 #: Tokens whose products are summed at once: in bfloat16 a sum is as coarse as its terms.
 _MOMENT_TOKENS: Final = 512
+#: Squared length, in medians, of inputs that are summed in float32: in bfloat16 the first token,
+#: whose activations are a hundred times larger, would leave noise that drowns all the others.
+_LARGE: Final = 16.0
 #: Rows of a symmetric product that are computed together; what is right of them is mirrored.
 _MOMENT_ROWS: Final = 2048
 
@@ -78,14 +81,22 @@ class _Moments:
 
     def add(self, inputs: Tensor, full_inputs: Tensor) -> None:
         """Of (T, I), as products take them."""
+        sizes = inputs.float().square().sum(-1)
+        is_large = sizes > _LARGE * sizes.median()
+        self._add(inputs[is_large].float(), full_inputs[is_large].float())
         for x, full in zip(
-            inputs.split(_MOMENT_TOKENS), full_inputs.split(_MOMENT_TOKENS), strict=True
+            inputs[~is_large].split(_MOMENT_TOKENS),
+            full_inputs[~is_large].split(_MOMENT_TOKENS),
+            strict=True,
         ):
-            difference = (full.float() - x.float()).to(x.dtype)
-            self.drift += difference.T @ x
-            for start in range(0, len(self._hessian), _MOMENT_ROWS):
-                rows = slice(start, start + _MOMENT_ROWS)
-                self._hessian[rows, : rows.stop] += x[:, rows].T @ x[:, : rows.stop]
+            self._add(x, full)
+
+    def _add(self, x: Tensor, full: Tensor) -> None:
+        difference = (full.float() - x.float()).to(x.dtype)
+        self.drift += difference.T @ x
+        for start in range(0, len(self._hessian), _MOMENT_ROWS):
+            rows = slice(start, start + _MOMENT_ROWS)
+            self._hessian[rows, : rows.stop] += x[:, rows].T @ x[:, : rows.stop]
 
     def hessian(self) -> Tensor:
         """Both halves; the sums are used up."""
