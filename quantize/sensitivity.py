@@ -6,7 +6,7 @@ prediction (the Fisher information). With g and x taken as independent (K-FAC, M
 2015, section 3) this is half the sum over rows of E[g_r^2] * dW_r E[x x^T] dW_r^T; products of two
 rows are zero on average, since their rounding errors are independent. The last factor is GPTQ's own
 loss, which follows from nearest-rounding errors and the Hessian without running it
-(`gptq.rounding_costs`). Costs of different linears add up.
+(`gptq.Curvature.costs`). Costs of different linears add up.
 
 One pass forward, and one back, a layer at a time: memory holds a layer's weights and the residual
 stream before each layer, which is in a file where it is large.
@@ -30,7 +30,7 @@ from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
-from llama_edge.quantize.gptq import rounding_costs
+from llama_edge.quantize.gptq import Curvature
 from llama_edge.quantize.groupwise import round_to_nearest
 from llama_edge.quantize.resume import CostsSoFar, KeptCosts, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
@@ -235,7 +235,7 @@ class _Curvature:
 
     def __init__(self, name: str, moments: _Moments, tokens: int) -> None:
         self._name = name
-        self._columns = rounding_costs(name, moments.inputs / tokens)
+        self._columns = Curvature.of(name, moments.inputs / tokens).costs()
         self._rows = moments.gradients / tokens
         if not self._rows.isfinite().all():
             raise QuantizeError(

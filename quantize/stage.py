@@ -27,6 +27,7 @@ from llama_edge.formats.quantized_checkpoint import (
 from llama_edge.models.network import network_of
 from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
+from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.learned_rotations import learn_rotations
@@ -123,7 +124,11 @@ def nearest_codes(checkpoint: Checkpoint, layout: Layout, name: str) -> Quantize
 
 
 def _entries(
-    checkpoint: Checkpoint, layout: Layout, calibration: CalibrationSet | None, kept: KeptLayers
+    checkpoint: Checkpoint,
+    layout: Layout,
+    calibration: CalibrationSet | None,
+    kept: KeptLayers,
+    arithmetic: Arithmetic,
 ) -> Iterator[QuantizedEntry]:
     """Everything that is stored, in its order: floats, embedding, blocks, an untied head."""
     floats = float_shapes(checkpoint.config)
@@ -138,7 +143,9 @@ def _entries(
             tensor = nearest_codes(checkpoint, layout, name)
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
-                rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens, kept)
+                rounded = round_blocks(
+                    checkpoint, layout, tensor, calibration.tokens, kept, arithmetic
+                )
 
 
 def quantize_checkpoint(
@@ -187,7 +194,7 @@ def quantize_checkpoint(
         )
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
-    entries = _entries(source, layout, calibration, kept)
+    entries = _entries(source, layout, calibration, kept, place.arithmetic)
     text = None if calibration is None else (len(calibration.tokens), calibration.tokens.shape[1])
     return write_quantized_checkpoint(
         folder,

@@ -23,13 +23,14 @@ _NEAREST: Final = 400.0
 _UPDATE: Final = 1600.0
 #: For each logit: a label that is drawn from all of them, and its gradient.
 _LOGIT: Final = 900.0
-#: A multiply-add in float64, as rotations are multiplied.
-_DOUBLE: Final = 2.0
 #: For each I^3: the inverse's Cholesky factor, and the solution for drift.
 _FACTOR: Final = 1.0
 _SOLVE: Final = 1.0
-#: Calibration text runs in full precision and rounded; each gives a sum of products of inputs.
+#: Calibration text runs in full precision and rounded. It gives half a Hessian, and a drift.
 _PASSES: Final = 2
+_MOMENTS: Final = 1.5
+#: A multiply-add in bfloat16, as calibration text runs.
+_HALF: Final = 0.25
 
 
 def rounding_steps(layout: Layout, text: tuple[int, int] | None) -> Mapping[str, Step]:
@@ -54,10 +55,6 @@ def rounding_steps(layout: Layout, text: tuple[int, int] | None) -> Mapping[str,
             steps[name] = Step(name.split(".")[-2], _NEAREST * rows * columns)
         else:
             work = gptq.get(node.part, _NEAREST * rows * columns)
-            if text is not None and layout.recipe.rotations and name == next(iter(nodes)):
-                # Each sequence is embedded by itself, and the table is rotated whenever it is read.
-                table = config.vocab_size * config.hidden_size
-                work += _DOUBLE * text[0] * table * config.hidden_size
             steps[name] = Step(layer_name(node.layer or 0, len(layers), node.part), work)
     return steps
 
@@ -81,7 +78,8 @@ def _gptq_work(config: ModelConfig, sequences: int, length: int) -> dict[str, fl
         run = sum(rows * width for rows, width in map(_shape, before))
         if before is groups[0]:  # queries, keys and values: attention is between
             run += attention
-        work[linears[0].part] += _PASSES * tokens * (run + columns**2) + _SOLVE * columns**3
+        products = _PASSES * run + _MOMENTS * columns**2
+        work[linears[0].part] += _HALF * tokens * products + _SOLVE * columns**3
     return work
 
 
