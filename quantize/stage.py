@@ -90,7 +90,7 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
         QuantizeError: Naming the tensor.
         ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
-    check_rotations(checkpoint.config, recipe.rotations)
+    check_rotations(checkpoint.config, recipe)
     layout = Layout(checkpoint.config, recipe)
     for name in quantized_names(checkpoint.config):
         columns = matrix_shape(checkpoint.config, name)[1]
@@ -163,7 +163,7 @@ def quantize_checkpoint(
     hashed = HashedWeights.of(checkpoint.weights)
     source = replace(checkpoint, weights=hashed)
     if recipe.rotations:
-        matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
+        matrices = choose_rotations(source.config, recipe)
         if recipe.rotation_learning is not None and calibration is not None:
             matrices = learn_rotations(
                 source, recipe, matrices, calibration.tokens, place.learning, progress
