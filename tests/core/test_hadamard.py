@@ -74,7 +74,7 @@ def test_one_order_is_a_block_diagonal_matrix(width: int, block: int) -> None:
 def test_one_order_rotates_by_the_matrixs_rows() -> None:
     """Paley's matrix of order 12 is not symmetric, so a forgotten transpose shows."""
     matrix, x = hadamard(12), torch.randn(3, 36, generator=torch.Generator().manual_seed(0))
-    theirs = x @ torch.block_diag(matrix, matrix, matrix).T
+    theirs = x @ torch.from_numpy(scipy.linalg.block_diag(matrix, matrix, matrix)).T
     torch.testing.assert_close(rotate_product(x, (12,)), theirs, atol=1e-5, rtol=0)
     assert not torch.allclose(matrix, matrix.T)
 
