@@ -143,6 +143,18 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | UnsetType
     ) = UNSET
+    r4_block: (
+        Annotated[
+            int,
+            Meta(
+                ge=2,
+                description="an integer of at least 2, the order of a Hadamard matrix: neighbouring "
+                "inputs of down_proj that R4 rotates among themselves; or null: all of them",
+            ),
+        ]
+        | None
+        | UnsetType
+    ) = UNSET
     rotation_learning: (
         Annotated[
             Learning | None,

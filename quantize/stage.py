@@ -93,7 +93,7 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
         QuantizeError: Naming the tensor.
         ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
-    check_rotations(checkpoint.config, recipe.rotations)
+    check_rotations(checkpoint.config, recipe)
     check_groups(checkpoint.config, recipe)
 
 
@@ -181,7 +181,7 @@ def quantize_checkpoint(
     hashed = HashedWeights.of(checkpoint.weights)
     source = replace(checkpoint, weights=hashed)
     if recipe.rotations:
-        matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
+        matrices = choose_rotations(source.config, recipe)
         if recipe.rotation_learning is not None and calibration is not None:
             matrices = learn_rotations(
                 source, recipe, matrices, calibration.tokens, place.learning, progress

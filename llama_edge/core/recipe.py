@@ -100,6 +100,8 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()
+    #: neighbouring inputs of down_proj that R4 rotates among themselves; None: all of them
+    r4_block: int | None = None
     #: None keeps R1 and R2 as they are drawn
     rotation_learning: RotationLearning | None = None
     #: of all that is drawn at random: the rotations' signs, the text that the model writes for
@@ -118,6 +120,8 @@ class Recipe:
                 f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
                 "activations in floating point, is possible"
             )
+        if self.r4_block is not None:
+            self._check_r4_block(self.r4_block)
         if self.rotation_learning:
             self._check_learning()
         self._check_seed()
@@ -149,6 +153,18 @@ class Recipe:
             raise ConfigError(
                 f"recipe {self.name}: seed is {self.seed!r}; an integer from 0 to {MAX_SEED} is "
                 "needed"
+            )
+
+    def _check_r4_block(self, block: object) -> None:
+        if type(block) is not int or block < 2:
+            raise ConfigError(
+                f"recipe {self.name}: r4_block is {block!r}; the order of a Hadamard matrix from 2 "
+                "on is needed, or null for one rotation of the whole width"
+            )
+        if Rotation.R4 not in self.rotations:
+            raise ConfigError(
+                f"recipe {self.name}: r4_block {block} needs R4 among its rotations, which are: "
+                f"{', '.join(self.rotations) or 'none'}"
             )
 
     def _check_learning(self) -> None:
@@ -187,5 +203,11 @@ class Recipe:
             raise ConfigError(f"recipe: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """Every parameter, for `quantization.json` and the manifest."""
-        return asdict(self)
+        """Every parameter, for `quantization.json` and the manifest.
+
+        Where R4 rotates the whole width there is no `r4_block`, so that earlier versions read it.
+        """
+        value = asdict(self)
+        if self.r4_block is None:
+            del value["r4_block"]
+        return value

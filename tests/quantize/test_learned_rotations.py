@@ -41,7 +41,7 @@ RECIPE = recipe_of()
 
 
 def start_of(checkpoint: Checkpoint) -> RotationMatrices:
-    return choose_rotations(checkpoint.config, RECIPE.rotations, RECIPE.seed)
+    return choose_rotations(checkpoint.config, RECIPE)
 
 
 def learn(
