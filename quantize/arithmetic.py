@@ -149,9 +149,7 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return out.transpose(-3, -2).flatten(-2)
 
 
-def in_batches(
-    count: int, size: int, work: Callable[[slice], None]
-) -> None:
+def in_batches(count: int, size: int, work: Callable[[slice], None]) -> None:
     """Do `work` on all of `count` rows, at most `size` at a time.
 
     Where a device runs out of memory, it goes on with half as many.

@@ -130,6 +130,8 @@ def _rounded(weight_IO: Tensor, scales_IO: Tensor, factor_II: Tensor, bits: int)
                 error = torch.sub(weight_IO[i], code * scales_IO[i], out=errors[i])
                 error.div_(factor_II[i, i])
                 weight_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], error, alpha=-1)
-            weight_IO[end:last].addmm_(factor_II[start:end, end:last].T, errors[start:end], alpha=-1)
+            weight_IO[end:last].addmm_(
+                factor_II[start:end, end:last].T, errors[start:end], alpha=-1
+            )
         weight_IO[last:].addmm_(factor_II[outer:last, last:].T, errors[outer:last], alpha=-1)
     return codes

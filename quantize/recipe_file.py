@@ -145,14 +145,12 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ) = UNSET
     r4_block: (
         Annotated[
-            int,
+            Annotated[int, Meta(ge=2)] | None,
             Meta(
-                ge=2,
-                description="an integer of at least 2, the order of a Hadamard matrix: neighbouring "
-                "inputs of down_proj that R4 rotates among themselves; or null: all of them",
+                description="an integer of at least 2, the order of a Hadamard matrix: neighbouring"
+                " inputs of down_proj that R4 rotates among themselves; or null: all of them"
             ),
         ]
-        | None
         | UnsetType
     ) = UNSET
     rotation_learning: (

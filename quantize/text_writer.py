@@ -116,7 +116,8 @@ def continue_prompts(
     given = torch.tensor([len(prompt) for prompt in prompts])
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    bytes_each = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length
+    width = config.num_key_value_heads * config.head_dim
+    bytes_each = 2 * 2 * config.num_hidden_layers * width * length
     batches = -(-len(prompts) * bytes_each // CACHE_BYTES)
     size = -(-len(prompts) // batches)
     progress.start("write calibration text", -(-len(prompts) // size) * (length - 1))
