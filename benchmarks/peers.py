@@ -37,9 +37,11 @@ from benchmarks.stock_executorch import STEADY_MEMORY, TEXT, ToolError, export_s
 from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
+from llama_edge.core.recipe import Device
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
+from llama_edge.quantize.arithmetic import arithmetic_on
 from llama_edge.quantize.calibration import generate_calibration
 from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import write_gguf, write_huggingface
@@ -270,7 +272,11 @@ def write_calibration(checkpoint: Checkpoint, work: Path) -> float:
     kept = work / "calibration.json"
     if not kept.exists():
         began = time.process_time()
-        tokens = generate_calibration(checkpoint, 0, SilentProgress()).tokens.flatten().tolist()
+        tokens = (
+            generate_calibration(checkpoint, 0, SilentProgress(), arithmetic_on(Device.CPU))
+            .tokens.flatten()
+            .tolist()
+        )
         seconds = time.process_time() - began
         text = Tokenizer(checkpoint.text).decode(tokens, skip_special_tokens=False)
         (work / "calibration.txt").write_text(text)

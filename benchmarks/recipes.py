@@ -42,7 +42,7 @@ from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
-from llama_edge.core.recipe import Recipe, Rotation, Rounding, Scales
+from llama_edge.core.recipe import Device, Recipe, Rotation, Rounding, Scales
 from llama_edge.evaluate.windows import cut_windows
 from llama_edge.gate.metrics import Comparison, Divergence, compare, concatenate, summarize
 from llama_edge.gate.prompts import fidelity_prompts
@@ -51,6 +51,7 @@ from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
+from llama_edge.quantize.arithmetic import arithmetic_on
 from llama_edge.quantize.calibration import (
     SEQUENCES,
     CalibrationSet,
@@ -270,7 +271,9 @@ def calibration_tokens(texts: Sequence[Path], seed: int, path: Path) -> float:
         spread = max(1, len(found.tokens) // SEQUENCES)
         calibration = replace(found, tokens=found.tokens[::spread][:SEQUENCES].contiguous())
     else:
-        calibration = generate_calibration(checkpoint, seed, SilentProgress())
+        calibration = generate_calibration(
+            checkpoint, seed, SilentProgress(), arithmetic_on(Device.CPU)
+        )
     save_file({"tokens": calibration.tokens}, path)
     return time.process_time() - began
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.core.errors import MissingComponentError, QuantizeError
+from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import Progress
-from llama_edge.core.recipe import Device, Recipe, RotationLearning
+from llama_edge.core.recipe import Recipe, RotationLearning
+from llama_edge.quantize.arithmetic import check_device
 from llama_edge.quantize.cayley import cayley_step, nearest_orthogonal
 from llama_edge.quantize.resume import (
     LearningPlace,
@@ -31,19 +32,6 @@ from llama_edge.quantize.straight_through import RotationLoss, resident
 
 #: Iterations between two saved states: a kill loses about a minute on SmolLM2.
 SAVE_EVERY: Final = 4
-
-
-def check_device(device: Device) -> None:
-    """Fail before any work when this machine lacks the device.
-
-    Raises:
-        MissingComponentError: "cuda", without a GPU or without a PyTorch that can use it.
-    """
-    if device is Device.CUDA and not torch.cuda.is_available():
-        raise MissingComponentError(
-            "--device cuda: PyTorch finds no CUDA device on this machine; leave the option out to "
-            "learn on the CPU, or install a CUDA build of torch where there is a GPU"
-        )
 
 
 def learn_rotations(

@@ -288,9 +288,9 @@ _ROTATIONS_FILE: Final = "rotations.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkPlace:
-    """It decides about time alone: codes and scales are the same wherever they are chosen."""
+    """It decides about time, and about the last bits of products (`arithmetic`)."""
 
-    #: where rotations are learned
+    #: where it calibrates
     device: Device = Device.CPU
     #: exists, is this run's alone, and belongs to one checkpoint, recipe and calibration text; None
     #: keeps nothing between runs

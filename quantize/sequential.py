@@ -69,7 +69,7 @@ class _LayerSource:
         return rows.view(*tokens_T.shape, -1).to(self._arithmetic.device)
 
 
-class _Moments:
+class Moments:
     """Sums over sequences and tokens of x x^T and (x_full - x) x^T, float32 (I, I).
 
     Half of the first one is computed, and mirrored.
@@ -85,8 +85,8 @@ class _Moments:
         is_large = sizes > _LARGE * sizes.median()
         self._add(inputs[is_large].float(), full_inputs[is_large].float())
         for x, full in zip(
-            inputs[~is_large].split(_MOMENT_TOKENS),
-            full_inputs[~is_large].split(_MOMENT_TOKENS),
+            torch.split(inputs[~is_large], _MOMENT_TOKENS),
+            torch.split(full_inputs[~is_large], _MOMENT_TOKENS),
             strict=True,
         ):
             self._add(x, full)
@@ -111,7 +111,7 @@ class _Rounder:
         self._source = source
         self._arithmetic = arithmetic
 
-    def round(self, weights: Mapping[str, Tensor], moments: _Moments) -> Iterator[QuantizedEntry]:
+    def round(self, weights: Mapping[str, Tensor], moments: Moments) -> Iterator[QuantizedEntry]:
         """Round the linears that multiply the inputs of `moments`, those alike as one matrix."""
         hessian = moments.hessian()
         correction = _Correction(next(iter(weights)), hessian, moments.drift)
@@ -132,7 +132,10 @@ class _Rounder:
                 codes, scales = refine(wanted, curvature, codes, scales, bits)
             sizes = [len(weight) for weight in alike.values()]
             for name, some, theirs in zip(
-                alike, codes.cpu().split(sizes), scales.cpu().split(sizes), strict=True
+                alike,
+                torch.split(codes.cpu(), sizes),
+                torch.split(scales.cpu(), sizes),
+                strict=True,
             ):
                 check_scales(name, alike[name], theirs)
                 tensor = QuantizedTensor(
@@ -353,10 +356,10 @@ def round_blocks(
 
 def _moments(
     artifact: _CalibrationPass, wanted: _CalibrationPass, step: _Step, arithmetic: Arithmetic
-) -> _Moments:
+) -> Moments:
     """Of the inputs of the step's linears."""
     inputs, full_inputs = artifact.input_of(step), wanted.input_of(step)
-    found = _Moments(inputs.shape[-1], arithmetic.device)
+    found = Moments(inputs.shape[-1], arithmetic.device)
     for rows, full_rows in zip(inputs, full_inputs, strict=True):
         found.add(rows.to(arithmetic.device), full_rows.to(arithmetic.device))
     return found

@@ -66,10 +66,13 @@ class _Writer(FastReference):
     def start(self, sequences: int) -> None:
         """Forget what was written."""
         config = self.config
+        device = self.arithmetic.device
         shape = (sequences, config.num_key_value_heads, self._length, config.head_dim)
-        kept = {"dtype": torch.bfloat16, "device": self.arithmetic.device}
-        self._keys = [torch.empty(shape, **kept) for _ in range(config.num_hidden_layers)]
-        self._values = [torch.empty(shape, **kept) for _ in range(config.num_hidden_layers)]
+        layers = range(config.num_hidden_layers)
+        self._keys, self._values = (
+            [torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in layers]
+            for _ in ("keys", "values")
+        )
         self.position = 0
 
     def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:

@@ -52,7 +52,7 @@ TextCache = Annotated[
     ),
 ]
 LearningDevice = Annotated[
-    Device, typer.Option("--device", help="Where rotations are learned, by a recipe that does so.")
+    Device, typer.Option("--device", help="Where a recipe calibrates that does so.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
 

@@ -37,7 +37,7 @@ class Scales(StrEnum):
 
 
 class Device(StrEnum):
-    """Where rotations are learned."""
+    """Where a recipe calibrates."""
 
     CPU = "cpu"
     CUDA = "cuda"

@@ -18,7 +18,7 @@ from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.text_cache import TextCache, Texts, calibration_texts
-from llama_edge.quantize.learned_rotations import check_device
+from llama_edge.quantize.arithmetic import check_device
 from llama_edge.quantize.stage import check_widths
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
@@ -81,7 +81,7 @@ class QuantizeRequest:
     #: None: `quantized/MODEL-RECIPE` under the current folder
     out: Path | None = None
     force: bool = False
-    #: where rotations are learned
+    #: where it calibrates
     device: Device = Device.CPU
 
 
@@ -95,7 +95,7 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, texts: Texts, device: 
         ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
     check_calibration(recipe, texts)
-    check_learning_device(recipe, device)
+    check_calibration_device(recipe, device)
     if recipe.rounding is not Rounding.GIVEN:
         check_widths(checkpoint, recipe)
 
@@ -147,17 +147,17 @@ def with_seed(recipe: Recipe, seed: int | None, texts: Texts) -> Recipe:
     return replace(recipe, seed=seed)
 
 
-def check_learning_device(recipe: Recipe, device: Device) -> None:
+def check_calibration_device(recipe: Recipe, device: Device) -> None:
     """Refuse a device that would not be used, or that is not here.
 
     Raises:
-        UsageError: The recipe learns no rotations.
+        UsageError: The recipe does not calibrate.
         MissingComponentError: This machine has no such device.
     """
-    if device is not Device.CPU and recipe.rotation_learning is None:
+    if device is not Device.CPU and recipe.rounding is not Rounding.GPTQ:
         raise UsageError(
-            f"--device {device.value}: recipe {recipe.name} learns no rotations, and everything "
-            "else runs on the CPU; leave it out, or choose a recipe with learned rotations"
+            f"--device {device.value}: recipe {recipe.name} does not calibrate, and everything "
+            "else runs on the CPU; leave it out, or choose a recipe with GPTQ"
         )
     check_device(device)
 

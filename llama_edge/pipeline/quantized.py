@@ -27,6 +27,7 @@ from llama_edge.pipeline.cache import CALIBRATION, QUANTIZED, cache_entry, requi
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
 from llama_edge.pipeline.text_cache import TextCache, Texts
+from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
 from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
@@ -54,7 +55,7 @@ def quantize_with_cache(
             the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
-        device: Where rotations are learned. A run that was stopped is resumed.
+        device: Where it calibrates. A run that was stopped is resumed.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
@@ -76,7 +77,15 @@ def quantize_with_cache(
     require_cache()
     checkpoint = replace(checkpoint, weights=HashedWeights.of(checkpoint.weights))
     source = hash_weights(checkpoint.weights)
-    calibration = given or _self_generated(checkpoint, source, recipe.seed, progress)
+    place = WorkPlace(device=device)
+    if not place.arithmetic.is_native:
+        progress.remark(
+            "this processor multiplies no bfloat16: calibration multiplies float32, which takes "
+            "several times as long"
+        )
+    calibration = given or _self_generated(
+        checkpoint, source, recipe.seed, place.arithmetic, progress
+    )
     if given is None and isinstance(texts, TextCache):
         calibration = texts.keep(checkpoint, calibration, recipe.seed, source)
     key = _key(
@@ -87,11 +96,12 @@ def quantize_with_cache(
             "note": checkpoint.note,
             "recipe": recipe.to_json(),
             "calibration": calibration.record().to_json(),
+            "arithmetic": place.arithmetic.label,
         }
     )
     with cache_entry(QUANTIZED, key, progress) as entry:
         if not entry.is_there():
-            place = WorkPlace(device=device, folder=entry.work)
+            place = replace(place, folder=entry.work)
             with entry.filled() as unfinished:
                 quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration, place)
     # What is written of the text is what is read back: the checkpoint's own text goes on.
@@ -118,18 +128,24 @@ def _given_text(checkpoint: Checkpoint, recipe: Recipe, texts: Texts) -> Calibra
 
 
 def _self_generated(
-    checkpoint: Checkpoint, source: str, seed: int, progress: Progress
+    checkpoint: Checkpoint, source: str, seed: int, arithmetic: Arithmetic, progress: Progress
 ) -> CalibrationSet:
     template = checkpoint.text.chat_template
     config = checkpoint.config.to_json()
-    parts = {"source": source, "config": config, "template": template, "seed": seed}
+    parts = {
+        "source": source,
+        "config": config,
+        "template": template,
+        "seed": seed,
+        "arithmetic": arithmetic.label,
+    }
     origin = f"self-generated, seed {seed}"
     key = _key(parts)
     with cache_entry(CALIBRATION, key, progress) as entry:
         file = entry.folder / _TOKENS_FILE
         if entry.is_there():
             return CalibrationSet(tokens=load_file(file)[_TOKENS], origin=origin)
-        generated = generate_calibration(checkpoint, seed, progress)
+        generated = generate_calibration(checkpoint, seed, progress, arithmetic)
         with entry.filled() as unfinished:
             layout = {_TOKENS: ("I64", tuple(generated.tokens.shape))}
             tokens = ((_TOKENS, generated.tokens),)

@@ -42,6 +42,7 @@ from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.text_cache import TextCache
 from llama_edge.quantize import W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize.arithmetic import EXACT
 from llama_edge.quantize.calibration import generate_calibration
 from llama_edge.quantize.recipe_file import find_recipe, recipe_file
 from llama_edge.quantize.stage import quantize_checkpoint
@@ -345,7 +346,7 @@ def _short_model() -> Checkpoint:
 
 def _write_text_cache(folder: Path) -> None:
     model = _short_model()
-    written = generate_calibration(model, 0, SilentProgress())
+    written = generate_calibration(model, 0, SilentProgress(), EXACT)
     TextCache(folder / "text.safetensors").keep(model, written, 0, "0" * 64)
 
 

@@ -15,7 +15,7 @@ from llama_edge.core.errors import MissingComponentError, UsageError
 from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, RotationLearning
 from llama_edge.pipeline.cache import cache_folder
-from llama_edge.pipeline.quantize import check_calibration, check_learning_device, with_seed
+from llama_edge.pipeline.quantize import check_calibration, check_calibration_device, with_seed
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.text_cache import TextCache
 from llama_edge.quantize import (
@@ -302,16 +302,16 @@ def test_learned_rotations_are_what_is_rounded(short_model: Checkpoint, tmp_path
 
 
 def test_a_device_that_would_not_be_used_is_refused() -> None:
-    check_learning_device(W4A8_RTN, Device.CPU)
-    check_learning_device(W4A8_SPINQUANT, Device.CPU)
-    with pytest.raises(UsageError, match="--device cuda: recipe w4a8-rtn learns no rotations"):
-        check_learning_device(W4A8_RTN, Device.CUDA)
+    check_calibration_device(W4A8_RTN, Device.CPU)
+    check_calibration_device(W4A8_SPINQUANT, Device.CPU)
+    with pytest.raises(UsageError, match="--device cuda: recipe w4a8-rtn does not calibrate"):
+        check_calibration_device(W4A8_RTN, Device.CUDA)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(MissingComponentError, match="finds no CUDA device"):
-        check_learning_device(W4A8_SPINQUANT, Device.CUDA)
+        check_calibration_device(W4A8_SPINQUANT, Device.CUDA)
 
 
 def test_text_that_would_not_be_used_is_refused() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import OutputError, QuantizeError, UsageError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.pipeline.quantize import check_calibration
 from llama_edge.pipeline.quantized import quantize_with_cache
@@ -31,7 +31,7 @@ class Stages(SilentProgress):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         self.names.append(stage)
 
 
