@@ -42,10 +42,14 @@ class Arithmetic:
         """Whether nothing faster could be had from another processor of the kind."""
         return self.products is torch.bfloat16
 
-    @property
-    def tokens_at_once(self) -> int:
-        """So many that a matrix product is efficient, and what it makes stays in the caches."""
-        return 1024 if self.device.type == "cpu" else 16384
+    def sequences_at_once(self, length: int) -> int:
+        """So many that a matrix product is efficient, and what it makes stays in the caches.
+
+        Args:
+            length: Tokens of each.
+        """
+        tokens = 1024 if self.device.type == "cpu" else 16384
+        return max(1, tokens // length)
 
 
 def arithmetic_on(device: Device) -> Arithmetic:

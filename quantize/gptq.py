@@ -1,9 +1,10 @@
 """GPTQ: round column by column, and let the columns still to come make up for each error.
 
-Frantar et al., "GPTQ", 2023, algorithm 1, with the order of falling Hessian diagonal. Scales are
-chosen before and belong to the columns' own groups, so the order never mixes groups. Columns are
-rows here, because a row lies together in memory. Shape suffixes: O out_features, I in_features,
-G groups of inputs.
+Frantar et al., "GPTQ", 2023, algorithm 1, with the order of falling Hessian diagonal. Its updates
+are those of Babai's nearest plane (Chen et al., "The geometry of LLM quantization", 2025), which
+need one Cholesky factor of the Hessian itself and no inverse. Scales are chosen before and belong
+to the columns' own groups, so the order never mixes groups. Columns are rows here, because a row
+lies together in memory. Shape suffixes: O out_features, I in_features, G groups of inputs.
 """
 
 from collections.abc import Iterator
@@ -28,14 +29,20 @@ _OUTPUTS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """What inputs x have done, for all linears that multiply them."""
+    """What inputs x have done, for all linears that multiply them.
+
+    With H the damped Hessian in `order` and H = R R^T, R upper triangular, what a row's rounding
+    errors d lose is |R^T d|^2: column by column each error is made up for by the next ones.
+    """
 
     #: damped sum over tokens of x x^T, float32 (I, I)
     hessian: Tensor
     #: columns by falling diagonal, int64 (I,)
     order: Tensor
-    #: upper Cholesky factor of the damped Hessian's inverse, in that order, float32 (I, I)
+    #: R, each column divided by what it has on the diagonal, float32 (I, I)
     factor: Tensor
+    #: of R, squared: what an error in each column costs once the others have made up for it (I,)
+    pivots: Tensor
 
     @classmethod
     def of(cls, name: str, hessian_II: Tensor) -> "Curvature":
@@ -62,9 +69,10 @@ class Curvature:
         while damping <= _LARGEST_DAMPING:
             hessian = hessian_II.clone()
             hessian.diagonal().add_(added + damping * mean)
-            factor = _inverse_factor(hessian[order][:, order])
+            factor = _upper_factor(hessian, order)
             if factor is not None:
-                return cls(hessian, order, factor)
+                pivots = factor.diagonal().clone()
+                return cls(hessian, order, factor.div_(pivots), pivots.square())
             damping *= 10
         raise QuantizeError(
             f"{name}: its calibration Hessian is not positive definite even with a damping of "
@@ -72,21 +80,15 @@ class Curvature:
         )
 
     def costs(self) -> Tensor:
-        """What a squared rounding error in each column costs `tr(dW H dW^T)` under GPTQ, (I,).
-
-        That is 1 / U_jj^2 for the inverse's factor U (Frantar et al., equation 3): what is left
-        once the columns still to come have made up for what they can.
-        """
-        return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
+        """What a squared rounding error in each column costs `tr(dW H dW^T)` under GPTQ, (I,)."""
+        return self.pivots[torch.argsort(self.order)]
 
 
-def _inverse_factor(hessian_II: Tensor) -> Tensor | None:
-    """Upper Cholesky factor of the inverse, or None where it is not positive definite."""
-    lower, failed = torch.linalg.cholesky_ex(hessian_II)
-    if failed:
-        return None
-    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed else factor
+def _upper_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
+    """R of H = R R^T in that order, or None where H is not positive definite."""
+    back = order.flip(0)
+    lower, failed = torch.linalg.cholesky_ex(hessian_II[back][:, back])
+    return None if failed else lower.flip(0, 1)
 
 
 def output_chunks(outputs: int) -> Iterator[slice]:
@@ -116,22 +118,20 @@ def gptq_codes(weight_OI: Tensor, curvature: Curvature, scales_OG: Tensor, bits:
 
 
 def _rounded(weight_IO: Tensor, scales_IO: Tensor, factor_II: Tensor, bits: int) -> Tensor:
-    """Codes (I, O) float32; the weight is used up."""
+    """Codes (I, O) float32."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     columns = len(weight_IO)
     codes, errors = torch.empty_like(weight_IO), torch.empty_like(weight_IO)
+    wanted = weight_IO.clone()
     for outer in range(0, columns, _OUTER):
         last = min(outer + _OUTER, columns)
         for start in range(outer, last, _INNER):
             end = min(start + _INNER, last)
             for i in range(start, end):
-                code = torch.div(weight_IO[i], scales_IO[i], out=codes[i])
+                code = torch.div(wanted[i], scales_IO[i], out=codes[i])
                 code.round_().clamp_(low, high)
-                error = torch.sub(weight_IO[i], code * scales_IO[i], out=errors[i])
-                error.div_(factor_II[i, i])
-                weight_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], error, alpha=-1)
-            weight_IO[end:last].addmm_(
-                factor_II[start:end, end:last].T, errors[start:end], alpha=-1
-            )
-        weight_IO[last:].addmm_(factor_II[outer:last, last:].T, errors[outer:last], alpha=-1)
+                error = torch.addcmul(weight_IO[i], code, scales_IO[i], value=-1, out=errors[i])
+                wanted[i + 1 : end].addr_(factor_II[i, i + 1 : end], error)
+            wanted[end:last].addmm_(factor_II[start:end, end:last].T, errors[start:end])
+        wanted[last:].addmm_(factor_II[outer:last, last:].T, errors[outer:last])
     return codes

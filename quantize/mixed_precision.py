@@ -17,6 +17,7 @@ from llama_edge.core.quantized import MixedPrecision
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import network_of
 from llama_edge.models.weights import block_linear_names
+from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.resume import KeptCosts
 from llama_edge.quantize.sensitivity import measure_costs
 
@@ -62,6 +63,7 @@ def choose_int8(
     layout: Layout,
     tokens_NT: Tensor,
     folder: Path | None,
+    arithmetic: Arithmetic,
     progress: Progress,
 ) -> MixedPrecision:
     """Spend the recipe's `extra_bytes`.
@@ -71,6 +73,7 @@ def choose_int8(
         layout: Every block linear at the recipe's `weight_bits`.
         tokens_NT: Calibration text, int64.
         folder: Keeps what is measured between runs, layer by layer; None keeps nothing.
+        arithmetic: Of products, and where they are computed.
         progress: Told about the measurement.
 
     Raises:
@@ -80,7 +83,7 @@ def choose_int8(
     names = list(block_linear_names(layout.config))
     wide = all_int8(layout)
     before, after = measure_costs(
-        checkpoint, (layout, wide), tokens_NT, KeptCosts(folder), progress
+        checkpoint, (layout, wide), tokens_NT, KeptCosts(folder), arithmetic, progress
     )
     candidates = []
     network = network_of(layout.config)

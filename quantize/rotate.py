@@ -8,12 +8,19 @@ I in, D hidden, F intermediate, H head_dim.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint, Weights
-from llama_edge.core.hadamard import hadamard, r4_orders, rotate_product
+from llama_edge.core.hadamard import (
+    hadamard,
+    r4_orders,
+    rotate_product,
+    times_hadamard,
+    transposed_times,
+)
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.recipe import Recipe, Rotation
 from llama_edge.models.blocks import (
@@ -27,6 +34,9 @@ from llama_edge.models.blocks import (
 from llama_edge.models.network import VALUES, Node, network_of
 from llama_edge.models.weight_names import FINAL_NORM, HEAD_ROTATION
 
+#: Rows that are turned together, so that their float64 stays in the caches: four times as fast.
+_ROWS: Final = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationMatrices:
@@ -35,6 +45,20 @@ class RotationMatrices:
     r1: Tensor
     r2: Sequence[Tensor]
     r4: tuple[int, ...] | None
+    #: (D,) where R1 is `hadamard(D)` whose rows have these signs: it is multiplied faster
+    r1_signs: Tensor | None = None
+
+    def turned(self, weight_OD: Tensor) -> Tensor:
+        """`weight @ R1`."""
+        if self.r1_signs is None:
+            return weight_OD @ self.r1
+        return times_hadamard(weight_OD * self.r1_signs)
+
+    def turned_back(self, weight_DI: Tensor) -> Tensor:
+        """Of a matrix that writes to the residual stream: `R1^T @ weight`."""
+        if self.r1_signs is None:
+            return self.r1.T @ weight_DI
+        return transposed_times(weight_DI * self.r1_signs[:, None])
 
 
 def tie_breaker(width: int) -> Tensor:
@@ -48,10 +72,9 @@ def tie_breaker(width: int) -> Tensor:
     return (0.98 + 0.04 * steps.frac()).float()
 
 
-def random_hadamard(order: int, generator: torch.Generator) -> Tensor:
-    """A Hadamard matrix whose rows have random signs (QuaRot, section 3), float64."""
-    signs = torch.randint(0, 2, (order, 1), generator=generator) * 2 - 1
-    return hadamard(order).double() * signs
+def _random_signs(order: int, generator: torch.Generator) -> Tensor:
+    """Of the rows of a Hadamard matrix (QuaRot, section 3), float64."""
+    return (torch.randint(0, 2, (order,), generator=generator) * 2 - 1).double()
 
 
 def check_rotations(config: ModelConfig, recipe: Recipe) -> None:
@@ -81,15 +104,21 @@ def choose_rotations(config: ModelConfig, recipe: Recipe) -> RotationMatrices:
     """
     generator = torch.Generator().manual_seed(recipe.seed)
 
-    def matrix(name: Rotation, order: int) -> Tensor:
-        if name not in recipe.rotations:
-            return torch.eye(order, dtype=torch.float64)
-        return random_hadamard(order, generator)
+    def signs(name: Rotation, order: int) -> Tensor | None:
+        return _random_signs(order, generator) if name in recipe.rotations else None
 
+    def matrix(signs: Tensor | None, order: int) -> Tensor:
+        if signs is None:
+            return torch.eye(order, dtype=torch.float64)
+        return hadamard(order).double() * signs[:, None]
+
+    hidden, head = config.hidden_size, config.head_dim
+    r1_signs = signs(Rotation.R1, hidden)
     return RotationMatrices(
-        r1=matrix(Rotation.R1, config.hidden_size),
-        r2=[matrix(Rotation.R2, config.head_dim) for _ in range(config.num_hidden_layers)],
+        r1=matrix(r1_signs, hidden),
+        r2=[matrix(signs(Rotation.R2, head), head) for _ in range(config.num_hidden_layers)],
         r4=_r4(config, recipe),
+        r1_signs=r1_signs,
     )
 
 
@@ -123,7 +152,7 @@ class RotatedWeights:
         """See `Weights`; float64 matrices give products whose rounding stays that of float32."""
         if name == HEAD_ROTATION:
             norm = self._weights.read(FINAL_NORM).to(self._matrices.r1)
-            return self._turn_back(norm[:, None] * self._matrices.r1).float()
+            return self._matrices.turned_back(norm[:, None] * self._matrices.r1).float()
         weight = self._weights.read(name)
         node = self._network.by_name[name.rpartition(".")[0]]
         if isinstance(node.block, RMSNorm):
@@ -134,15 +163,24 @@ class RotatedWeights:
         if name == node.bias:
             column = weight.to(self._matrices.r1)[:, None]
             return self._rotate_outputs(node, column)[:, 0].float()
-        return self._rotate(name, weight.to(self._matrices.r1)).float()
+        if self._mixes_rows(node):
+            return self._rotate(name, weight.to(self._matrices.r1)).float()
+        turned = torch.empty_like(weight, dtype=torch.float32)
+        for rows, out in zip(torch.split(weight, _ROWS), torch.split(turned, _ROWS), strict=True):
+            out.copy_(self._rotate(name, rows.to(self._matrices.r1)))
+        return turned
 
-    def _turn_back(self, weight_DI: Tensor) -> Tensor:
-        """Of a matrix that writes to the residual stream: R1^T W."""
-        return self._matrices.r1.T @ weight_DI
+    def _mixes_rows(self, node: Node) -> bool:
+        """Whether what the matrix writes is turned."""
+        return any(
+            isinstance(user.block, Add)
+            or (isinstance(user.block, Attention) and user.inputs[VALUES] == node.name)
+            for user in self._network.users(node.name)
+        ) and not isinstance(node.block, Embedding)
 
     def _fold(self, weight_OD: Tensor, norm: Node) -> Tensor:
         """Of a matrix after a norm: W diag(norm) R1."""
-        folded = (weight_OD * self._weights.read(norm.weight).to(weight_OD)) @ self._matrices.r1
+        folded = self._matrices.turned(weight_OD * self._weights.read(norm.weight).to(weight_OD))
         if norm is self._first_norm:
             folded = folded / tie_breaker(folded.shape[1]).to(folded)
         return folded
@@ -151,14 +189,14 @@ class RotatedWeights:
         """What a matrix reads and writes, by the graph, says which sides of it turn."""
         node = self._network.by_name[name.removesuffix(".weight")]
         if isinstance(node.block, Embedding):
-            return weight @ self._matrices.r1
+            return self._matrices.turned(weight)
         before, users = self._network.by_name[node.inputs[0]], self._network.users(node.name)
         if isinstance(before.block, RMSNorm):
             weight = self._fold(weight, before)
         if isinstance(before.block, Attention):
             weight = self._turn_heads_in(weight, self._r2(before))
         if any(isinstance(user.block, Add) for user in users):
-            weight = self._turn_back(weight)
+            weight = self._matrices.turned_back(weight)
         if isinstance(before.block, SwiGLU) and self._matrices.r4 is not None:
             weight = rotate_product(weight, self._matrices.r4)
         return self._rotate_values(node, weight)
@@ -166,7 +204,7 @@ class RotatedWeights:
     def _rotate_outputs(self, node: Node, weight_OI: Tensor) -> Tensor:
         """The rows alone: of a bias, which is one column."""
         if any(isinstance(user.block, Add) for user in self._network.users(node.name)):
-            weight_OI = self._turn_back(weight_OI)
+            weight_OI = self._matrices.turned_back(weight_OI)
         return self._rotate_values(node, weight_OI)
 
     def _rotate_values(self, node: Node, weight_OI: Tensor) -> Tensor:

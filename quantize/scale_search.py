@@ -14,10 +14,17 @@ from llama_edge.quantize.groupwise import check_scales, choose_scales
 #: normal and on heavy-tailed groups of 32; above 1 rounding only grows.
 LOWEST: Final = 0.6
 CANDIDATES: Final = 24
+#: Elements whose scales are searched at a time, so that they stay in the caches.
+_PIECE: Final = 2**18
 
 
 def search_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     """One positive scale per group, bfloat16 (O, G), with the least squared rounding error."""
+    rows = max(1, _PIECE // weight_OI.shape[1])
+    return torch.cat([_search(piece, bits, group_size) for piece in torch.split(weight_OI, rows)])
+
+
+def _search(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     groups = weight_OI.view(weight_OI.shape[0], -1, group_size)
     widest = choose_scales(weight_OI, bits, group_size).float()

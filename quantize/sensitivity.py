@@ -14,12 +14,11 @@ stream before each layer, which is in a file where it is large.
 Shape legend: N sequences, T tokens, D hidden, O out_features, I in_features.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint
@@ -27,61 +26,41 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.formats.quantized_checkpoint import Layout
-from llama_edge.models.network import Node, network_of
-from llama_edge.models.reference import KVCache, Reference
+from llama_edge.models.network import COS, SIN, Node, network_of
+from llama_edge.models.reference import rounded
+from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
+from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.gptq import Curvature
 from llama_edge.quantize.groupwise import round_to_nearest
+from llama_edge.quantize.moments import Hessian
 from llama_edge.quantize.resume import CostsSoFar, KeptCosts, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.steps import back_steps
+from llama_edge.quantize.text_writer import drawn
 
 #: Calibration sequences that are used, evenly spread: what is wanted is an order of linears, and
 #: time and memory grow with each.
 SEQUENCES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    """Sums over tokens: of x x^T (I, I), and of the squared gradients of the output (O,)."""
+class _Measured(FastReference):
+    """Full precision; block linears that run with gradients leave those of their outputs."""
 
-    inputs: Tensor
-    gradients: Tensor
-
-
-class _Measured(Reference):
-    """Full precision; block linears that run with gradients leave their moments."""
-
-    def __init__(self, config: ModelConfig, source: MatrixSource) -> None:
-        super().__init__(config, source)
-        self.moments: dict[str, _Moments] = {}
-        self._last: tuple[Tensor, Tensor] | None = None
+    def __init__(self, config: ModelConfig, source: MatrixSource, arithmetic: Arithmetic) -> None:
+        super().__init__(config, source, arithmetic)
+        #: sums over the last batch's tokens of squared gradients (O,), by weight
+        self.squares: dict[str, Tensor] = {}
 
     def _linear(self, x: Tensor, node: Node) -> Tensor:
         out = super()._linear(x, node)
         if torch.is_grad_enabled() and node.layer is not None:
-            self._record(node.weight, x.detach(), out)
+
+            def keep(gradient: Tensor) -> None:
+                self.squares[node.weight] = gradient.square().sum((0, 1))
+
+            out.register_hook(keep)  # type: ignore[no-untyped-call]
         return out
-
-    def _record(self, name: str, x: Tensor, out: Tensor) -> None:
-        products = self._products(x)
-        known = self.moments.get(name)
-        if known is None:
-            known = _Moments(torch.zeros_like(products), torch.zeros(out.shape[-1]))
-            self.moments[name] = known
-        known.inputs.add_(products)
-        gradients = known.gradients
-
-        def add(gradient: Tensor) -> None:
-            gradients.add_(gradient.square().sum(0))
-
-        out.register_hook(add)  # type: ignore[no-untyped-call]
-
-    def _products(self, x: Tensor) -> Tensor:
-        """x^T x (I, I); linears that share their input come one after the other."""
-        if self._last is None or self._last[0].data_ptr() != x.data_ptr():
-            self._last = x, x.T @ x
-        return self._last[1]
 
 
 def measure_costs(
@@ -89,6 +68,7 @@ def measure_costs(
     layouts: Sequence[Layout],
     tokens_NT: Tensor,
     kept: KeptCosts,
+    arithmetic: Arithmetic,
     progress: Progress,
 ) -> list[dict[str, float]]:
     """Expected KL (nats a token) that rounding each block linear costs, under each layout.
@@ -98,6 +78,7 @@ def measure_costs(
         layouts: Bits and group sizes to try.
         tokens_NT: Calibration text, int64; at most `SEQUENCES` of its rows are used.
         kept: Layers that an earlier run has measured; each further one is kept in its turn.
+        arithmetic: Of products, and where they are computed.
         progress: Advances once a layer and direction, and once for the head.
 
     Raises:
@@ -112,7 +93,7 @@ def measure_costs(
     if found is None or found.costs.shape[1] < len(names):
         with scratch_folder(kept.folder) as scratch:
             streams = activation_buffer((layers + 1, *tokens.shape, width), scratch / "streams")
-            measurement = _Measurement(checkpoint, layouts, kept, progress)
+            measurement = _Measurement(checkpoint, layouts, kept, arithmetic, progress)
             found = measurement.run(tokens, streams, found)
     return [dict(zip(names, row.tolist(), strict=True)) for row in found.costs]
 
@@ -125,14 +106,16 @@ class _Measurement:
         checkpoint: Checkpoint,
         layouts: Sequence[Layout],
         kept: KeptCosts,
+        arithmetic: Arithmetic,
         progress: Progress,
     ) -> None:
-        config = checkpoint.config
         self._checkpoint = checkpoint
         self._layouts = layouts
         self._kept = kept
         self._progress = progress
-        self._model = _Measured(config, FullPrecisionSource(config, checkpoint.weights))
+        self._weights = self._fresh_weights()
+        source = ProductSource(self._weights, arithmetic)
+        self._model = _Measured(checkpoint.config, source, arithmetic)
 
     def run(self, tokens_NT: Tensor, streams: Tensor, found: CostsSoFar | None) -> CostsSoFar:
         """Every layer's costs, `found` those that are known.
@@ -153,100 +136,141 @@ class _Measurement:
         steps = back_steps(model.config, tokens_NT.numel(), len(self._layouts))
         self._progress.start("measure sensitivity, back", steps, 0 if found is None else 1 + done)
         if found is None:
+            self._forget_weights()
             head = _head_gradients(model, streams[layers], self._layouts[0].recipe.seed)
             nothing = torch.empty(len(self._layouts), 0, dtype=torch.float64)
             found = CostsSoFar(costs=nothing, gradients=tuple(head))
             self._progress.advance()
         for layer in reversed(range(layers - done)):
             self._forget_weights()
-            gradients = _backward(model, layer, streams[layer], found.gradients)
-            costs = torch.cat([found.costs, self._costs(layer, tokens_NT.numel())], dim=1)
-            found = CostsSoFar(costs=costs, gradients=tuple(gradients))
+            before = _backward(model, layer, streams[layer], found.gradients)
+            costs = torch.cat([found.costs, self._costs(layer, before, tokens_NT.numel())], dim=1)
+            found = CostsSoFar(costs=costs, gradients=tuple(before.gradients))
             self._kept.keep(found)
             self._progress.advance()
         return found
 
+    def _fresh_weights(self) -> CachedSource:
+        config = self._checkpoint.config
+        return CachedSource(FullPrecisionSource(config, self._checkpoint.weights))
+
     def _forget_weights(self) -> None:
-        config = self._model.config
-        self._model.source = CachedSource(FullPrecisionSource(config, self._checkpoint.weights))
+        self._weights = self._fresh_weights()
+        self._model.source = ProductSource(self._weights, self._model.arithmetic)
 
     @torch.no_grad()
     def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
         """Fill the streams (N, T, D) before each of the first layers, and after the last one."""
         model = self._model
         # The table is read, and rotated, once for all.
-        streams[0].copy_(model.embed(tokens_NT.reshape(-1)).view_as(streams[0]))
+        streams[0] = model.embed(tokens_NT)
+        at_once = model.arithmetic.sequences_at_once(tokens_NT.shape[1])
         for layer in range(layers):
             self._forget_weights()
-            for x, out in zip(streams[layer], streams[layer + 1], strict=True):
-                out.copy_(_block(model, layer, x))
+
+            def run(rows: slice, layer: int = layer) -> None:
+                known = _entering(model, layer, streams[layer][rows])
+                streams[layer + 1][rows] = model.value(model.stream(layer + 1), known)
+
+            in_batches(len(tokens_NT), at_once, run)
             self._progress.advance()
 
-    def _costs(self, layer: int, tokens: int) -> Tensor:
-        """float64 (layouts, linears of the layer)."""
-        model = self._model
-        columns: list[list[float]] = []
-        for name in (node.weight for node in model.network.linears(layer)):
-            curvature = _Curvature(name, model.moments.pop(name), tokens)
-            weight = model.source.matrix(name)
-            columns.append([curvature.cost(weight, layout) for layout in self._layouts])
-        return torch.tensor(columns, dtype=torch.float64).T
+    def _costs(self, layer: int, before: "_Before", tokens: int) -> Tensor:
+        """float64 (layouts, linears of the layer); the sums are used up."""
+        network, found = self._model.network, dict[str, list[float]]()
+        groups = network.linears_by_input(layer)
+        for linears, hessian in zip(groups, before.hessians, strict=True):
+            columns = Curvature.of(linears[0].weight, hessian.total().div_(tokens)).costs().cpu()
+            for node in linears:
+                rows = before.squares[node.weight].cpu() / tokens
+                if not rows.isfinite().all():
+                    raise QuantizeError(
+                        f"{node.weight}: gradients on the calibration text are not finite; the "
+                        "weights are damaged or overflow float32"
+                    )
+                weight = self._weights.matrix(node.weight)
+                found[node.weight] = [
+                    0.5 * float(rows @ (_squared_errors(node.weight, weight, layout) @ columns))
+                    for layout in self._layouts
+                ]
+        ordered = [found[node.weight] for node in network.linears(layer)]
+        return torch.tensor(ordered, dtype=torch.float64).T
 
 
-def _block(model: Reference, layer: int, x_TD: Tensor) -> Tensor:
-    config = model.config
-    nothing = [torch.empty(config.num_key_value_heads, 0, config.head_dim)] * (layer + 1)
-    cache = KVCache(keys=[*nothing], values=[*nothing])
-    return model.mlp_block(layer, x_TD, model.attention_block(layer, x_TD, cache))
+def _entering(model: FastReference, layer: int, x_BTD: Tensor) -> dict[str, Tensor]:
+    """What a block starts from, on the device."""
+    device = model.arithmetic.device
+    cos, sin = rope_tables(model.config, 0, x_BTD.shape[1])
+    return {model.stream(layer): x_BTD.to(device), COS: cos.to(device), SIN: sin.to(device)}
 
 
-def _head_gradients(model: Reference, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:
+def _head_gradients(model: FastReference, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:
     """Of the log-probability of labels that the network draws itself, at its last hidden states."""
-    head = Reference(model.config, CachedSource(model.source))
     generator = torch.Generator().manual_seed(seed)
     gradients: list[Tensor] = []
     for x_TD in hidden:
-        x = x_TD.clone().requires_grad_()
-        logits = head.head(x)
+        x = x_TD.to(model.arithmetic.device, copy=True).requires_grad_()
+        logits = model.head(x)
         if not logits.isfinite().all():
             raise QuantizeError(
                 "lm_head: logits on the calibration text are not finite; the weights are damaged "
                 "or overflow float32"
             )
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        gradients.extend(torch.autograd.grad(loss, x))
+        chances = torch.rand(len(x), 1, generator=generator).to(x.device)
+        predicted = logits.detach().softmax(-1)
+        labels = drawn(predicted, chances)
+        # Of the cross entropy, by hand: nothing as wide as the logits is computed again.
+        at_logits = predicted.scatter_add_(1, labels[:, None], -torch.ones_like(chances))
+        (gradient,) = torch.autograd.grad(logits, x, at_logits)
+        gradients.append(gradient.cpu())
     return gradients
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What a pass back through a layer leaves."""
+
+    #: at the layer's input, of each sequence (T, D)
+    gradients: Sequence[Tensor]
+    #: of its linears' outputs: sums over tokens of their squares (O,), by weight
+    squares: Mapping[str, Tensor]
+    #: of the inputs of `Network.linears_by_input`
+    hessians: Sequence[Hessian]
+
+
 def _backward(
-    model: Reference, layer: int, inputs: Iterable[Tensor], gradients: Iterable[Tensor]
-) -> list[Tensor]:
-    """Gradients at the layer's input, from those at its output."""
+    model: _Measured, layer: int, inputs_NTD: Tensor, gradients: Sequence[Tensor]
+) -> _Before:
+    """From the gradients at a layer's output."""
+    arithmetic = model.arithmetic
+    groups = model.network.linears_by_input(layer)
+    hessians = [Hessian(_width(linears[0]), arithmetic.device) for linears in groups]
     before: list[Tensor] = []
-    for x_TD, gradient in zip(inputs, gradients, strict=True):
-        x = x_TD.clone().requires_grad_()
-        before.extend(torch.autograd.grad(_block(model, layer, x), x, gradient))
-    return before
+    squares: dict[str, Tensor] = {}
+
+    def run(rows: slice) -> None:
+        known = _entering(model, layer, inputs_NTD[rows])
+        x = known[model.stream(layer)].requires_grad_()
+        out = model.value(model.stream(layer + 1), known)
+        behind = torch.stack(list(gradients[rows])).to(out.device)
+        (found,) = torch.autograd.grad(out, x, behind)
+        for name, more in model.squares.items():
+            squares[name] = squares[name] + more if name in squares else more
+        before.extend(found.cpu())
+        for linears, hessian in zip(groups, hessians, strict=True):
+            multiplied = known[rounded(linears[0].inputs[0])].detach().flatten(0, 1)
+            hessian.add(multiplied.to(arithmetic.products))
+
+    in_batches(len(inputs_NTD), arithmetic.sequences_at_once(inputs_NTD.shape[1]), run)
+    return _Before(before, squares, hessians)
 
 
-class _Curvature:
-    """What a linear's rounding errors cost, row by row and column by column."""
+def _width(linear: Node) -> int:
+    return linear.shapes[linear.weight][1]
 
-    def __init__(self, name: str, moments: _Moments, tokens: int) -> None:
-        self._name = name
-        self._columns = Curvature.of(name, moments.inputs / tokens).costs()
-        self._rows = moments.gradients / tokens
-        if not self._rows.isfinite().all():
-            raise QuantizeError(
-                f"{name}: gradients on the calibration text are not finite; the weights are "
-                "damaged or overflow float32"
-            )
 
-    def cost(self, weight_OI: Tensor, layout: Layout) -> float:
-        """Expected KL, nats a token."""
-        name = self._name
-        scales = recipe_scales(name, weight_OI, layout)
-        rounded = round_to_nearest(name, weight_OI, scales, layout.bits(name)).dequantize()
-        errors = (weight_OI - rounded).square() @ self._columns
-        return 0.5 * float(self._rows @ errors)
+def _squared_errors(name: str, weight_OI: Tensor, layout: Layout) -> Tensor:
+    """Of rounding to nearest (O, I)."""
+    scales = recipe_scales(name, weight_OI, layout)
+    nearest = round_to_nearest(name, weight_OI, scales, layout.bits(name)).dequantize()
+    return nearest.sub_(weight_OI).square_()

@@ -9,7 +9,7 @@ holds one layer's weights and the activations between two linears; large activat
 Shape legend: N sequences, T tokens, D hidden, I in_features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,7 @@ from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.groupwise import check_scales
+from llama_edge.quantize.moments import Drift, Hessian
 from llama_edge.quantize.refine import refine
 from llama_edge.quantize.resume import KeptLayers, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
@@ -38,13 +39,8 @@ from llama_edge.quantize.scale_search import recipe_scales
 #: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits
 #: the calibration text's own noise.
 DRIFT_RIDGE: Final = 0.3
-#: Tokens whose products are summed at once: in bfloat16 a sum is as coarse as its terms.
-_MOMENT_TOKENS: Final = 512
-#: Squared length, in medians, of inputs that are summed in float32: in bfloat16 the first token,
-#: whose activations are a hundred times larger, would leave noise that drowns all the others.
-_LARGE: Final = 16.0
-#: Rows of a symmetric product that are computed together; what is right of them is mirrored.
-_MOMENT_ROWS: Final = 2048
+#: Tokens whose products are summed between two readings of the sums.
+_TOKENS: Final = 4096
 
 
 class _LayerSource:
@@ -69,40 +65,6 @@ class _LayerSource:
         return rows.view(*tokens_T.shape, -1).to(self._arithmetic.device)
 
 
-class Moments:
-    """Sums over sequences and tokens of x x^T and (x_full - x) x^T, float32 (I, I).
-
-    Half of the first one is computed, and mirrored.
-    """
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self._hessian = torch.zeros(width, width, device=device)
-        self.drift = torch.zeros(width, width, device=device)
-
-    def add(self, inputs: Tensor, full_inputs: Tensor) -> None:
-        """Of (T, I), as products take them."""
-        sizes = inputs.float().square().sum(-1)
-        is_large = sizes > _LARGE * sizes.median()
-        self._add(inputs[is_large].float(), full_inputs[is_large].float())
-        for x, full in zip(
-            torch.split(inputs[~is_large], _MOMENT_TOKENS),
-            torch.split(full_inputs[~is_large], _MOMENT_TOKENS),
-            strict=True,
-        ):
-            self._add(x, full)
-
-    def _add(self, x: Tensor, full: Tensor) -> None:
-        difference = (full.float() - x.float()).to(x.dtype)
-        self.drift += difference.T @ x
-        for start in range(0, len(self._hessian), _MOMENT_ROWS):
-            rows = slice(start, start + _MOMENT_ROWS)
-            self._hessian[rows, : rows.stop] += x[:, rows].T @ x[:, : rows.stop]
-
-    def hessian(self) -> Tensor:
-        """Both halves; the sums are used up."""
-        return self._hessian.tril_().add_(self._hessian.tril(-1).T)
-
-
 class _Rounder:
     """Chooses scales and codes of linears that share an input, given what that input was."""
 
@@ -111,33 +73,39 @@ class _Rounder:
         self._source = source
         self._arithmetic = arithmetic
 
-    def round(self, weights: Mapping[str, Tensor], moments: Moments) -> Iterator[QuantizedEntry]:
-        """Round the linears that multiply the inputs of `moments`, those alike as one matrix."""
-        hessian = moments.hessian()
-        correction = _Correction(next(iter(weights)), hessian, moments.drift)
-        curvature = Curvature.of(next(iter(weights)), hessian)
+    def round(self, weights: Mapping[str, Tensor], moments: "_Moments") -> Iterator[QuantizedEntry]:
+        """Round the linears that multiply the inputs of `moments`, those alike as one matrix.
+
+        Args:
+            weights: By name, on the device.
+            moments: Of these; they are used up.
+        """
+        name, hessian = next(iter(weights)), moments.hessian.total()
+        wanted_OI = _without_drift(name, moments, hessian)
+        curvature = Curvature.of(name, hessian)
+        del hessian
+        wanted = dict(
+            zip(weights, torch.split(wanted_OI, [len(w) for w in weights.values()]), strict=True)
+        )
 
         def kind(name: str) -> tuple[int, int]:
             return self._layout.bits(name), self._layout.group_size(name)
 
-        for (bits, group_size), names in groupby(weights, kind):
-            alike = {name: weights[name] for name in names}
-            scales = torch.cat(
-                [recipe_scales(name, weight, self._layout) for name, weight in alike.items()]
-            ).to(self._arithmetic.device)
-            weight = torch.cat(tuple(alike.values())).to(self._arithmetic.device)
-            wanted = correction.applied(weight)
-            codes = gptq_codes(wanted, curvature, scales, bits)
+        for (bits, group_size), group in groupby(weights, kind):
+            names = tuple(group)
+            scales = torch.cat([recipe_scales(n, weights[n], self._layout) for n in names])
+            near = torch.cat([wanted[n] for n in names])
+            codes = gptq_codes(near, curvature, scales, bits)
             if bits == 4:  # eight bits leave nothing to gain
-                codes, scales = refine(wanted, curvature, codes, scales, bits)
-            sizes = [len(weight) for weight in alike.values()]
+                codes, scales = refine(near, curvature, codes, scales, bits)
+            sizes = [len(weights[n]) for n in names]
             for name, some, theirs in zip(
-                alike,
+                names,
                 torch.split(codes.cpu(), sizes),
                 torch.split(scales.cpu(), sizes),
                 strict=True,
             ):
-                check_scales(name, alike[name], theirs)
+                check_scales(name, weights[name], theirs)
                 tensor = QuantizedTensor(
                     codes=some.clone(), scales=theirs.clone(), bits=bits, group_size=group_size
                 )
@@ -147,25 +115,32 @@ class _Rounder:
                 yield QuantizedEntry(name, tensor)
 
 
-class _Correction:
-    """`W + W D (H + ridge)^-1`: what on the drifted inputs comes nearest to W on the right ones."""
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Of the inputs that some linears share, and of these linears together."""
 
-    def __init__(self, name: str, hessian: Tensor, drift: Tensor) -> None:
-        ridge = DRIFT_RIDGE * hessian.diagonal().mean()
-        damped = hessian.clone()
-        damped.diagonal().add_(ridge.clamp(min=torch.finfo(torch.float32).tiny))
-        self._lower, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            raise QuantizeError(
-                f"{name}: its calibration activations are not finite; the weights are damaged or "
-                "overflow float32"
-            )
-        self._drift = drift
+    weight: Tensor
+    hessian: Hessian
+    drift: Drift
 
-    def applied(self, weight: Tensor) -> Tensor:
-        """To (O, I)."""
-        moved = torch.cholesky_solve((weight @ self._drift).T, self._lower).T
-        return moved.add_(weight)
+
+def _without_drift(name: str, moments: _Moments, hessian: Tensor) -> Tensor:
+    """`W + W D (H + ridge)^-1` (O, I): what on the drifted inputs comes nearest to W on right ones.
+
+    Raises:
+        QuantizeError: The inputs are not finite.
+    """
+    ridge = DRIFT_RIDGE * hessian.diagonal().mean()
+    damped = hessian.clone()
+    damped.diagonal().add_(ridge.clamp(min=torch.finfo(torch.float32).tiny))
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        raise QuantizeError(
+            f"{name}: its calibration activations are not finite; the weights are damaged or "
+            "overflow float32"
+        )
+    moved = torch.cholesky_solve(moments.drift.total().T, lower).T
+    return moved.add_(moments.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +199,7 @@ class _CalibrationPass:
         device = model.arithmetic.device
         self._angles = {COS: cos.to(device), SIN: sin.to(device)}
         #: sequences that are computed together
-        self.at_once = max(1, model.arithmetic.tokens_at_once // tokens_NT.shape[1])
+        self.at_once = model.arithmetic.sequences_at_once(tokens_NT.shape[1])
 
     def begin(self) -> None:
         """To the first layer."""
@@ -345,8 +320,11 @@ def round_blocks(
                 artifact.advance(step)
                 wanted.advance(step)
                 if step.linears:
-                    moments = _moments(artifact, wanted, step, arithmetic)
-                    theirs = {n.weight: weights.matrix(n.weight) for n in step.linears}
+                    theirs = {
+                        node.weight: weights.matrix(node.weight).to(arithmetic.device)
+                        for node in step.linears
+                    }
+                    moments = _moments(theirs.values(), artifact, wanted, step, arithmetic)
                     for entry in rounder.round(theirs, moments):
                         entries.append(entry)
                         yield entry
@@ -355,11 +333,22 @@ def round_blocks(
 
 
 def _moments(
-    artifact: _CalibrationPass, wanted: _CalibrationPass, step: _Step, arithmetic: Arithmetic
-) -> Moments:
-    """Of the inputs of the step's linears."""
-    inputs, full_inputs = artifact.input_of(step), wanted.input_of(step)
-    found = Moments(inputs.shape[-1], arithmetic.device)
-    for rows, full_rows in zip(inputs, full_inputs, strict=True):
-        found.add(rows.to(arithmetic.device), full_rows.to(arithmetic.device))
-    return found
+    weights: Iterable[Tensor],
+    artifact: _CalibrationPass,
+    wanted: _CalibrationPass,
+    step: _Step,
+    arithmetic: Arithmetic,
+) -> _Moments:
+    """Of the step's linears and their inputs."""
+    weight = torch.cat(tuple(weights))
+    width = weight.shape[1]
+    hessian, drift = Hessian(width, weight.device), Drift(weight, arithmetic.products)
+    inputs = artifact.input_of(step).view(-1, width)
+    full_inputs = wanted.input_of(step).view(-1, width)
+    for rows, full_rows in zip(
+        torch.split(inputs, _TOKENS), torch.split(full_inputs, _TOKENS), strict=True
+    ):
+        x = rows.to(arithmetic.device)
+        hessian.add(x)
+        drift.add(x, full_rows.to(arithmetic.device))
+    return _Moments(weight, hessian, drift)

@@ -189,9 +189,8 @@ def quantize_checkpoint(
         source = apply_rotations(source, matrices)
     layout = Layout(source.config, recipe)
     if recipe.extra_bytes and calibration is not None:
-        mixed = choose_int8(
-            source, layout, calibration.tokens, place.subfolder("sensitivity"), progress
-        )
+        between = place.subfolder("sensitivity")
+        mixed = choose_int8(source, layout, calibration.tokens, between, place.arithmetic, progress)
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
     entries = _entries(source, layout, calibration, kept, place.arithmetic)

@@ -130,8 +130,9 @@ def continue_prompts(
         writer.start(len(written))
         for step in range(length - 1):
             tokens = written[:, step : step + 1].to(arithmetic.device)
-            logits = writer.logits(tokens)[:, 0]
-            sampled = _sampled(logits, chances[together, step : step + 1].to(logits.device)).cpu()
+            predicted = writer.logits(tokens)[:, 0].softmax(-1)
+            chance = chances[together, step : step + 1].to(predicted.device)
+            sampled = drawn(predicted, chance).cpu()
             is_given = step + 1 < given[together]
             written[:, step + 1] = torch.where(is_given, written[:, step + 1], sampled)
             writer.position += 1
@@ -139,8 +140,8 @@ def continue_prompts(
     return rows
 
 
-def _sampled(logits_BV: Tensor, chances_B1: Tensor) -> Tensor:
+def drawn(predicted_BV: Tensor, chances_B1: Tensor) -> Tensor:
     """The token at which the summed probabilities pass a chance from 0 to 1, int64 (B,)."""
-    sums = logits_BV.softmax(-1).cumsum(-1)
+    sums = predicted_BV.cumsum(-1)
     found = torch.searchsorted(sums, chances_B1 * sums[:, -1:], right=True)
-    return found[:, 0].clamp(max=logits_BV.shape[1] - 1)
+    return found[:, 0].clamp(max=predicted_BV.shape[1] - 1)

@@ -82,6 +82,43 @@ def hadamard(order: int) -> Tensor:
     return matrix / math.sqrt(order)
 
 
+def times_hadamard(x: Tensor) -> Tensor:
+    """`x @ hadamard(n)` over the last axis, by two small products where there are such factors.
+
+    Raises:
+        ConfigError: As `hadamard`.
+    """
+    order = x.shape[-1]
+    scale = hadamard(order)[0, 0].abs().to(x)
+    first, last = _kronecker_orders(order)
+    turned = x.reshape(*x.shape[:-1], first, last) @ _known(last).to(x)
+    return (_known(first).T.to(x) @ turned).view(x.shape).mul_(scale)
+
+
+def transposed_times(x: Tensor) -> Tensor:
+    """`hadamard(n).T @ x` of a matrix (n, columns), likewise.
+
+    Raises:
+        ConfigError: As `hadamard`.
+    """
+    order = len(x)
+    scale = hadamard(order)[0, 0].abs().to(x)
+    first, last = _kronecker_orders(order)
+    turned = _known(last).T.to(x) @ x.reshape(first, last, -1)
+    return (_known(first).T.to(x) @ turned.view(first, -1)).view(x.shape).mul_(scale)
+
+
+def _kronecker_orders(order: int) -> tuple[int, int]:
+    """Orders (a, b) of `kron(hadamard(a), hadamard(b))`, which is `hadamard(order)`."""
+    if order.bit_count() == 1:
+        first = 1 << (order.bit_length() - 1) // 2
+        return first, order // first
+    last = order
+    while _paley(last) is None:
+        last //= 2
+    return order // last, last
+
+
 def hadamard_factors(width: int) -> tuple[int, int]:
     """The split of `width` into two orders, both with a Hadamard matrix, nearest to square.
 

@@ -11,6 +11,8 @@ from llama_edge.core.hadamard import (
     has_hadamard,
     r4_orders,
     rotate_product,
+    times_hadamard,
+    transposed_times,
     walsh_hadamard_order,
 )
 
@@ -20,6 +22,14 @@ def test_rows_are_orthonormal_and_flat(order: int) -> None:
     matrix = hadamard(order)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(order), atol=3e-6, rtol=0)
     torch.testing.assert_close(matrix.abs(), torch.full((order, order), order**-0.5))
+
+
+@pytest.mark.parametrize("order", [1, 2, 12, 20, 64, 576, 960, 1024, 2048, 3072])
+def test_products_are_those_of_the_whole_matrix(order: int) -> None:
+    x = torch.randn(7, order, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = hadamard(order).double()
+    torch.testing.assert_close(times_hadamard(x), x @ matrix, atol=1e-13, rtol=0)
+    torch.testing.assert_close(transposed_times(x.T), matrix.T @ x.T, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("order", [4, 8, 32, 128])

@@ -8,7 +8,6 @@ from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.recipe import Device
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import FullPrecisionSource
-from llama_edge.quantize import sequential
 from llama_edge.quantize.arithmetic import (
     EXACT,
     Arithmetic,
@@ -17,7 +16,6 @@ from llama_edge.quantize.arithmetic import (
     arithmetic_on,
     in_batches,
 )
-from llama_edge.quantize.sequential import Moments
 
 HALF = Arithmetic(device=torch.device("cpu"), products=torch.bfloat16)
 
@@ -61,25 +59,6 @@ def test_a_processor_without_bfloat16_multiplies_float32(
     arithmetic = arithmetic_on(Device.CPU)
     assert arithmetic.products is products
     assert arithmetic.is_native is (products is torch.bfloat16)
-
-
-def moments_error(inputs: torch.Tensor) -> float:
-    """Of the Hessian, relative to what its smallest directions have."""
-    moments = Moments(inputs.shape[1], torch.device("cpu"))
-    half = inputs.bfloat16()
-    moments.add(half, half)
-    exact = half.double().T @ half.double()
-    ordinary = half[1:].double().T @ half[1:].double()
-    return float((moments.hessian() - exact).norm() / ordinary.norm())
-
-
-def test_one_large_token_does_not_drown_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(700, 64, generator=generator)
-    inputs[0] *= 300
-    assert moments_error(inputs) < 5e-3
-    monkeypatch.setattr(sequential, "_LARGE", float("inf"))
-    assert moments_error(inputs) > 0.1
 
 
 def test_what_does_not_fit_is_done_in_smaller_batches() -> None:

@@ -17,7 +17,13 @@ from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.models.weight_names import LM_HEAD
 from llama_edge.quantize import W4A8_RTN
-from llama_edge.quantize.rotate import check_rotations, rotate, tie_breaker
+from llama_edge.quantize.rotate import (
+    apply_rotations,
+    check_rotations,
+    choose_rotations,
+    rotate,
+    tie_breaker,
+)
 from llama_edge.quantize.stage import check_widths, quantize_checkpoint
 from llama_edge.runtimes import get_runtime
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
@@ -186,3 +192,16 @@ def test_every_backend_runs_the_online_parts(
             assert float(error.quantile(0.75)) < 1e-5
         logits_V = reference.head(hidden[-1][-1:])[0]
     torch.testing.assert_close(torch.from_numpy(trace.logits)[0], logits_V, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [DEBUG_CONFIG, LLAMA_3_2_3B], ids=["power of two", "Paley"])
+def test_signs_turn_as_the_whole_matrix_does(
+    config: ModelConfig, debug_checkpoint: Checkpoint
+) -> None:
+    checkpoint = checkpoint_of(config, debug_checkpoint)
+    fast = choose_rotations(config, ROTATED)
+    assert fast.r1_signs is not None
+    slow = dataclasses.replace(fast, r1_signs=None)
+    found, wanted = (apply_rotations(checkpoint, given).weights for given in (fast, slow))
+    for name in wanted:
+        torch.testing.assert_close(found.read(name), wanted.read(name), atol=1e-7, rtol=1e-6)

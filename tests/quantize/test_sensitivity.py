@@ -15,6 +15,7 @@ from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize import W4A8_GPTQ
+from llama_edge.quantize.arithmetic import EXACT, Arithmetic
 from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.groupwise import choose_scales
 from llama_edge.quantize.mixed_precision import all_int8
@@ -28,10 +29,17 @@ def tokens(sequences: int = 8) -> Tensor:
     return torch.randint(0, 256, (sequences, 64), generator=torch.Generator().manual_seed(0))
 
 
-def costs(checkpoint: Checkpoint) -> tuple[dict[str, float], dict[str, float]]:
+def costs(
+    checkpoint: Checkpoint, arithmetic: Arithmetic = EXACT
+) -> tuple[dict[str, float], dict[str, float]]:
     layout = Layout(checkpoint.config, W4A8_GPTQ)
     narrow, wide = measure_costs(
-        checkpoint, (layout, all_int8(layout)), tokens(), KeptCosts(None), SilentProgress()
+        checkpoint,
+        (layout, all_int8(layout)),
+        tokens(),
+        KeptCosts(None),
+        arithmetic,
+        SilentProgress(),
     )
     return narrow, wide
 

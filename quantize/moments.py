@@ -1,0 +1,99 @@
+"""What calibration inputs have done: sums of products that decide how a linear is rounded.
+
+Products are summed in float32, some tokens and a tile of the sum at a time. Shape suffixes:
+M tokens of all sequences, O out_features, I in_features.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+#: Tokens whose products are summed at once: in bfloat16 a sum is as coarse as its terms.
+_TOKENS: Final = 512
+#: Squared length, in medians, of inputs whose products are float32: in bfloat16 the first token,
+#: whose activations are a hundred times larger, would leave noise that drowns all the others.
+_LARGE: Final = 16.0
+#: Rows and columns of a sum that stay in the caches while all tokens pass.
+_TILE: Final = 1024
+
+
+class Hessian:
+    """Sum over tokens of x x^T, float32 (I, I); half of it is computed, and mirrored.
+
+    Args:
+        width: I.
+        device: Where it is.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._lower = torch.zeros(width, width, device=device)
+
+    def add(self, inputs_MI: Tensor) -> None:
+        """Inputs as products take them."""
+        for some, dtype in _alike(inputs_MI):
+            x = inputs_MI[some].to(dtype)
+            for rows in _tiles(len(self._lower)):
+                for columns in _tiles(rows.stop):
+                    _add_products(self._lower[rows, columns], x[:, rows], x[:, columns])
+
+    def total(self) -> Tensor:
+        """Both halves; the sum is used up."""
+        return self._lower.tril_().add_(self._lower.tril(-1).T)
+
+
+class Drift:
+    """`weight @ D`, float32 (O, I), with D the sum over tokens of (x_full - x) x^T.
+
+    Args:
+        weight_OI: Of all linears that multiply x, float32.
+        products: What factors of products are rounded to.
+    """
+
+    def __init__(self, weight_OI: Tensor, products: torch.dtype) -> None:
+        outputs, width = weight_OI.shape
+        self._weight = weight_OI
+        self._factor = weight_OI.to(products)
+        #: fewer outputs than half the inputs: the outputs' differences are less to sum
+        self._is_narrow = 2 * outputs < width
+        rows = outputs if self._is_narrow else width
+        self._sum = torch.zeros(rows, width, device=weight_OI.device)
+
+    def add(self, inputs_MI: Tensor, full_MI: Tensor) -> None:
+        """Both inputs as products take them."""
+        for some, dtype in _alike(inputs_MI):
+            x = inputs_MI[some].to(dtype)
+            difference = (full_MI[some].float() - x.float()).to(dtype)
+            if self._is_narrow:
+                factor = self._weight if dtype == torch.float32 else self._factor
+                difference = difference @ factor.T
+            for rows in _tiles(len(self._sum)):
+                for columns in _tiles(x.shape[1]):
+                    _add_products(self._sum[rows, columns], difference[:, rows], x[:, columns])
+
+    def total(self) -> Tensor:
+        """`weight @ D`."""
+        return self._sum if self._is_narrow else self._weight @ self._sum
+
+
+def _tiles(size: int) -> Iterator[slice]:
+    for start in range(0, size, _TILE):
+        yield slice(start, min(start + _TILE, size))
+
+
+def _add_products(tile: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left.T @ right`."""
+    if left.dtype == torch.float32:
+        tile.addmm_(left.T, right)
+        return
+    for some, other in zip(torch.split(left, _TOKENS), torch.split(right, _TOKENS), strict=True):
+        tile += some.T @ other
+
+
+def _alike(inputs_MI: Tensor) -> Iterator[tuple[Tensor, torch.dtype]]:
+    """Which tokens are summed together, bool (M,), and what they become for it."""
+    sizes = inputs_MI.float().square().sum(-1)
+    is_large = sizes > _LARGE * sizes.median()
+    yield ~is_large, inputs_MI.dtype
+    yield is_large, torch.float32

@@ -1,0 +1,53 @@
+"""Sums in bfloat16, tile by tile, against float64 ones."""
+
+import pytest
+import torch
+
+from llama_edge.quantize import moments
+from llama_edge.quantize.moments import Drift, Hessian
+
+CPU = torch.device("cpu")
+
+
+def inputs(width: int, seed: int) -> torch.Tensor:
+    """More tokens than are summed at once; the first is as large as a model's first token is."""
+    found = torch.randn(700, width, generator=torch.Generator().manual_seed(seed))
+    found[0] *= 300
+    return found.bfloat16()
+
+
+def hessian_error(x: torch.Tensor) -> float:
+    """Relative to what ordinary tokens have."""
+    hessian = Hessian(x.shape[1], CPU)
+    hessian.add(x)
+    exact, ordinary = (some.double().T @ some.double() for some in (x, x[1:]))
+    return float((hessian.total() - exact).norm() / ordinary.norm())
+
+
+def test_one_large_token_does_not_drown_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs(64, seed=0)
+    assert hessian_error(x) < 5e-3
+    monkeypatch.setattr(moments, "_LARGE", float("inf"))
+    assert hessian_error(x) > 0.1
+
+
+def test_tiles_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_TILE", 48)
+    assert hessian_error(inputs(160, seed=0)) < 5e-3
+
+
+@pytest.mark.parametrize("outputs", [24, 80, 200], ids=["narrow", "not quite", "wide"])
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_drift_is_what_it_is_by_definition(
+    outputs: int, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "_TILE", 48)
+    x = inputs(160, seed=0).to(products)
+    full = (x + 0.1 * inputs(160, seed=1)).to(products)
+    weight = torch.randn(outputs, 160, generator=torch.Generator().manual_seed(2))
+    drift = Drift(weight, products)
+    for some, wanted in zip(torch.split(x, 400), torch.split(full, 400), strict=True):
+        drift.add(some, wanted)
+    exact = weight.double() @ (full.double() - x.double()).T @ x.double()
+    tolerance = 1e-5 if products is torch.float32 else 1e-2
+    assert float((drift.total() - exact).norm() / exact.norm()) < tolerance
