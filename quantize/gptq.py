@@ -43,14 +43,19 @@ class Curvature:
     factor: Tensor
     #: of R, squared: what an error in each column costs once the others have made up for it (I,)
     pivots: Tensor
+    #: what factors of large products are rounded to
+    products: torch.dtype
 
     @classmethod
-    def of(cls, name: str, hessian_II: Tensor) -> "Curvature":
+    def of(
+        cls, name: str, hessian_II: Tensor, products: torch.dtype = torch.float32
+    ) -> "Curvature":
         """Of a sum over tokens of x x^T; a zero diagonal is an input that never came.
 
         Args:
             name: A weight, for messages.
             hessian_II: float32.
+            products: What factors of large products are rounded to.
 
         Raises:
             QuantizeError: It holds NaN or infinity, or is degenerate.
@@ -72,7 +77,7 @@ class Curvature:
             factor = _upper_factor(hessian, order)
             if factor is not None:
                 pivots = factor.diagonal().clone()
-                return cls(hessian, order, factor.div_(pivots), pivots.square())
+                return cls(hessian, order, factor.div_(pivots), pivots.square(), products)
             damping *= 10
         raise QuantizeError(
             f"{name}: its calibration Hessian is not positive definite even with a damping of "
@@ -110,15 +115,19 @@ def gptq_codes(weight_OI: Tensor, curvature: Curvature, scales_OG: Tensor, bits:
     codes = torch.empty(outputs, columns, dtype=torch.int8, device=weight_OI.device)
     groups = curvature.order // (columns // scales_OG.shape[1])
     back = torch.argsort(curvature.order)
+    factor = curvature.factor.to(curvature.products)
     for rows in output_chunks(outputs):
         weight_IO = weight_OI[rows].T[curvature.order]
         scales_IO = scales_OG[rows].float().T[groups]
-        codes[rows] = _rounded(weight_IO, scales_IO, curvature.factor, bits)[back].T.to(torch.int8)
+        found = _rounded(weight_IO, scales_IO, curvature.factor, factor, bits)
+        codes[rows] = found[back].T.to(torch.int8)
     return codes
 
 
-def _rounded(weight_IO: Tensor, scales_IO: Tensor, factor_II: Tensor, bits: int) -> Tensor:
-    """Codes (I, O) float32."""
+def _rounded(
+    weight_IO: Tensor, scales_IO: Tensor, near_II: Tensor, far_II: Tensor, bits: int
+) -> Tensor:
+    """Codes (I, O) float32; the factor twice, for columns nearby and as large products take it."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     columns = len(weight_IO)
     codes, errors = torch.empty_like(weight_IO), torch.empty_like(weight_IO)
@@ -131,7 +140,7 @@ def _rounded(weight_IO: Tensor, scales_IO: Tensor, factor_II: Tensor, bits: int)
                 code = torch.div(wanted[i], scales_IO[i], out=codes[i])
                 code.round_().clamp_(low, high)
                 error = torch.addcmul(weight_IO[i], code, scales_IO[i], value=-1, out=errors[i])
-                wanted[i + 1 : end].addr_(factor_II[i, i + 1 : end], error)
-            wanted[end:last].addmm_(factor_II[start:end, end:last].T, errors[start:end])
-        wanted[last:].addmm_(factor_II[outer:last, last:].T, errors[outer:last])
+                wanted[i + 1 : end].addr_(near_II[i, i + 1 : end], error)
+            wanted[end:last].addmm_(near_II[start:end, end:last].T, errors[start:end])
+        wanted[last:] += far_II[outer:last, last:].T @ errors[outer:last].to(far_II.dtype)
     return codes

@@ -30,13 +30,11 @@ class Hessian:
     def __init__(self, width: int, device: torch.device) -> None:
         self._lower = torch.zeros(width, width, device=device)
 
-    def add(self, inputs_MI: Tensor) -> None:
-        """Inputs as products take them."""
-        for some, dtype in _alike(inputs_MI):
-            x = inputs_MI[some].to(dtype)
-            for rows in _tiles(len(self._lower)):
-                for columns in _tiles(rows.stop):
-                    _add_products(self._lower[rows, columns], x[:, rows], x[:, columns])
+    def add(self, x_MI: Tensor) -> None:
+        """Inputs of like size."""
+        for rows in _tiles(len(self._lower)):
+            for columns in _tiles(rows.stop):
+                _add_products(self._lower[rows, columns], x_MI[:, rows], x_MI[:, columns])
 
     def total(self) -> Tensor:
         """Both halves; the sum is used up."""
@@ -48,29 +46,24 @@ class Drift:
 
     Args:
         weight_OI: Of all linears that multiply x, float32.
-        products: What factors of products are rounded to.
     """
 
-    def __init__(self, weight_OI: Tensor, products: torch.dtype) -> None:
+    def __init__(self, weight_OI: Tensor) -> None:
         outputs, width = weight_OI.shape
         self._weight = weight_OI
-        self._factor = weight_OI.to(products)
         #: fewer outputs than half the inputs: the outputs' differences are less to sum
         self._is_narrow = 2 * outputs < width
         rows = outputs if self._is_narrow else width
         self._sum = torch.zeros(rows, width, device=weight_OI.device)
 
-    def add(self, inputs_MI: Tensor, full_MI: Tensor) -> None:
-        """Both inputs as products take them."""
-        for some, dtype in _alike(inputs_MI):
-            x = inputs_MI[some].to(dtype)
-            difference = (full_MI[some].float() - x.float()).to(dtype)
-            if self._is_narrow:
-                factor = self._weight if dtype == torch.float32 else self._factor
-                difference = difference @ factor.T
-            for rows in _tiles(len(self._sum)):
-                for columns in _tiles(x.shape[1]):
-                    _add_products(self._sum[rows, columns], difference[:, rows], x[:, columns])
+    def add(self, x_MI: Tensor, full_MI: Tensor) -> None:
+        """Inputs of like size."""
+        difference = (full_MI.float() - x_MI.float()).to(x_MI.dtype)
+        if self._is_narrow:
+            difference = difference @ self._weight.to(x_MI.dtype).T
+        for rows in _tiles(len(self._sum)):
+            for columns in _tiles(x_MI.shape[1]):
+                _add_products(self._sum[rows, columns], difference[:, rows], x_MI[:, columns])
 
     def total(self) -> Tensor:
         """`weight @ D`."""
@@ -91,9 +84,18 @@ def _add_products(tile: Tensor, left: Tensor, right: Tensor) -> None:
         tile += some.T @ other
 
 
-def _alike(inputs_MI: Tensor) -> Iterator[tuple[Tensor, torch.dtype]]:
-    """Which tokens are summed together, bool (M,), and what they become for it."""
-    sizes = inputs_MI.float().square().sum(-1)
+def of_like_size(x_MI: Tensor, *others_MI: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tokens that can be summed together, with the same tokens of others.
+
+    Args:
+        x_MI: Inputs as products take them; they decide.
+        others_MI: Of the same shape.
+    """
+    all_of = (x_MI, *others_MI)
+    sizes = torch.linalg.vector_norm(x_MI, dim=-1, dtype=torch.float32).square()
     is_large = sizes > _LARGE * sizes.median()
-    yield ~is_large, inputs_MI.dtype
-    yield is_large, torch.float32
+    if not is_large.any():
+        yield all_of
+        return
+    yield tuple(some[~is_large] for some in all_of)
+    yield tuple(some[is_large].float() for some in all_of)

@@ -43,8 +43,9 @@ def refine(
         sweeps: Passes over all groups.
     """
     codes, scales = torch.empty_like(codes_OI), torch.empty_like(scales_OG)
+    factor = curvature.hessian.to(curvature.products)
     for rows in output_chunks(len(weight_OI)):
-        descent = _Descent(curvature.hessian, codes_OI[rows], scales_OG[rows], bits)
+        descent = _Descent(curvature.hessian, factor, codes_OI[rows], scales_OG[rows], bits)
         descent.start(weight_OI[rows])
         for left in reversed(range(sweeps)):
             descent.sweep(last=not left)
@@ -55,8 +56,17 @@ def refine(
 class _Descent:
     """Some outputs' codes (I, O) and scales (G, O), float32, on their way."""
 
-    def __init__(self, hessian_II: Tensor, codes_OI: Tensor, scales_OG: Tensor, bits: int) -> None:
+    def __init__(
+        self,
+        hessian_II: Tensor,
+        factor_II: Tensor,
+        codes_OI: Tensor,
+        scales_OG: Tensor,
+        bits: int,
+    ) -> None:
         self._hessian = hessian_II
+        #: the same, as large products take it
+        self._factor = factor_II
         self._low, self._high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.codes = codes_OI.T.float().contiguous()
         self.scales = scales_OG.T.float().contiguous()
@@ -66,7 +76,7 @@ class _Descent:
     def start(self, weight_OI: Tensor) -> None:
         """Half the downward gradient of the loss, H (W - Q), for each column and output."""
         rounded = self.codes * self.scales.repeat_interleave(self._group, dim=0)
-        self._pull = self._hessian @ (weight_OI.T - rounded)
+        self._pull = (self._factor @ (weight_OI.T - rounded).to(self._factor.dtype)).float()
 
     def sweep(self, *, last: bool) -> None:
         """Every group once; after the last sweep nobody needs what it pulls behind it."""
@@ -83,15 +93,16 @@ class _Descent:
                 self._pull[later].addmm_(
                     self._hessian[later, group], moved[start - begin : stop - begin], alpha=-1
                 )
+            factor = moved.to(self._factor.dtype)
             if not last:
-                self._pull[:begin].addmm_(self._hessian[:begin, begin:end], moved, alpha=-1)
+                self._pull[:begin] -= self._factor[:begin, begin:end] @ factor
                 # What the groups of this block did to those before them in it.
                 for start in range(begin, end, self._group):
                     rest = slice(start + self._group, end)
                     part = moved[rest.start - begin :]
                     rows = slice(start, start + self._group)
                     self._pull[rows].addmm_(self._hessian[rows, rest], part, alpha=-1)
-            self._pull[end:].addmm_(self._hessian[end:, begin:end], moved, alpha=-1)
+            self._pull[end:] -= self._factor[end:, begin:end] @ factor
 
     def _improve(self, group: slice) -> Tensor:
         """One group's scale, then its codes; how far its values moved (group, O)."""

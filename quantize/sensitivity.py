@@ -33,7 +33,7 @@ from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixS
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.gptq import Curvature
 from llama_edge.quantize.groupwise import round_to_nearest
-from llama_edge.quantize.moments import Hessian
+from llama_edge.quantize.moments import Hessian, of_like_size
 from llama_edge.quantize.resume import CostsSoFar, KeptCosts, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.steps import back_steps
@@ -259,7 +259,8 @@ def _backward(
         before.extend(found.cpu())
         for linears, hessian in zip(groups, hessians, strict=True):
             multiplied = known[rounded(linears[0].inputs[0])].detach().flatten(0, 1)
-            hessian.add(multiplied.to(arithmetic.products))
+            for (alike,) in of_like_size(multiplied.to(arithmetic.products)):
+                hessian.add(alike)
 
     in_batches(len(inputs_NTD), arithmetic.sequences_at_once(inputs_NTD.shape[1]), run)
     return _Before(before, squares, hessians)

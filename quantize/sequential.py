@@ -31,7 +31,7 @@ from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.groupwise import check_scales
-from llama_edge.quantize.moments import Drift, Hessian
+from llama_edge.quantize.moments import Drift, Hessian, of_like_size
 from llama_edge.quantize.refine import refine
 from llama_edge.quantize.resume import KeptLayers, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
@@ -82,7 +82,7 @@ class _Rounder:
         """
         name, hessian = next(iter(weights)), moments.hessian.total()
         wanted_OI = _without_drift(name, moments, hessian)
-        curvature = Curvature.of(name, hessian)
+        curvature = Curvature.of(name, hessian, self._arithmetic.products)
         del hessian
         wanted = dict(
             zip(weights, torch.split(wanted_OI, [len(w) for w in weights.values()]), strict=True)
@@ -342,13 +342,14 @@ def _moments(
     """Of the step's linears and their inputs."""
     weight = torch.cat(tuple(weights))
     width = weight.shape[1]
-    hessian, drift = Hessian(width, weight.device), Drift(weight, arithmetic.products)
+    hessian, drift = Hessian(width, weight.device), Drift(weight)
     inputs = artifact.input_of(step).view(-1, width)
     full_inputs = wanted.input_of(step).view(-1, width)
     for rows, full_rows in zip(
         torch.split(inputs, _TOKENS), torch.split(full_inputs, _TOKENS), strict=True
     ):
-        x = rows.to(arithmetic.device)
-        hessian.add(x)
-        drift.add(x, full_rows.to(arithmetic.device))
+        both = rows.to(arithmetic.device), full_rows.to(arithmetic.device)
+        for x, full in of_like_size(*both):
+            hessian.add(x)
+            drift.add(x, full)
     return _Moments(weight, hessian, drift)

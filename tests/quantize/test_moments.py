@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llama_edge.quantize import moments
-from llama_edge.quantize.moments import Drift, Hessian
+from llama_edge.quantize.moments import Drift, Hessian, of_like_size
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,8 @@ def inputs(width: int, seed: int) -> torch.Tensor:
 def hessian_error(x: torch.Tensor) -> float:
     """Relative to what ordinary tokens have."""
     hessian = Hessian(x.shape[1], CPU)
-    hessian.add(x)
+    for (alike,) in of_like_size(x):
+        hessian.add(alike)
     exact, ordinary = (some.double().T @ some.double() for some in (x, x[1:]))
     return float((hessian.total() - exact).norm() / ordinary.norm())
 
@@ -45,9 +46,10 @@ def test_drift_is_what_it_is_by_definition(
     x = inputs(160, seed=0).to(products)
     full = (x + 0.1 * inputs(160, seed=1)).to(products)
     weight = torch.randn(outputs, 160, generator=torch.Generator().manual_seed(2))
-    drift = Drift(weight, products)
-    for some, wanted in zip(torch.split(x, 400), torch.split(full, 400), strict=True):
-        drift.add(some, wanted)
+    drift = Drift(weight)
+    for both in zip(torch.split(x, 400), torch.split(full, 400), strict=True):
+        for some, wanted in of_like_size(*both):
+            drift.add(some, wanted)
     exact = weight.double() @ (full.double() - x.double()).T @ x.double()
     tolerance = 1e-5 if products is torch.float32 else 1e-2
     assert float((drift.total() - exact).norm() / exact.norm()) < tolerance

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_edge.quantize import gptq
 from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.refine import SCALE_RIDGE, refine
 from llama_edge.quantize.scale_search import search_scales
@@ -12,13 +13,13 @@ from llama_edge.quantize.scale_search import search_scales
 ROWS, COLUMNS, GROUP = 40, 128, 32
 
 
-def problem() -> tuple[Tensor, Curvature, Tensor, Tensor]:
+def problem(products: torch.dtype = torch.float32) -> tuple[Tensor, Curvature, Tensor, Tensor]:
     """A matrix, its inputs' curvature, and GPTQ's codes with the searched scales."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(ROWS, COLUMNS, generator=generator)
     mix = torch.randn(COLUMNS, COLUMNS, generator=generator) / COLUMNS**0.5
     inputs = torch.randn(900, COLUMNS, generator=generator) @ (mix + 0.3 * torch.eye(COLUMNS))
-    curvature = Curvature.of("w", inputs.T @ inputs)
+    curvature = Curvature.of("w", inputs.T @ inputs, products)
     scales = search_scales(weight, 4, GROUP)
     return weight, curvature, gptq_codes(weight, curvature, scales, 4), scales
 
@@ -40,6 +41,17 @@ def test_every_sweep_loses_less() -> None:
     assert found[1].sum() < 0.95 * found[0].sum()
     assert found[2].sum() < found[1].sum()
     assert found[3].sum() < found[2].sum()
+
+
+def test_products_in_bfloat16_lose_as_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one group each, so that every other column is reached by a large product."""
+    monkeypatch.setattr(gptq, "_OUTER", GROUP)
+    monkeypatch.setattr("llama_edge.quantize.refine._OUTER", GROUP)
+    exact, half = (
+        losses(*found[:2], *refine(*found, 4)).sum()
+        for found in map(problem, (torch.float32, torch.bfloat16))
+    )
+    assert float(half) == pytest.approx(float(exact), rel=0.01)
 
 
 def test_no_single_code_could_be_better() -> None:
