@@ -42,32 +42,43 @@ class Hessian:
 
 
 class Drift:
-    """`weight @ D`, float32 (O, I), with D the sum over tokens of (x_full - x) x^T.
+    """How far the weights of some linears have to move, for inputs x that have drifted from x_full.
+
+    With D the sum over tokens of (x_full - x) x^T, `W + W D (H + ridge)^-1` comes nearest on x to
+    what W gives on x_full.
 
     Args:
-        weight_OI: Of all linears that multiply x, float32.
+        weight_OI: W, of all linears that multiply x, float32.
     """
 
     def __init__(self, weight_OI: Tensor) -> None:
         outputs, width = weight_OI.shape
         self._weight = weight_OI
-        #: fewer outputs than half the inputs: the outputs' differences are less to sum
+        #: W D where the outputs are fewer than half the inputs, which is less to sum; else D
         self._is_narrow = 2 * outputs < width
         rows = outputs if self._is_narrow else width
         self._sum = torch.zeros(rows, width, device=weight_OI.device)
 
     def add(self, x_MI: Tensor, full_MI: Tensor) -> None:
         """Inputs of like size."""
-        difference = (full_MI.float() - x_MI.float()).to(x_MI.dtype)
+        difference = full_MI - x_MI
         if self._is_narrow:
             difference = difference @ self._weight.to(x_MI.dtype).T
         for rows in _tiles(len(self._sum)):
             for columns in _tiles(x_MI.shape[1]):
                 _add_products(self._sum[rows, columns], difference[:, rows], x_MI[:, columns])
 
-    def total(self) -> Tensor:
-        """`weight @ D`."""
-        return self._sum if self._is_narrow else self._weight @ self._sum
+    def made_up_for(self, lower_II: Tensor, products: torch.dtype) -> Tensor:
+        """The moved weights, float32 (O, I).
+
+        Args:
+            lower_II: Cholesky factor of `H + ridge`.
+            products: What factors of a large product are rounded to.
+        """
+        moved = torch.cholesky_solve(self._sum.T, lower_II).T
+        if not self._is_narrow:
+            moved = (self._weight.to(products) @ moved.to(products)).float()
+        return moved + self._weight
 
 
 def _tiles(size: int) -> Iterator[slice]:

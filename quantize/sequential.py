@@ -81,8 +81,9 @@ class _Rounder:
             moments: Of these; they are used up.
         """
         name, hessian = next(iter(weights)), moments.hessian.total()
-        wanted_OI = _without_drift(name, moments, hessian)
-        curvature = Curvature.of(name, hessian, self._arithmetic.products)
+        products = self._arithmetic.products
+        wanted_OI = moments.drift.made_up_for(_with_ridge(name, hessian), products)
+        curvature = Curvature.of(name, hessian, products)
         del hessian
         wanted = dict(
             zip(weights, torch.split(wanted_OI, [len(w) for w in weights.values()]), strict=True)
@@ -119,13 +120,12 @@ class _Rounder:
 class _Moments:
     """Of the inputs that some linears share, and of these linears together."""
 
-    weight: Tensor
     hessian: Hessian
     drift: Drift
 
 
-def _without_drift(name: str, moments: _Moments, hessian: Tensor) -> Tensor:
-    """`W + W D (H + ridge)^-1` (O, I): what on the drifted inputs comes nearest to W on right ones.
+def _with_ridge(name: str, hessian: Tensor) -> Tensor:
+    """Its lower Cholesky factor.
 
     Raises:
         QuantizeError: The inputs are not finite.
@@ -133,14 +133,14 @@ def _without_drift(name: str, moments: _Moments, hessian: Tensor) -> Tensor:
     ridge = DRIFT_RIDGE * hessian.diagonal().mean()
     damped = hessian.clone()
     damped.diagonal().add_(ridge.clamp(min=torch.finfo(torch.float32).tiny))
+    lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise QuantizeError(
             f"{name}: its calibration activations are not finite; the weights are damaged or "
             "overflow float32"
         )
-    moved = torch.cholesky_solve(moments.drift.total().T, lower).T
-    return moved.add_(moments.weight)
+    return lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,4 +352,4 @@ def _moments(
         for x, full in of_like_size(*both):
             hessian.add(x)
             drift.add(x, full)
-    return _Moments(weight, hessian, drift)
+    return _Moments(hessian, drift)
