@@ -79,33 +79,28 @@ def hadamard(order: int) -> Tensor:
             f"no Hadamard matrix of order {order} is known here; this width cannot be rotated: "
             "choose a recipe without rotations"
         )
-    return matrix / math.sqrt(order)
+    return matrix * _scale(order)
+
+
+def _scale(order: int) -> Tensor:
+    """Of the entries +-1 of an orthogonal matrix, float32."""
+    return torch.ones(()) / math.sqrt(order)
 
 
 def times_hadamard(x: Tensor) -> Tensor:
-    """`x @ hadamard(n)` over the last axis, by two small products where there are such factors.
-
-    Raises:
-        ConfigError: As `hadamard`.
-    """
+    """`x @ hadamard(n)` over the last axis, by two small products; there is such a matrix."""
     order = x.shape[-1]
-    scale = hadamard(order)[0, 0].abs().to(x)
     first, last = _kronecker_orders(order)
     turned = x.reshape(*x.shape[:-1], first, last) @ _known(last).to(x)
-    return (_known(first).T.to(x) @ turned).view(x.shape).mul_(scale)
+    return (_known(first).T.to(x) @ turned).view(x.shape).mul_(_scale(order).to(x))
 
 
 def transposed_times(x: Tensor) -> Tensor:
-    """`hadamard(n).T @ x` of a matrix (n, columns), likewise.
-
-    Raises:
-        ConfigError: As `hadamard`.
-    """
+    """`hadamard(n).T @ x` of a matrix (n, columns), likewise."""
     order = len(x)
-    scale = hadamard(order)[0, 0].abs().to(x)
     first, last = _kronecker_orders(order)
     turned = _known(last).T.to(x) @ x.reshape(first, last, -1)
-    return (_known(first).T.to(x) @ turned.view(first, -1)).view(x.shape).mul_(scale)
+    return (_known(first).T.to(x) @ turned.view(first, -1)).view(x.shape).mul_(_scale(order).to(x))
 
 
 def _kronecker_orders(order: int) -> tuple[int, int]:
