@@ -37,10 +37,12 @@ class Scales(StrEnum):
 
 
 class Device(StrEnum):
-    """Where rotations are learned."""
+    """Where a recipe that learns does so."""
 
     CPU = "cpu"
     CUDA = "cuda"
+    #: Apple's GPU, which has no float64
+    MPS = "mps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

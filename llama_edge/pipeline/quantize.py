@@ -18,7 +18,7 @@ from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.quantize.learned_rotations import check_device
+from llama_edge.quantize.device import check_device
 from llama_edge.quantize.stage import check_widths
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
