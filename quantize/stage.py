@@ -1,4 +1,7 @@
-"""Checkpoint -> QuantizedCheckpoint: rotate, round, write; one tensor or one layer at a time."""
+"""Checkpoint -> QuantizedCheckpoint: rotate, round, write; one tensor or one layer at a time.
+
+A recipe that distills has all rounded tensors in memory before they are written.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from llama_edge.models.network import network_of
 from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.quantize.calibration import CalibrationSet
+from llama_edge.quantize.distillation import distill
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.learned_rotations import learn_rotations
 from llama_edge.quantize.mixed_precision import choose_int8
@@ -128,6 +132,9 @@ def _entries(
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
                 rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens, kept)
+    if layout.recipe.distillation is not None:
+        # Nothing is left, but the last layer is kept only now; training takes longer than rounding.
+        yield from rounded
 
 
 def quantize_checkpoint(
@@ -151,7 +158,7 @@ def quantize_checkpoint(
     Raises:
         QuantizeError: A width or a value does not fit the recipe.
         CheckpointError: A weight is damaged or not finite.
-        MissingComponentError: Rotations are to be learned on a device that is not here.
+        MissingComponentError: The recipe is to learn on a device that is not here.
         OutputError: What is done cannot be kept, or what was kept is damaged.
     """
     check_widths(checkpoint, recipe)
@@ -161,7 +168,8 @@ def quantize_checkpoint(
             "with gptq and with nothing else"
         )
     hashed = HashedWeights.of(checkpoint.weights)
-    source = replace(checkpoint, weights=hashed)
+    full = replace(checkpoint, weights=hashed)
+    source = full
     if recipe.rotations:
         matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
         if recipe.rotation_learning is not None and calibration is not None:
@@ -176,12 +184,16 @@ def quantize_checkpoint(
         )
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
-    entries = _entries(source, layout, calibration, kept)
+    entries = _counted(
+        _entries(source, layout, calibration, kept), layout, kept.finished(), progress
+    )
+    if recipe.distillation is not None and calibration is not None:
+        entries = distill(full, layout, entries, calibration.tokens, place.distillation, progress)
     return write_quantized_checkpoint(
         folder,
         layout,
         checkpoint.text,
-        _counted(entries, layout, kept.finished(), progress),
+        entries,
         lambda: SourceDescription(
             hashed.hexdigest(),
             None if calibration is None else calibration.record(),

@@ -36,7 +36,10 @@ Calibration = Annotated[
     ),
 ]
 LearningDevice = Annotated[
-    Device, typer.Option("--device", help="Where rotations are learned, by a recipe that does so.")
+    Device,
+    typer.Option(
+        "--device", help="Where a recipe that learns does so; mps is the GPU of Apple silicon."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
 

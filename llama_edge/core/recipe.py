@@ -73,6 +73,66 @@ class RotationLearning:
             )
 
 
+#: Largest learning rate of a distillation: 10 % a step is far beyond what trains anything.
+MAX_RATE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """How the rounded network is trained towards full precision, its codes fixed.
+
+    Scales and norm weights are multiplied by a factor whose logarithm is trained, so a learning
+    rate is a relative change per step.
+    """
+
+    #: updates of the parameters
+    steps: int
+    #: calibration sequences that one step sees
+    sequences: int
+    #: how often the calibration text may be seen; a short text ends the training early
+    max_epochs: int
+    #: texts that the model writes itself, each with a seed of its own, where none is given
+    texts: int
+    #: of the group scales
+    scale_rate: float
+    #: of the norm weights; 0 keeps them
+    norm_rate: float
+    #: of the elements of the rotation before a tied head; 0 keeps it
+    rotation_rate: float
+    #: steps over which the learning rates rise from zero
+    warm_up: int
+    #: share of the parameters' running average that a step keeps; 0 takes the last step's values
+    averaging: float
+
+    def __post_init__(self) -> None:
+        for field, least in (
+            *(("steps", 1), ("sequences", 1), ("max_epochs", 1), ("texts", 1)),
+            ("warm_up", 0),
+        ):
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < least:
+                raise ConfigError(
+                    f"distillation: {field} is {count!r}; a whole number of at least {least} is "
+                    "needed"
+                )
+        for field in ("scale_rate", "norm_rate", "rotation_rate"):
+            rate = getattr(self, field)
+            if not isinstance(rate, (int, float)) or not 0 <= rate <= MAX_RATE:
+                raise ConfigError(
+                    f"distillation: {field} is {rate!r}; a number from 0 to {MAX_RATE} is needed"
+                )
+        if self.scale_rate == 0:
+            raise ConfigError(
+                "distillation: scale_rate is 0; a positive number is needed, since group scales "
+                "are what is trained"
+            )
+        if not isinstance(self.averaging, (int, float)) or not 0 <= self.averaging < 1:
+            raise ConfigError(
+                f"distillation: averaging is {self.averaging!r}; a number from 0 to below 1 is "
+                "needed"
+            )
+
+
 #: Recipes that describe what Meta did: learned R1 and R2, R4, and GPTQ; or training with rounding.
 META_SPINQUANT: Final = "w4a8-meta-spinquant"
 
@@ -100,6 +160,8 @@ class Recipe:
     rotations: tuple[Rotation, ...] = ()
     #: None keeps R1 and R2 as they are drawn
     rotation_learning: RotationLearning | None = None
+    #: None keeps scales and norm weights as rounding left them
+    distillation: Distillation | None = None
     #: of the rotations' random signs
     seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
@@ -117,6 +179,11 @@ class Recipe:
             )
         if self.rotation_learning:
             self._check_learning()
+        if self.distillation and self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: distillation needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
+            )
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
             raise ConfigError(
@@ -157,6 +224,11 @@ class Recipe:
                 "so activation_bits 8 is needed; they are in floating point"
             )
 
+    @property
+    def learns(self) -> bool:
+        """Whether a GPU takes part."""
+        return self.rotation_learning is not None or self.distillation is not None
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """Read what `to_json` wrote.
@@ -171,6 +243,8 @@ class Recipe:
             fields["rotations"] = tuple(Rotation(name) for name in fields["rotations"])
             if fields.get("rotation_learning") is not None:
                 fields["rotation_learning"] = RotationLearning(**fields["rotation_learning"])
+            if fields.get("distillation") is not None:
+                fields["distillation"] = Distillation(**fields["distillation"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"recipe: {error}") from error

@@ -75,7 +75,7 @@ class ExportRequest:
     out: Path | None = None
     options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
     force: bool = False
-    #: where rotations are learned
+    #: where a recipe that learns does so
     device: Device = Device.CPU
     #: what else the bundle must reach; None: nothing
     suite: SuiteRequest | None = None

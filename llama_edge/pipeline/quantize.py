@@ -18,6 +18,7 @@ from llama_edge.core.sealed import sealed_files
 from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.quantize import RECIPES
 from llama_edge.quantize.device import check_device
 from llama_edge.quantize.stage import check_widths
 
@@ -77,7 +78,7 @@ class QuantizeRequest:
     #: None: `quantized/MODEL-RECIPE` under the current folder
     out: Path | None = None
     force: bool = False
-    #: where rotations are learned
+    #: where a recipe that learns does so
     device: Device = Device.CPU
 
 
@@ -116,13 +117,14 @@ def check_learning_device(recipe: Recipe, device: Device) -> None:
     """Refuse a device that would not be used, or that is not here.
 
     Raises:
-        UsageError: The recipe learns no rotations.
+        UsageError: The recipe learns nothing.
         MissingComponentError: This machine has no such device.
     """
-    if device is not Device.CPU and recipe.rotation_learning is None:
+    if device is not Device.CPU and not recipe.learns:
+        learning = ", ".join(name for name, one in RECIPES.items() if one.learns)
         raise UsageError(
-            f"--device {device.value}: recipe {recipe.name} learns no rotations, and everything "
-            "else runs on the CPU; leave it out, or choose a recipe with learned rotations"
+            f"--device {device.value}: recipe {recipe.name} learns nothing, and everything else "
+            f"runs on the CPU; leave it out, or choose a recipe that learns: {learning}"
         )
     check_device(device)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors.torch import load_file
 
 import llama_edge.core
@@ -52,7 +53,7 @@ def quantize_with_cache(
         texts: The user's calibration text; empty lets the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
-        device: Where rotations are learned. A run that was stopped is resumed.
+        device: Where a recipe that learns does so. A run that was stopped is resumed.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
@@ -74,7 +75,7 @@ def quantize_with_cache(
     require_cache()
     checkpoint = replace(checkpoint, weights=HashedWeights.of(checkpoint.weights))
     source = hash_weights(checkpoint.weights)
-    calibration = own or _self_generated(checkpoint, source, recipe.seed, progress)
+    calibration = own or _self_generated(checkpoint, source, recipe, progress)
     key = _key(
         {
             "source": source,
@@ -107,6 +108,19 @@ def _key(parts: Mapping[str, object]) -> str:
 
 
 def _self_generated(
+    checkpoint: Checkpoint, source: str, recipe: Recipe, progress: Progress
+) -> CalibrationSet:
+    """As many texts as the recipe wants, each of the next seed and cached for itself."""
+    count = 1 if recipe.distillation is None else recipe.distillation.texts
+    seeds = range(recipe.seed, recipe.seed + count)
+    texts = [_self_generated_text(checkpoint, source, seed, progress) for seed in seeds]
+    if count == 1:
+        return texts[0]
+    tokens = torch.cat([text.tokens for text in texts])
+    return CalibrationSet(tokens=tokens, origin=f"self-generated, seeds {seeds[0]} to {seeds[-1]}")
+
+
+def _self_generated_text(
     checkpoint: Checkpoint, source: str, seed: int, progress: Progress
 ) -> CalibrationSet:
     template = checkpoint.text.chat_template

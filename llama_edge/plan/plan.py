@@ -203,10 +203,12 @@ def _workloads(
 
     size = artifact_size(quantized, recipe, form.backend, DEFAULT_CONTEXT)
     minutes = _recipe_minutes(recipe)
-    yield (
-        workload,
-        host_cost(config, recipe, form.backend, size.file_bytes, recipe_cpu_minutes=minutes),
+    cost = (
+        None
+        if minutes is None
+        else host_cost(config, recipe, form.backend, size.file_bytes, recipe_cpu_minutes=minutes)
     )
+    yield workload, cost
 
 
 def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
@@ -215,11 +217,16 @@ def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
     return (own, KVCacheDtype.INT8) if target.name == "android" else (own,)
 
 
-def _recipe_minutes(recipe: Recipe) -> float:
-    """As measured; a recipe that was not is taken for one among those of its rounding."""
+def _recipe_minutes(recipe: Recipe) -> float | None:
+    """As measured; a recipe that was not is taken for one among those of its rounding.
+
+    A distillation is like none of them, and its time is the GPU's.
+    """
     measured = read_measurements().recipes
     if recipe.name in measured:
         return measured[recipe.name].cpu_minutes
+    if recipe.distillation is not None:
+        return None
     alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
     return median(measured[name].cpu_minutes for name in alike)
 

@@ -12,7 +12,7 @@ from tests.suites.tiny import write_tiny
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--recipe", "w4a8-rtn", "--device", "cuda"], 2, "w4a8-rtn learns no rotations"),
+        (["--recipe", "w4a8-rtn", "--device", "cuda"], 2, "w4a8-rtn learns nothing"),
         (["--recipe", "w4a8-spinquant", "--device", "tpu"], 2, "'tpu' is not one of"),
         pytest.param(
             ["--recipe", "w4a8-spinquant", "--device", "cuda"],
