@@ -1,6 +1,6 @@
 """How far a Core ML package of SmolLM2-135M is from its reference, exactly and rounded to float16.
 
-    python benchmarks/coreml_precision.py [--recipe NAME] [--prompts N] [--prefill flexible|fixed]
+    python benchmarks/coreml_precision.py [--recipe RECIPE] [--prompts N] [--prefill flexible|fixed]
 
 The package is written, then run by the interpreter in both of its modes over the gate's prompts:
 each is prefilled, and 64 more tokens are decoded one by one. The reference computes with the same
@@ -28,7 +28,8 @@ from llama_edge.gate.prompts import gate_prompts
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.pipeline.quantized import quantize_with_cache
-from llama_edge.quantize import W4A8_RTN, get_recipe
+from llama_edge.quantize import W4A8_RTN
+from llama_edge.quantize.recipe_file import find_recipe
 from llama_edge.runtimes import get_runtime
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def measure(recipe: str, count: int, prefill: PrefillLengths) -> list[tuple[str,
         codes, place = Path(folder, "codes"), Path(folder, "package")
         codes.mkdir()
         place.mkdir()
-        quantized = quantize_with_cache(model, get_recipe(recipe), (), codes, SilentProgress())
+        quantized = quantize_with_cache(model, find_recipe(recipe), (), codes, SilentProgress())
         options = LowerOptions(prefill=prefill)
         artifact = CoreMLExporter().lower(quantized, place, options, SilentProgress())
         reference = Reference(quantized.config, CachedSource(DequantizedSource(quantized.weights)))

@@ -268,9 +268,7 @@ def measure(names: list[str], recipe: Recipe) -> list[Row]:
     expected = _logits(precise, prompts)
     given = model
     if recipe.rotations:
-        given = apply_rotations(
-            model, choose_rotations(model.config, recipe.rotations, recipe.seed)
-        )
+        given = apply_rotations(model, choose_rotations(model.config, recipe))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         quantized = quantize_checkpoint(model, recipe, Path(folder), SilentProgress())

@@ -1,6 +1,6 @@
 """CPU time and peak memory of quantizing one layer of Llama 3.2's shapes, and of a whole model.
 
-    python benchmarks/layer_cost.py [--shapes 1b 3b] [--recipes NAME...] [--tokens N] [--json FILE]
+    python benchmarks/layer_cost.py [--shapes 1b 3b] [--recipes R...] [--tokens N] [--json FILE]
 
 The weights are random and the vocabulary small, so the figures are those of the layer: a network of
 one layer is quantized in a process of its own, then one of two; the difference is a layer, the
@@ -31,8 +31,9 @@ from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.recipe import Rounding
 from llama_edge.models.weights import weight_shapes
-from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
+from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN
 from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
+from llama_edge.quantize.recipe_file import find_recipe
 from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import quantize_checkpoint
 
@@ -95,7 +96,7 @@ def peak_rss_mib() -> float:
 
 def measure(shape: str, layers: int, recipe_name: str, tokens: int) -> tuple[float, float]:
     """CPU seconds and peak MiB of this process, which quantizes once."""
-    recipe = get_recipe(recipe_name)
+    recipe = find_recipe(recipe_name)
     checkpoint = random_checkpoint(SHAPES[shape], layers)
     calibration = None
     if recipe.rounding is Rounding.GPTQ:

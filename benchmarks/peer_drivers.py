@@ -2,10 +2,10 @@
 
     python benchmarks/peer_drivers.py PEER build|time|logits WORK
 
-`WORK` holds `hf` (the checkpoint as a Hugging Face folder), `gguf` (as float32 GGUF) and
-`tokens.json` (held-out text). `build` writes WORK/PEER; `time` prints [decode, decode after a
-long prompt, prefill] tokens per second; `logits` writes WORK/PEER/logits.npy. Nothing of llama-edge
-is imported here.
+`WORK` holds `hf` (the checkpoint as a Hugging Face folder), `gguf` (as float32 GGUF), `tokens.json`
+(held-out text) and, for an importance matrix, `calibration.txt`. `build` writes WORK/PEER; `time`
+prints [decode, decode after a long prompt, prefill] tokens per second; `logits` writes
+WORK/PEER/logits.npy. Nothing of llama-edge is imported here.
 """
 
 import json
@@ -29,6 +29,10 @@ LONG_PROMPTS = 8
 DECODE_TOKENS = 64
 CONTEXT = 2048
 THREADS = os.cpu_count() or 1
+#: tokens of one sequence of our calibration text
+CALIBRATION_LENGTH = 256
+#: llama.cpp's library and programs, within WORK
+LLAMA_CPP = Path("environments/llama.cpp/build/bin")
 
 
 def build_genai(work: Path) -> None:
@@ -101,25 +105,30 @@ def open_pte(path: Path) -> Iterator[Callable[[], Call]]:
     yield start
 
 
-def build_llama_cpp(work: Path) -> None:
-    """Q4_0: symmetric int4 in groups of 32, as ours; the tables as llama.cpp chooses."""
-    import llama_cpp
-
-    (work / "llama.cpp").mkdir(exist_ok=True)
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-    source, target = work / "gguf" / "model.gguf", work / "llama.cpp" / "model.gguf"
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
-    if code:
-        raise SystemExit(f"llama_model_quantize returned {code}")
+def build_llama_cpp(work: Path, peer: str, kind: str, *, calibrated: bool = False) -> None:
+    """llama.cpp's own programs, as its documentation says; the tables as they choose."""
+    programs, source = work / LLAMA_CPP, work / "gguf" / "model.gguf"
+    (work / peer).mkdir(exist_ok=True)
+    options: list[str | Path] = []
+    if calibrated:
+        matrix = work / f"{peer}.matrix.gguf"
+        command: list[str | Path] = [programs / "llama-imatrix", "-m", source]
+        command += ["-f", work / "calibration.txt"]
+        command += ["-o", matrix, "-c", str(CALIBRATION_LENGTH), "-t", str(THREADS)]
+        # The text has the control tokens of a chat; its perplexity is not needed.
+        subprocess.run([*command, "--parse-special", "--no-ppl"], check=True)
+        options = ["--imatrix", matrix]
+    target = work / peer / "model.gguf"
+    subprocess.run([programs / "llama-quantize", *options, source, target, kind], check=True)
 
 
 @contextmanager
-def open_llama_cpp(work: Path) -> Iterator[Callable[[], Call]]:
+def open_llama_cpp(work: Path, peer: str) -> Iterator[Callable[[], Call]]:
     """The model with an empty cache for each sequence."""
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(work / LLAMA_CPP)
     from llama_cpp import Llama
 
-    path = str(work / "llama.cpp" / "model.gguf")
+    path = str(work / peer / "model.gguf")
     model = Llama(path, n_ctx=CONTEXT, n_batch=512, n_threads=THREADS, verbose=False)
 
     def start() -> Call:
@@ -157,7 +166,11 @@ def time_calls(start: Callable[[], Call]) -> tuple[float, float, float]:
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "genai": build_genai,
     "optimum": build_optimum,
-    "llama.cpp": build_llama_cpp,
+    "llama.cpp-q4_0": lambda work: build_llama_cpp(work, "llama.cpp-q4_0", "Q4_0"),
+    "llama.cpp-q4_k_m": lambda work: build_llama_cpp(work, "llama.cpp-q4_k_m", "Q4_K_M"),
+    "llama.cpp-q4_0-imatrix": lambda work: build_llama_cpp(
+        work, "llama.cpp-q4_0-imatrix", "Q4_0", calibrated=True
+    ),
 }
 
 
@@ -165,8 +178,8 @@ def opened(peer: str, work: Path) -> Any:  # noqa: ANN401
     """The peer's context manager."""
     if peer in ("genai", "onnx"):
         return open_genai(work / peer)
-    if peer == "llama.cpp":
-        return open_llama_cpp(work)
+    if peer.startswith("llama.cpp"):
+        return open_llama_cpp(work, peer)
     return open_pte(work / peer / "model.pte")
 
 

@@ -2,23 +2,26 @@
 
     python benchmarks/peers.py [--only NAME ...] [--work FOLDER] [--out docs]
 
-Each peer lives in a virtual environment of its own that sees this one's torch; what cannot be
-installed or built is a row that says why. All start from the same weights. CPU seconds and peak
-memory are the operating system's figures of the finished builds; speeds are medians of readings
-in turns, a fresh process each. With `--work`, what is built is not built again. Writes
-`peers.md` and `peers.svg`. The stock export takes 16 CPU-minutes, llama.cpp is compiled.
+Each project's tools live in a virtual environment of their own that sees this one's torch; what
+cannot be installed or built is a row that says why. All start from the same weights. CPU seconds
+and peak memory are the operating system's figures of the finished builds; speeds are medians of
+readings in turns, a fresh process each. With `--work`, what is built is not built again. Writes
+`peers.md` and `peers.svg` into `--out`, which is made where there is none. The stock export takes
+16 CPU-minutes, compiling llama.cpp 7; each part says on stderr how long it took.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,158 +29,191 @@ from typing import Final
 import gguf
 import numpy as np
 import torch
-from stock_executorch import STEADY_MEMORY, TEXT, export_stock, measure
-
-from llama_edge.checkpoints import load_checkpoint
-from llama_edge.core.checkpoint import Checkpoint
-from llama_edge.models.reference import Reference
-from llama_edge.models.sources import CachedSource, FullPrecisionSource
-from llama_edge.quantize import DEFAULT_RECIPE
-from llama_edge.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.arguments import writable_folder
+from benchmarks.peer_page import Row, Run, page, plot
+from benchmarks.stock_executorch import STEADY_MEMORY, TEXT, ToolError, export_stock, measure
+from llama_edge.checkpoints import load_checkpoint
+from llama_edge.core.checkpoint import Checkpoint
+from llama_edge.core.progress import SilentProgress
+from llama_edge.core.recipe import Device
+from llama_edge.models.reference import Reference
+from llama_edge.models.sources import CachedSource, FullPrecisionSource
+from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN, get_recipe
+from llama_edge.quantize.arithmetic import arithmetic_on
+from llama_edge.quantize.calibration import generate_calibration
+from llama_edge.text.tokenizer import Tokenizer
 from tests.checkpoint_writers import write_gguf, write_huggingface
 
 MODEL: Final = "smollm2-135m"
 ROUNDS: Final = 5
 CONTEXT: Final = 2048
+PAGE, PLOT = "peers.md", "peers.svg"
 DRIVERS: Final = Path(__file__).with_name("peer_drivers.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """A tool: what to install for it, or none of it where our own environment has it."""
+class Tools:
+    """What is installed together."""
 
     name: str
-    title: str
-    packages: tuple[str, ...] = ()
-    #: what `llama-edge export` is asked for; None for others' tools
-    ours: tuple[str, str] | None = None
+    packages: tuple[str, ...]
+    #: a source distribution with llama.cpp in it, which is compiled
+    llama_cpp: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the table; `missing` says why there is no more."""
+class Peer:
+    """A way to an artifact."""
 
     name: str
     title: str
-    missing: str = ""
-    cpu_s: float = 0.0
-    peak_mib: float = 0.0
-    file_mib: float = 0.0
-    mean_kl_nats: float = 0.0
-    decode_tokens_per_s: float = 0.0
-    long_decode_tokens_per_s: float = 0.0
-    prefill_tokens_per_s: float = 0.0
+    #: None where our own environment has them
+    tools: Tools | None = None
+    #: what `llama-edge export` is asked for; None for others' tools
+    ours: tuple[str, str] | None = None
+    #: needs the text that our recipes calibrate on
+    calibrated: bool = False
 
 
 #: The runtime and its builder; both our ONNX folder and its own model run in it.
-GENAI: Final = (
-    "onnxruntime-genai==0.18.0",
-    "onnx==1.23.2",
-    "onnx-ir==1.1.0",
-    "transformers==5.23.0",
+GENAI: Final = Tools(
+    name="genai",
+    packages=(
+        "onnxruntime-genai==0.18.0",
+        "onnx==1.23.2",
+        "onnx-ir==1.1.0",
+        "transformers==5.23.0",
+    ),
+)
+OPTIMUM: Final = Tools(name="optimum", packages=("optimum-executorch==1.1.0",))
+#: The bindings' source distribution has all of llama.cpp, of which they build the library alone.
+LLAMA_CPP: Final = Tools(
+    name="llama.cpp",
+    packages=("cmake==4.4.4", "ninja==1.13.2"),
+    llama_cpp="llama-cpp-python==0.3.36",
 )
 PEERS: Final = (
-    Peer(name="rtn", title="llama-edge .pte, w4a8-rtn", ours=("android", "w4a8-rtn")),
+    Peer(name="rtn", title="llama-edge .pte, w4a8-rtn", ours=("android", W4A8_RTN.name)),
     Peer(
         name="hadamard", title="llama-edge .pte, w4a8-hadamard", ours=("android", "w4a8-hadamard")
     ),
     Peer(name="default", title="llama-edge .pte, default recipe", ours=("android", DEFAULT_RECIPE)),
     Peer(name="stock", title="ExecuTorch export_llm .pte, 8da4w"),
-    Peer(
-        name="optimum",
-        title="optimum-executorch .pte, 8da4w",
-        packages=("optimum-executorch==1.1.0",),
-    ),
+    Peer(name="optimum", title="optimum-executorch .pte, 8da4w", tools=OPTIMUM),
     Peer(
         name="onnx",
         title="llama-edge ONNX, w4a8-rtn, run by onnxruntime-genai",
-        packages=GENAI,
-        ours=("onnx", "w4a8-rtn"),
+        tools=GENAI,
+        ours=("onnx", W4A8_RTN.name),
     ),
-    Peer(name="genai", title="onnxruntime-genai builder, int4", packages=GENAI),
-    Peer(name="llama.cpp", title="llama.cpp, Q4_0", packages=("llama-cpp-python==0.3.36",)),
+    Peer(name="genai", title="onnxruntime-genai builder, int4", tools=GENAI),
+    Peer(name="llama.cpp-q4_0", title="llama.cpp, Q4_0", tools=LLAMA_CPP),
+    Peer(name="llama.cpp-q4_k_m", title="llama.cpp, Q4_K_M", tools=LLAMA_CPP),
+    Peer(
+        name="llama.cpp-q4_0-imatrix",
+        title="llama.cpp, Q4_0 with an importance matrix",
+        tools=LLAMA_CPP,
+        calibrated=True,
+    ),
 )
 
 
-#: What the columns do not say of themselves.
-REMARKS: Final = (
-    "- Our head is int8, and one table with the embedding: a token reads 27 MiB of it, and of an "
-    "int4 head 15. Where memory is the limit of decode, that is: in the same runtime, "
-    "onnxruntime-genai, ours reads about a sixth more a token than its own builder's model.",
-    "- The builders of onnxruntime-genai and llama.cpp round and write. Our seconds also hold the "
-    "written file against the checkpoint, block by block and token by token, and, but for "
-    "w4a8-rtn, write and use the calibration text.",
-    "- Nothing here is a phone's speed: ExecuTorch's attention goes to MKL on this machine.",
-)
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Print the wall seconds of a part of the run."""
+    began = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-class PeerMissingError(Exception):
-    """A peer that cannot be installed or does not build; the message is for the table."""
-
-
-def run(command: Sequence[str | Path], log: Path, what: str) -> tuple[float, float]:
-    """CPU seconds and peak MiB of a command.
+def environment(tools: Tools | None, work: Path) -> Path:
+    """The python of the tools' environment, made and filled where it is not yet.
 
     Raises:
-        PeerMissingError: It failed; with the last line of its log.
+        ToolError: Something cannot be installed or compiled.
     """
-    try:
-        seconds, mib = measure([str(part) for part in command], log)
-    except SystemExit as error:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        raise PeerMissingError(f"{what} failed: {lines[-1][:160]}") from error
-    return seconds, mib
-
-
-def environment(peer: Peer, work: Path) -> Path:
-    """The python of the peer's environment, made and filled where it is not yet."""
-    if not peer.packages:
+    if not tools:
         return Path(sys.executable)
-    folder = work / "environments" / peer.name
+    folder = work / "environments" / tools.name
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         folder.parent.mkdir(exist_ok=True)
-        log = work / f"{peer.name}.install.log"
-        run([sys.executable, "-m", "venv", "--clear", folder], log, "venv")
+        log = work / f"{tools.name}.install.log"
+        measure([sys.executable, "-m", "venv", "--clear", folder], log, "venv")
         # After its own packages it sees ours, so that torch is not stored once more.
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         reuse = folder / "lib" / version / "site-packages" / "reuse.pth"
         reuse.write_text(sysconfig.get_path("purelib") + "\n")
-        run([python, "-m", "pip", "install", *peer.packages], log, "pip install")
+        measure([python, "-m", "pip", "install", *tools.packages], log, "pip install")
+        if tools.llama_cpp:
+            compile_llama_cpp(tools.llama_cpp, folder, log)
         (folder / "complete").touch()
     return python
 
 
+def compile_llama_cpp(distribution: str, folder: Path, log: Path) -> None:
+    """Into `folder`/build: llama.cpp's library and programs; the bindings use that library."""
+    pip = (folder / "bin" / "python", "-m", "pip")
+    name = distribution.partition("==")[0]
+    sdist = folder / "sdist"
+    download = ("download", "--no-deps", "--no-binary", name, "--dest", sdist, distribution)
+    measure([*pip, *download], log, "pip download")
+    (archive,) = sdist.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(sdist, filter="data")
+    source, cmake = archive.with_suffix("").with_suffix(""), folder / "bin" / "cmake"
+    # The environment's ninja, wherever the session's PATH leads.
+    options = ["CMAKE_BUILD_TYPE=Release", f"CMAKE_MAKE_PROGRAM={folder / 'bin' / 'ninja'}"]
+    options += ["BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF"]
+    options += ["LLAMA_BUILD_SERVER=OFF", "LLAMA_OPENSSL=OFF"]
+    configure: list[str | Path] = [
+        "-S",
+        source / "vendor" / "llama.cpp",
+        "-B",
+        folder / "build",
+        "-G",
+        "Ninja",
+    ]
+    measure([cmake, *configure, *(f"-D{option}" for option in options)], log, "cmake")
+    targets = ("--target", "llama-quantize", "llama-imatrix")
+    measure([cmake, "--build", folder / "build", *targets], log, "compiling llama.cpp")
+    bindings = ("-C", "cmake.args=-DLLAMA_BUILD=OFF", source)
+    measure([*pip, "install", *bindings], log, "pip install")
+
+
 def build(peer: Peer, checkpoint: Checkpoint, python: Path, work: Path) -> tuple[float, float]:
-    """Write the peer's artifact; CPU seconds and peak MiB."""
+    """Write the peer's artifact; CPU seconds and peak MiB.
+
+    Raises:
+        ToolError: It cannot be built.
+    """
     log, folder = work / f"{peer.name}.log", work / peer.name
     if peer.ours:
         target, recipe = peer.ours
         # A cache of its own: what a recipe calibrates is part of what it costs.
         own = f"LLAMA_EDGE_CACHE={work / 'cache' / peer.name}"
         program = Path(sys.executable).with_name("llama-edge")
-        command: list[str | Path] = [
-            "env",
-            own,
-            program,
-            "export",
-            MODEL,
+        command: list[str | Path] = ["env", own, program, "export", MODEL]
+        command += [
             "--target",
             target,
             "--recipe",
             recipe,
+            "--max-context",
+            str(CONTEXT),
+            "--out",
+            folder,
+            "--force",
         ]
-        return run(
-            [*command, "--max-context", str(CONTEXT), "--out", folder, "--force"], log, "export"
-        )
+        return measure(command, log, "export")
     if peer.name == "stock":
         folder.mkdir(exist_ok=True)
         exported = export_stock(checkpoint, folder)
         exported.path.rename(folder / "model.pte")
         return exported.cpu_s, exported.peak_mib
-    return run([python, DRIVERS, peer.name, "build", work], log, "build")
+    return measure([python, DRIVERS, peer.name, "build", work], log, "build")
 
 
 def artifact_mib(peer: Peer, work: Path) -> float:
@@ -191,16 +227,20 @@ def ask(peer: Peer, python: Path, request: str, work: Path) -> str:
     """A driver's answer.
 
     Raises:
-        PeerMissingError: It failed.
+        ToolError: It failed.
     """
     command = [str(python), str(DRIVERS), peer.name, request, str(work)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | STEADY_MEMORY
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PeerMissingError(f"{request} failed: {lines[-1][:160]}")
+        raise ToolError(request, done.stderr or f"exit code {done.returncode}")
     return done.stdout
+
+
+def page_folder(text: str) -> Path:
+    """A folder that takes the page and its plot."""
+    return writable_folder(text, PAGE, PLOT)
 
 
 def mean_kl(found: np.ndarray, full: torch.Tensor) -> float:
@@ -227,18 +267,37 @@ def prepare(checkpoint: Checkpoint, work: Path) -> torch.Tensor:
     return Reference(checkpoint.config, source).logits(torch.tensor(tokens))
 
 
+def write_calibration(checkpoint: Checkpoint, work: Path) -> float:
+    """Into `work`, the text that our recipes calibrate on; the CPU seconds that writing it took."""
+    kept = work / "calibration.json"
+    if not kept.exists():
+        began = time.process_time()
+        tokens = (
+            generate_calibration(checkpoint, 0, SilentProgress(), arithmetic_on(Device.CPU))
+            .tokens.flatten()
+            .tolist()
+        )
+        seconds = time.process_time() - began
+        text = Tokenizer(checkpoint.text).decode(tokens, skip_special_tokens=False)
+        (work / "calibration.txt").write_text(text)
+        kept.write_text(json.dumps(seconds))
+    return float(json.loads(kept.read_text()))
+
+
 def make(
     peer: Peer, checkpoint: Checkpoint, full: torch.Tensor, work: Path, pythons: dict[str, Path]
 ) -> Row:
     """Everything but speed; kept in `work`, so that a second run goes on."""
-    kept = work / f"{peer.name}.json"
+    kept, asked = work / f"{peer.name}.json", json.dumps(asdict(peer))
     try:
-        pythons[peer.name] = environment(peer, work)
+        pythons[peer.name] = environment(peer.tools, work)
         if kept.exists():
-            return Row(**json.loads(kept.read_text()))
+            found = json.loads(kept.read_text())
+            if found.get("asked") == asked:
+                return Row(**found["row"])
         cpu_s, peak_mib = build(peer, checkpoint, pythons[peer.name], work)
         ask(peer, pythons[peer.name], "logits", work)
-    except PeerMissingError as error:
+    except ToolError as error:
         return Row(name=peer.name, title=peer.title, missing=str(error))
     row = Row(
         name=peer.name,
@@ -248,76 +307,66 @@ def make(
         file_mib=artifact_mib(peer, work),
         mean_kl_nats=mean_kl(np.load(work / peer.name / "logits.npy"), full),
     )
-    kept.write_text(json.dumps(asdict(row)))
+    kept.write_text(json.dumps({"asked": asked, "row": asdict(row)}))
     return row
 
 
 def with_speed(
-    rows: Sequence[Row], pythons: Mapping[str, Path], reading: Callable[[Row], str]
+    rows: Sequence[Row], reading: Callable[[Row], str], rounds: int = ROUNDS
 ) -> list[Row]:
-    """Readings in turns, whatever the machine does meanwhile."""
-    speeds: dict[str, list[tuple[float, float, float]]] = {row.name: [] for row in rows}
-    for _ in range(ROUNDS):
-        for row in rows:
-            if not row.missing:
+    """Readings in turns, whatever the machine does meanwhile; a row that fails says so."""
+    speeds: dict[str, list[list[float]]] = {row.name: [] for row in rows}
+    timed = list(rows)
+    for _ in range(rounds):
+        for place, row in enumerate(timed):
+            if row.missing:
+                continue
+            try:
                 speeds[row.name].append(json.loads(reading(row).splitlines()[-1]))
-    timed = []
-    for row in rows:
-        if row.missing:
-            timed.append(row)
-            continue
-        names = ("decode_tokens_per_s", "long_decode_tokens_per_s", "prefill_tokens_per_s")
-        columns = zip(*speeds[row.name], strict=True)
-        medians = map(statistics.median, columns)
-        timed.append(replace(row, **dict(zip(names, medians, strict=True))))
-    return timed
+            except ToolError as error:
+                timed[place] = replace(row, missing=str(error))
+    return [row if row.missing else _with_medians(row, speeds[row.name]) for row in timed]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The page, written by the run."""
-    lines = [
-        "# Peers",
-        "",
-        f"Written by `python benchmarks/peers.py` on {platform.machine()}, {os.cpu_count()} "
-        f"processors: {MODEL}, context {CONTEXT}. CPU seconds and peak memory are those of the "
-        f"whole export, ours with calibration and verification. Speeds are medians of {ROUNDS} "
-        "readings in turns on this machine, no device's; decode after a prompt of 128 tokens, and "
-        "of 1024. All have memory in large pages, without which no two readings agree. KL is to "
-        "full precision on plain English, token by token.",
-        "",
-        "| | CPU s | peak MiB | file MiB | decode tok/s | at 1024 | prefill tok/s | mean KL nats |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if row.missing:
-            lines.append(f"| {row.title} | {row.missing.replace('|', ' ')} | | | | | | |")
-            continue
-        lines.append(
-            f"| {row.title} | {row.cpu_s:.0f} | {row.peak_mib:.0f} | {row.file_mib:.1f} | "
-            f"{row.decode_tokens_per_s:.1f} | {row.long_decode_tokens_per_s:.1f} | "
-            f"{row.prefill_tokens_per_s:.0f} | {row.mean_kl_nats:.3f} |"
-        )
-    lines += ["", *REMARKS]
-    return "\n".join([*lines, "", "![Speed and closeness of the artifacts](peers.svg)", ""])
+def _with_medians(row: Row, readings: Sequence[Sequence[float]]) -> Row:
+    decode, long_decode, prefill = map(statistics.median, zip(*readings, strict=True))
+    return replace(
+        row,
+        decode_tokens_per_s=decode,
+        long_decode_tokens_per_s=long_decode,
+        prefill_tokens_per_s=prefill,
+    )
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Decode speed over KL, and CPU seconds of the export."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    found = [row for row in rows if not row.missing]
-    figure, (speed, cost) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    for place, row in enumerate(found):
-        color = f"C{place}"
-        speed.plot(row.mean_kl_nats, row.decode_tokens_per_s, "o", color=color, label=row.title)
-        cost.barh(-place, row.cpu_s, color=color)
-    speed.set(xlabel="mean KL to full precision, nats", ylabel="decode, tokens per second")
-    cost.set(xlabel="CPU seconds of the export", xscale="log", yticks=[])
-    figure.legend(loc="outside lower center", ncols=3, fontsize="x-small")
-    figure.savefig(path)
+def measure_all(peers: Sequence[Peer], work: Path) -> Run:
+    """Build, compare and time them."""
+    checkpoint = load_checkpoint(MODEL)
+    with said("preparing the checkpoint"):
+        full = prepare(checkpoint, work)
+    text_cpu_s = None
+    if any(peer.calibrated for peer in peers):
+        with said("writing calibration text"):
+            text_cpu_s = write_calibration(checkpoint, work)
+    pythons: dict[str, Path] = {}
+    rows = []
+    for peer in peers:
+        with said(peer.name):
+            rows.append(make(peer, checkpoint, full, work, pythons))
+    by_name = {peer.name: peer for peer in peers}
+    with said("timing"):
+        rows = with_speed(rows, lambda row: ask(by_name[row.name], pythons[row.name], "time", work))
+    return Run(
+        rows=rows,
+        ours=frozenset(peer.name for peer in peers if peer.ours),
+        default="default",
+        plain="rtn",
+        recipe=get_recipe(DEFAULT_RECIPE),
+        model=MODEL,
+        config=checkpoint.config,
+        context=CONTEXT,
+        rounds=ROUNDS,
+        text_cpu_s=text_cpu_s,
+    )
 
 
 def main() -> None:
@@ -325,25 +374,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [peer.name for peer in PEERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--work", type=Path, help="keep environments and artifacts here")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page")
+    parser.add_argument("--work", type=writable_folder, help="keep environments and artifacts here")
+    parser.add_argument(
+        "--out", type=page_folder, default="docs", help="folder of the page (default: docs)"
+    )
     arguments = parser.parse_args()
-    out = arguments.out.absolute()
+    peers = [peer for peer in PEERS if peer.name in arguments.only]
     with tempfile.TemporaryDirectory() as folder:
-        work = (arguments.work or Path(folder)).absolute()
-        work.mkdir(parents=True, exist_ok=True)
-        checkpoint = load_checkpoint(MODEL)
-        full = prepare(checkpoint, work)
-        peers = [peer for peer in PEERS if peer.name in arguments.only]
-        pythons: dict[str, Path] = {}
-        rows = [make(peer, checkpoint, full, work, pythons) for peer in peers]
-        by_name = {peer.name: peer for peer in peers}
-        rows = with_speed(
-            rows, pythons, lambda row: ask(by_name[row.name], pythons[row.name], "time", work)
-        )
-    (out / "peers.md").write_text(table(rows))
-    plot(rows, out / "peers.svg")
-    print(table(rows))
+        measured = measure_all(peers, arguments.work or Path(folder))
+    text = page(measured)
+    (arguments.out / PAGE).write_text(text)
+    plot(measured.rows, arguments.out / PLOT)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What each step of the recipes buys and costs on SmolLM2-135M.
 
     python benchmarks/recipes.py [STEP...] [--json FILE] [--write]
-        [--calibration FILE... | --in-domain]
+        [--seeds N | --calibration FILE... | --in-domain]
 
 Every step quantizes the same checkpoint with the same calibration text in a process of its own, so
 that CPU seconds and peak memory are its own. The quantized network then runs in the eager reference
 with the activations that the recipe is for (int8 per token, or none), over text that calibration
-never saw: docstrings of Python's standard library, and the gate's prompts in eight languages.
+never saw: docstrings of Python's standard library, manual pages, and the gate's prompts in eight
+languages. `--seeds` repeats calibrated steps with other text of the model's own, and shows means
+with standard errors.
 `--in-domain` calibrates on docstrings of other modules instead of what the model writes itself. The
 noise floor is the network's distance from itself when its embedding is disturbed by 1e-6. `--write`
 puts the rows of named recipes where `llama-edge recipes` reads them.
@@ -15,19 +17,22 @@ puts the rows of named recipes where `llama-edge recipes` reads them.
 import argparse
 import importlib
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import torch
+from manual_pages import manual_pages
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -37,7 +42,7 @@ from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
-from llama_edge.core.recipe import Recipe, Rotation, Rounding, Scales
+from llama_edge.core.recipe import Device, Recipe, Rotation, Rounding, Scales
 from llama_edge.evaluate.windows import cut_windows
 from llama_edge.gate.metrics import Comparison, Divergence, compare, concatenate, summarize
 from llama_edge.gate.prompts import fidelity_prompts
@@ -46,6 +51,7 @@ from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
+from llama_edge.quantize.arithmetic import arithmetic_on
 from llama_edge.quantize.calibration import (
     SEQUENCES,
     CalibrationSet,
@@ -127,7 +133,10 @@ class Row:
     step: str
     #: the named recipe that this is, or None
     recipe: str | None
+    #: of the calibration text
+    seed: int
     kl_docstrings: float
+    kl_manual_pages: float
     kl_languages: float
     top1_languages: float
     perplexity_ratio_docstrings: float
@@ -156,11 +165,10 @@ def in_domain() -> str:
     return "\n\n".join(text for text in documentation(CALIBRATED) if text not in seen)
 
 
-def held_out(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
-    """Windows of documentation, evenly spread."""
-    text = "\n\n".join(documentation(DOCUMENTED))
+def held_out(checkpoint: Checkpoint, text: str) -> list[tuple[int, ...]]:
+    """Windows of a text, evenly spread."""
     tokens = Tokenizer(checkpoint.text).encode(text, add_bos=False)
-    windows = cut_windows("documentation", tokens, WINDOW, None, None)
+    windows = cut_windows("held-out", tokens, WINDOW, None, None)
     return list(islice(windows[:: len(windows) // WINDOWS], WINDOWS))
 
 
@@ -170,7 +178,7 @@ def peak_rss_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure_step(step: str, tokens: Path) -> Row:
+def measure_step(step: str, tokens: Path, seed: int) -> Row:
     """Quantize and measure in this process."""
     recipe = STEPS[step]
     checkpoint = load_checkpoint(MODEL)
@@ -190,7 +198,8 @@ def measure_step(step: str, tokens: Path) -> Row:
         cpu_s = time.process_time() - began
         peak_mib = peak_rss_mib()
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return _evaluated(step, checkpoint, quantized, stored, cpu_s, peak_mib)
+        row = _evaluated(step, checkpoint, quantized, stored, cpu_s, peak_mib)
+        return replace(row, seed=seed)
 
 
 @torch.no_grad()
@@ -211,9 +220,10 @@ def _evaluated(
     full = Reference(config, CachedSource(FullPrecisionSource(config, weights)))
     source = CachedSource(DequantizedSource(quantized.weights))
     reference = Reference(quantized.config, source, rounding)
-    documents = held_out(checkpoint)
+    documents = held_out(checkpoint, "\n\n".join(documentation(DOCUMENTED)))
+    pages = held_out(checkpoint, manual_pages())
     prompts = fidelity_prompts(Tokenizer(checkpoint.text), WINDOW)
-    sequences = [*documents, *(prompt.sequence for prompt in prompts)]
+    sequences = [*documents, *pages, *(prompt.sequence for prompt in prompts)]
     tolerances = Tolerances()
     disturbed = Variant(
         model=reference, disturbance=tolerances.disturbance, seed=tolerances.disturbance_seed
@@ -228,12 +238,16 @@ def _evaluated(
         )
         to_full.append(compare(wanted, got, tokens))
         to_itself.append(compare(got, shaken, tokens))
-    english, languages = _joined(to_full[: len(documents)]), _joined(to_full[len(documents) :])
+    ends = len(documents), len(documents) + len(pages)
+    english, manuals = _joined(to_full[: ends[0]]), _joined(to_full[ends[0] : ends[1]])
+    languages = _joined(to_full[ends[1] :])
     parameters = sum(torch.Size(weights.shape(name)).numel() for name in weights)
     return Row(
         step=step,
         recipe=recipe.name if RECIPES.get(recipe.name) == recipe else None,
+        seed=0,
         kl_docstrings=english.mean_kl,
+        kl_manual_pages=manuals.mean_kl,
         kl_languages=languages.mean_kl,
         top1_languages=languages.top1_agreement,
         perplexity_ratio_docstrings=english.perplexity_ratio,
@@ -248,7 +262,7 @@ def _joined(parts: Sequence[Comparison]) -> Divergence:
     return summarize(concatenate(parts))
 
 
-def calibration_tokens(texts: Sequence[Path], path: Path) -> float:
+def calibration_tokens(texts: Sequence[Path], seed: int, path: Path) -> float:
     """Write the text that all steps share, as much of it as the model's own; CPU seconds for it."""
     checkpoint = load_checkpoint(MODEL)
     began = time.process_time()
@@ -257,39 +271,60 @@ def calibration_tokens(texts: Sequence[Path], path: Path) -> float:
         spread = max(1, len(found.tokens) // SEQUENCES)
         calibration = replace(found, tokens=found.tokens[::spread][:SEQUENCES].contiguous())
     else:
-        calibration = generate_calibration(checkpoint, 0, SilentProgress())
+        calibration = generate_calibration(
+            checkpoint, seed, SilentProgress(), arithmetic_on(Device.CPU)
+        )
     save_file({"tokens": calibration.tokens}, path)
     return time.process_time() - began
 
 
-def run_steps(steps: Sequence[str], tokens: Path) -> Iterator[Row]:
-    """Each step in a child, so that its peak memory is its own."""
+def run_steps(steps: Sequence[str], tokens: Path, seed: int) -> Iterator[Row]:
+    """Each step in a child, so that its peak memory is its own; once if calibration is not used."""
     for step in steps:
-        command = [sys.executable, __file__, step, "--tokens", str(tokens)]
+        if seed and STEPS[step].rounding is not Rounding.GPTQ:
+            continue
+        command = [sys.executable, __file__, step, "--tokens", str(tokens), "--seed", str(seed)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         yield Row(**json.loads(output.splitlines()[-1]))
+
+
+def by_step(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each step, one a seed."""
+    steps = dict.fromkeys(row.step for row in rows)
+    return [[row for row in rows if row.step == step] for step in steps]
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean, with its standard error where there are several values."""
+    mean = f"{statistics.fmean(values):.4g}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2g}"
 
 
 def show(rows: Sequence[Row], calibration_s: float) -> None:
     """One line a step."""
     table = Table(title=f"{MODEL}; calibration text took {calibration_s:.0f} CPU seconds")
-    for heading in asdict(rows[0]):
+    measures = [field.name for field in fields(Row) if field.type is float]
+    for heading in ("step", "recipe", "seeds", *measures):
         table.add_column(heading.replace("_", " "), justify="right")
-    for row in rows:
-        cells = asdict(row).values()
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console(width=150).print(table)
+    for same in by_step(rows):
+        cells = [mean_and_error([getattr(row, name) for row in same]) for name in measures]
+        table.add_row(same[0].step, str(same[0].recipe), str(len(same)), *cells)
+    Console(width=180).print(table)
 
 
 def write_measured(rows: Sequence[Row], calibration_s: float) -> None:
     """What `llama-edge recipes` shows; rows of recipes that were not run now stay."""
     known = json.loads(MEASURED.read_text())["recipes"] if MEASURED.exists() else {}
-    for row in rows:
-        if row.recipe is not None:
-            seconds = row.cpu_s + (0 if row.cpu_s < calibration_s / 4 else calibration_s)
-            known[row.recipe] = {
-                "mean_kl": round(row.kl_languages, 4),
-                "bits_per_weight": round(row.bits_per_weight, 2),
+    for same in by_step(rows):
+        recipe = same[0].recipe
+        if recipe is not None:
+            cpu_s = statistics.fmean(row.cpu_s for row in same)
+            seconds = cpu_s + (0 if cpu_s < calibration_s / 4 else calibration_s)
+            known[recipe] = {
+                "mean_kl": round(statistics.fmean(row.kl_languages for row in same), 4),
+                "bits_per_weight": round(same[0].bits_per_weight, 2),
                 "cpu_minutes": round(seconds / 60, 1),
             }
     measured = {
@@ -307,14 +342,20 @@ def main() -> None:
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--calibration", type=Path, action="append", default=[])
     origin.add_argument("--in-domain", action="store_true", help="other modules' docstrings")
+    origin.add_argument("--seeds", type=int, default=1, help="how many calibration texts to write")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--write", action="store_true", help="update quantize/measured.json")
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.steps) - set(STEPS):
         parser.error(f"unknown steps: {', '.join(sorted(unknown))}")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be 1 or more; got {arguments.seeds}")
     if arguments.tokens:
-        print(json.dumps(asdict(measure_step(arguments.steps[0], arguments.tokens))))
+        print(
+            json.dumps(asdict(measure_step(arguments.steps[0], arguments.tokens, arguments.seed)))
+        )
         return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -323,12 +364,15 @@ def main() -> None:
         if arguments.in_domain:
             texts = [Path(folder, "in-domain.txt")]
             texts[0].write_text(in_domain(), encoding="utf-8")
-        calibration_s = calibration_tokens(texts, tokens)
-        for row in run_steps(arguments.steps or list(STEPS), tokens):
-            rows.append(row)
-            print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+        calibration_s = 0.0
+        for seed in range(arguments.seeds):
+            calibration_s += calibration_tokens(texts, seed, tokens) / arguments.seeds
+            for row in run_steps(arguments.steps or list(STEPS), tokens, seed):
+                rows.append(row)
+                print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
+                if arguments.json:
+                    kept = json.dumps([asdict(r) for r in rows], indent=2)
+                    arguments.json.write_text(kept + "\n")
     show(rows, calibration_s)
     if arguments.write and not texts:  # what `recipes` shows is the default calibration's
         write_measured(rows, calibration_s)

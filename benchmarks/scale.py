@@ -34,7 +34,7 @@ from typing import Final
 from llama_edge.backends import TARGETS
 from llama_edge.bundle.folder import PARITY_FILE
 from llama_edge.core.errors import CheckFailedError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan
 from llama_edge.pipeline.export import ExportRequest, export_model
 
@@ -139,7 +139,7 @@ class Watch(SilentProgress):
     def _now(self) -> tuple[float, float]:
         return time.process_time() + sum(cpu for cpu, _ in self._children.values()), time.time()
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         """See `Progress`: the one before has ended."""
         now = self._now()
         peaks = [peak for _, peak in self._children.values()]
@@ -159,9 +159,6 @@ class Watch(SilentProgress):
         """See `Progress`."""
 
     def remark(self, text: str) -> None:
-        """See `Progress`."""
-
-    def skip(self, steps: int) -> None:
         """See `Progress`."""
 
 

@@ -49,6 +49,14 @@ print(json.dumps([status, used.ru_utime + used.ru_stime, usage.ru_maxrss / 1024]
 """
 
 
+class ToolError(Exception):
+    """A tool that cannot be installed, built or run; the message is for a cell of the table."""
+
+    def __init__(self, what: str, output: str) -> None:
+        lines = output.strip().splitlines() or ["it printed nothing"]
+        super().__init__(f"{what} failed: {lines[-1][:160]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Exported:
     """A finished export."""
@@ -93,21 +101,30 @@ def write_meta_checkpoint(checkpoint: Checkpoint, folder: Path) -> tuple[Path, P
     return folder / "consolidated.00.pth", folder / "params.json"
 
 
-def measure(command: Sequence[str], log: Path) -> tuple[float, float]:
-    """CPU seconds and peak MiB of a command with all its children; fails loudly.
+def measure(command: Sequence[str | Path], log: Path, what: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of a command with all its children.
 
     Linux counts the memory of whoever starts a process as that process's: a small one does.
+
+    Raises:
+        ToolError: It failed; with the last line of its log.
     """
-    starter = [sys.executable, "-c", _STARTER, str(log), *command]
-    done = subprocess.run(starter, capture_output=True, text=True, check=True, cwd=log.parent)
+    starter = [sys.executable, "-c", _STARTER, str(log), *map(str, command)]
+    done = subprocess.run(starter, capture_output=True, text=True, check=False, cwd=log.parent)
+    if done.returncode:
+        raise ToolError(what, done.stderr)
     status, cpu_s, peak_mib = json.loads(done.stdout)
     if status:
-        raise SystemExit(f"{command[0]} failed; see {log}")
+        raise ToolError(what, log.read_text(errors="replace"))
     return cpu_s, peak_mib
 
 
 def export_stock(checkpoint: Checkpoint, work: Path) -> Exported:
-    """The stock exporter as its documentation says, for XNNPACK."""
+    """The stock exporter as its documentation says, for XNNPACK.
+
+    Raises:
+        ToolError: It failed.
+    """
     weights, params = write_meta_checkpoint(checkpoint, work)
     eos = list(checkpoint.text.eos_token_ids)
     metadata = json.dumps({"get_bos_id": checkpoint.text.bos_token_id, "get_eos_ids": eos})
@@ -136,4 +153,4 @@ def export_stock(checkpoint: Checkpoint, work: Path) -> Exported:
     path.write_text(json.dumps(config))  # JSON is YAML
     module = "executorch.extension.llm.export.export_llm"
     command = [sys.executable, "-m", module, "--config", str(path)]
-    return Exported(work / "stock.pte", *measure(command, work / "stock.log"))
+    return Exported(work / "stock.pte", *measure(command, work / "stock.log", "export_llm"))

@@ -13,6 +13,7 @@ from llama_edge.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from llama_edge.core.recipe import Recipe
 from llama_edge.core.walk import walk
 
 
@@ -43,12 +44,32 @@ class Backend:
     #: packages whose versions can change what is written or measured
     libraries: tuple[str, ...]
     load: Callable[[], Exporter]
+    #: whether its 4-bit linears have groups of the recipe's size
+    takes_groups: Callable[[Recipe], bool]
+
+
+def _onnx_groups(recipe: Recipe) -> bool:
+    """Powers of two; with int8 activations, their blocks' own size."""
+    group = recipe.group_size
+    return group == 32 if recipe.activation_bits else group >= 16 and group.bit_count() == 1
 
 
 BACKENDS: Final[Mapping[str, Backend]] = {
-    "coreml": Backend(suffix=".mlpackage", libraries=("coremltools",), load=_coreml),
-    "executorch": Backend(suffix=".pte", libraries=("executorch",), load=_executorch),
-    "onnx": Backend(suffix=".onnx", libraries=("onnx", "onnxruntime"), load=_onnx),
+    "coreml": Backend(
+        suffix=".mlpackage", libraries=("coremltools",), load=_coreml, takes_groups=lambda _: True
+    ),
+    "executorch": Backend(
+        suffix=".pte",
+        libraries=("executorch",),
+        load=_executorch,
+        takes_groups=lambda recipe: recipe.group_size % 32 == 0,
+    ),
+    "onnx": Backend(
+        suffix=".onnx",
+        libraries=("onnx", "onnxruntime"),
+        load=_onnx,
+        takes_groups=_onnx_groups,
+    ),
 }
 
 #: The backend whose main file, or package, ends so.

@@ -290,8 +290,10 @@ def export(
     *,
     out: str | Path | None = None,
     format: str | None = None,  # noqa: A002 (the option's name)
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
+    seed: int | None = None,
     calibration: Sequence[str | Path] = (),
+    text_cache: str | Path | None = None,
     max_context: int | None = None,
     accuracy_level: int | None = None,
     kv_cache: str | None = None,
@@ -309,13 +311,16 @@ def export(
         target: "android", "ios" or "onnx".
         out: Where to; by default `bundles/MODEL-TARGET` under the current folder.
         format: A backend of the target; by default its first.
-        recipe: See `llama-edge recipes`; by default the one for the target.
+        recipe: A name that `llama-edge recipes` lists, or the path of a recipe file; by default
+            w4a8-mixed, or what a checkpoint that came quantized is.
+        seed: Of all that the recipe draws at random; by default the recipe's own.
         calibration: Text files; by default the model writes its own text where one is needed.
+        text_cache: A file for the text that the model writes: read if it is there, else written.
         max_context: Tokens that the KV cache holds.
         accuracy_level: ONNX Runtime's; 0 leaves activations in float32, 4 rounds them to int8.
         kv_cache: "float32", "float16" or "int8"; by default what the backend keeps.
         prefill: "flexible" or "fixed", for Core ML.
-        device: "cpu" (the default), "cuda" or "mps": where a recipe that learns does so.
+        device: "cpu" (the default), "cuda" or "mps": where a recipe calibrates.
         suite: A suite of prompts on which the bundle is compared with full precision: "on-device"
             or a file.
         require: What the suite must reach, such as "agreement.th=0.85".
@@ -336,8 +341,10 @@ def export(
         model=str(model),
         target=target,
         format=format,
-        recipe=recipe,
+        recipe=None if recipe is None else str(recipe),
+        seed=seed,
         calibration=tuple(map(Path, calibration)),
+        text_cache=None if text_cache is None else Path(text_cache),
         out=None if out is None else Path(out),
         options=options,
         suite=suite_request(None if suite is None else str(suite), require, None),

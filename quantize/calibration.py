@@ -19,18 +19,15 @@ from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import CalibrationRecord
 from llama_edge.core.regular import MAX_TEXT_BYTES, decode_text, plain_newlines, read_regular
-from llama_edge.models.reference import KVCache, Reference
-from llama_edge.models.sources import CachedSource, FullPrecisionSource
-from llama_edge.quantize.calibration_prompts import DOCUMENTS, REQUESTS
+from llama_edge.quantize.arithmetic import Arithmetic
+from llama_edge.quantize.calibration_prompts import PROMPTS, CalibrationPrompt
+from llama_edge.quantize.text_writer import continue_prompts
 from llama_edge.text.tokenizer import Tokenizer
 
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
 #: SmolLM2, 32 x 256 against 16 x 512.
 LENGTH: Final = 256
-SEQUENCES: Final = len(REQUESTS) + len(DOCUMENTS)
-#: Float32 weights that are kept while the text is written; a larger model's are read again for
-#: each token. 3B would take 13 GB.
-WEIGHT_BYTES: Final = 2 << 30
+SEQUENCES: Final = len(PROMPTS)
 #: Fewer tokens than a group of weights say nothing about it.
 MIN_TOKENS: Final = 32
 
@@ -54,49 +51,38 @@ class CalibrationSet:
         )
 
 
-@torch.no_grad()
 def generate_calibration(
-    checkpoint: Checkpoint, seed: int, progress: Progress, length: int = LENGTH
+    checkpoint: Checkpoint,
+    seed: int,
+    progress: Progress,
+    arithmetic: Arithmetic,
+    length: int = LENGTH,
 ) -> CalibrationSet:
-    """Let the full-precision model continue each prompt at temperature 1, all of them in step.
+    """Let the full-precision model continue each of our prompts at temperature 1.
 
-    A sequence takes its own prompt's tokens until they end and samples from there on, so sequences
-    with prompts of different lengths need no padding. A sequence that ends a turn goes on.
+    Args:
+        checkpoint: Full precision, with a whole head.
+        seed: Decides what is sampled.
+        progress: Told how far it is.
+        arithmetic: Of products, and where they are computed.
+        length: Tokens of a sequence; a prompt takes at most half of them.
     """
     length = min(length, checkpoint.config.max_position_embeddings)
     prompts = _encode_prompts(checkpoint, length // 2)
-    model = Reference(
-        checkpoint.config,
-        CachedSource(
-            FullPrecisionSource(checkpoint.config, checkpoint.weights), limit_bytes=WEIGHT_BYTES
-        ),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.zeros(len(prompts), length, dtype=torch.int64)
-    given = torch.tensor([len(prompt) for prompt in prompts])
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    progress.start("write calibration text", length - 1)
-    cache = KVCache()
-    for step in range(length - 1):
-        logits = model.logits(rows[:, step : step + 1], cache)[:, 0]
-        sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        rows[:, step + 1] = torch.where(step + 1 < given, rows[:, step + 1], sampled)
-        progress.advance()
+    rows = continue_prompts(checkpoint, prompts, length, seed, arithmetic, progress)
     return CalibrationSet(tokens=rows, origin=f"self-generated, seed {seed}")
 
 
 def _encode_prompts(checkpoint: Checkpoint, longest: int) -> list[list[int]]:
     tokenizer = Tokenizer(checkpoint.text)
-    begun = [_request(tokenizer, text) for text in REQUESTS]
-    begun += [tokenizer.encode(text) for text in DOCUMENTS]
-    return [tokens[:longest] for tokens in begun]
+    return [begin_sequence(tokenizer, prompt)[:longest] for prompt in PROMPTS]
 
 
-def _request(tokenizer: Tokenizer, text: str) -> list[int]:
-    if not tokenizer.has_chat_template:
-        return tokenizer.encode(text)
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
+def begin_sequence(tokenizer: Tokenizer, prompt: CalibrationPrompt) -> list[int]:
+    """The tokens that the model is given; a base model reads a request as a document."""
+    if prompt.is_request and tokenizer.has_chat_template:
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    return tokenizer.encode(prompt.text)
 
 
 def read_calibration(

@@ -1,4 +1,4 @@
-"""Where a recipe that learns does so: is it here, and is its memory full."""
+"""Where a recipe calibrates: is it here, what can it not do, and is its memory full."""
 
 import torch
 
@@ -16,13 +16,19 @@ def check_device(device: Device) -> None:
     if device is Device.CUDA and not torch.cuda.is_available():
         raise MissingComponentError(
             "--device cuda: PyTorch finds no CUDA device on this machine; leave the option out to "
-            "learn on the CPU, or install a CUDA build of torch where there is a GPU"
+            "calibrate on the CPU, or install a CUDA build of torch where there is a GPU"
         )
     if device is Device.MPS and not torch.backends.mps.is_available():
         raise MissingComponentError(
             "--device mps: PyTorch finds no Metal device on this machine, which is there on Macs "
-            "with Apple silicon and macOS 14 or later; leave the option out to learn on the CPU"
+            "with Apple silicon and macOS 14 or later; leave the option out to calibrate "
+            "on the CPU"
         )
+
+
+def factoring_device(device: torch.device) -> torch.device:
+    """Where matrices of the device are factored: PyTorch has not all it takes on Apple's GPU."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

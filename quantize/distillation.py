@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import QuantizeError
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.core.recipe import Device, Distillation
 from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
@@ -92,9 +92,7 @@ def distill(
             full.run(scratch / "full-precision")
             loss = _Loss(network, full, layout, tokens_NT.to(device))
             batches = _Batches(distillation.sequences, place.device, progress)
-            progress.start(stage, steps)
-            if adam.step:
-                progress.skip(adam.step)
+            progress.start(stage, steps, done=adam.step)
             while adam.step < steps:
                 rows = rows_of_step(
                     len(tokens_NT), adam.step, distillation.sequences, layout.recipe.seed
@@ -194,8 +192,10 @@ class _FullPrecision:
         self._hidden = activation_buffer((*self._tokens.shape, config.hidden_size), path)
         for x_TD, tokens_T in zip(self._hidden, self._tokens, strict=True):
             x_TD.copy_(model.embed(tokens_T.to(self._device)))
-        self._progress.start("run in full precision", config.num_hidden_layers)
-        for layer in range(config.num_hidden_layers):
+        layers = config.num_hidden_layers
+        steps = [Step(layer_name(layer, layers)) for layer in range(layers)]
+        self._progress.start("run in full precision", steps)
+        for layer in range(layers):
             model.source = self._weights()
             for x_TD in self._hidden:
                 x_TD.copy_(model.block(layer, x_TD[None].to(self._device))[0])

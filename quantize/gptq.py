@@ -1,102 +1,139 @@
 """GPTQ: round column by column, and let the columns still to come make up for each error.
 
 Frantar et al., "GPTQ", 2023, algorithm 1, with the order of falling Hessian diagonal. Scales are
-chosen before and belong to the columns' own groups, so the order never mixes groups. Shape
-suffixes: O out_features, I in_features, G groups of inputs.
+chosen before and belong to the columns' own groups, so the order never mixes groups. Columns are
+rows here, because a row lies together in memory. Shape suffixes: O out_features, I in_features,
+G groups of inputs.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
+from llama_edge.quantize.device import factoring_device
 
 #: Added to the Hessian's diagonal, relative to its mean (the paper's 1 %).
 DAMPING: Final = 0.01
 #: A Hessian that even this much does not make positive definite is damaged.
 _LARGEST_DAMPING: Final = 1.0
-#: Columns whose updates are kept together; only speed depends on it.
-_BLOCK: Final = 128
+#: Columns whose updates are kept together, those inside a pass over the rest, and outputs that are
+#: rounded together, so that all of it stays in the caches; only speed depends on them.
+_INNER: Final = 32
+_OUTER: Final = 256
+_OUTPUTS: Final = 1024
 
 
-def _inverse_factor(name: str, hessian_II: Tensor) -> Tensor:
-    """Upper Cholesky factor of the damped Hessian's inverse."""
-    damping = DAMPING
-    mean = hessian_II.diagonal().mean()
-    while damping <= _LARGEST_DAMPING:
-        damped = hessian_II + torch.diag(torch.full_like(hessian_II[0], float(damping * mean)))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            factor: Tensor
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return factor
-        damping *= 10
-    raise QuantizeError(
-        f"{name}: its calibration Hessian is not positive definite even with a damping of "
-        f"{_LARGEST_DAMPING:g}; use more calibration text"
-    )
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """What inputs x have done, for all linears that multiply them."""
 
+    #: damped sum over tokens of x x^T, float32 (I, I)
+    hessian: Tensor
+    #: columns by falling diagonal, int64 (I,)
+    order: Tensor
+    #: upper Cholesky factor of the damped Hessian's inverse, in that order, float32 (I, I)
+    factor: Tensor
 
-def _ordered_factor(name: str, hessian_II: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns in the order of falling diagonal, and the inverse's factor in that order."""
-    if not hessian_II.isfinite().all():
+    @classmethod
+    def of(cls, name: str, hessian_II: Tensor) -> "Curvature":
+        """Of a sum over tokens of x x^T; a zero diagonal is an input that never came.
+
+        Args:
+            name: A weight, for messages.
+            hessian_II: float32.
+
+        Raises:
+            QuantizeError: It holds NaN or infinity, or is degenerate.
+        """
+        if not hessian_II.isfinite().all():
+            raise QuantizeError(
+                f"{name}: its calibration activations are not finite; the weights are damaged or "
+                "overflow float32"
+            )
+        diagonal = hessian_II.diagonal()
+        # A silent input gets curvature of its own: rounded to nearest, without touching others.
+        added = (diagonal == 0).float() * diagonal.mean().clamp(min=1.0)
+        order = torch.argsort(diagonal + added, descending=True, stable=True)
+        mean = (diagonal + added).mean()
+        damping = DAMPING
+        while damping <= _LARGEST_DAMPING:
+            hessian = hessian_II.clone()
+            hessian.diagonal().add_(added + damping * mean)
+            factor = _inverse_factor(hessian[order][:, order])
+            if factor is not None:
+                return cls(hessian, order, factor)
+            damping *= 10
         raise QuantizeError(
-            f"{name}: its calibration activations are not finite; the weights are damaged or "
-            "overflow float32"
+            f"{name}: its calibration Hessian is not positive definite even with a damping of "
+            f"{_LARGEST_DAMPING:g}; use more calibration text"
         )
-    dead = hessian_II.diagonal() == 0
-    # A silent input gets curvature of its own: rounded to nearest, without touching the others.
-    hessian = hessian_II + torch.diag(dead.float() * hessian_II.diagonal().mean().clamp(min=1.0))
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    return order, _inverse_factor(name, hessian[order][:, order])
+
+    def costs(self) -> Tensor:
+        """What a squared rounding error in each column costs `tr(dW H dW^T)` under GPTQ, (I,).
+
+        That is 1 / U_jj^2 for the inverse's factor U (Frantar et al., equation 3): what is left
+        once the columns still to come have made up for what they can.
+        """
+        return self.factor.diagonal().square().reciprocal()[torch.argsort(self.order)]
 
 
-def rounding_costs(name: str, hessian_II: Tensor) -> Tensor:
-    """What a squared rounding error in each column costs `tr(dW H dW^T)` under GPTQ, float32 (I,).
-
-    That is 1 / U_jj^2 for the inverse's factor U (Frantar et al., equation 3): what is left once
-    the columns still to come have made up for what they can.
-
-    Raises:
-        QuantizeError: The Hessian holds NaN or infinity, or is degenerate.
-    """
-    order, factor = _ordered_factor(name, hessian_II)
-    return factor.diagonal().square().reciprocal()[torch.argsort(order)]
+def _inverse_factor(hessian_II: Tensor) -> Tensor | None:
+    """Upper Cholesky factor of the inverse, or None where it is not positive definite."""
+    place = factoring_device(hessian_II.device)
+    lower, failed = torch.linalg.cholesky_ex(hessian_II.to(place))
+    if failed:
+        return None
+    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed else factor.to(hessian_II.device)
 
 
-def gptq_codes(
-    name: str, weight_OI: Tensor, hessian_II: Tensor, scales_OG: Tensor, bits: int
-) -> Tensor:
-    """Codes int8 (O, I) that keep `weight @ x` for the inputs x that the Hessian has seen.
+def output_chunks(outputs: int) -> Iterator[slice]:
+    """Rows of a matrix that are worked on together: they do not depend on each other."""
+    for start in range(0, outputs, _OUTPUTS):
+        yield slice(start, min(start + _OUTPUTS, outputs))
+
+
+def gptq_codes(weight_OI: Tensor, curvature: Curvature, scales_OG: Tensor, bits: int) -> Tensor:
+    """Codes int8 (O, I) that keep `weight @ x` for the inputs x that the curvature is of.
 
     Args:
-        name: The weight, for messages.
         weight_OI: float32.
-        hessian_II: Sum over tokens of x x^T, float32; a zero diagonal is an input that never came.
+        curvature: Of the inputs.
         scales_OG: Positive, one per group of inputs.
         bits: Of the codes, symmetric.
-
-    Raises:
-        QuantizeError: The Hessian holds NaN or infinity, or is degenerate.
     """
-    columns = weight_OI.shape[1]
-    order, factor = _ordered_factor(name, hessian_II)
-    scales = scales_OG.float().repeat_interleave(columns // scales_OG.shape[1], dim=1)[:, order]
+    outputs, columns = weight_OI.shape
+    codes = torch.empty(outputs, columns, dtype=torch.int8, device=weight_OI.device)
+    groups = curvature.order // (columns // scales_OG.shape[1])
+    back = torch.argsort(curvature.order)
+    for rows in output_chunks(outputs):
+        weight_IO = weight_OI[rows].T[curvature.order]
+        scales_IO = scales_OG[rows].float().T[groups]
+        codes[rows] = _rounded(weight_IO, scales_IO, curvature.factor, bits)[back].T.to(torch.int8)
+    return codes
+
+
+def _rounded(weight_IO: Tensor, scales_IO: Tensor, factor_II: Tensor, bits: int) -> Tensor:
+    """Codes (I, O) float32; the weight is used up."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    weight = weight_OI[:, order].clone()
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
-        errors = torch.empty_like(weight[:, start:end])
-        for column in range(start, end):
-            value, scale = weight[:, column], scales[:, column]
-            code = (value / scale).round().clamp(low, high)
-            codes[:, column] = code.to(torch.int8)
-            error = (value - code * scale) / factor[column, column]
-            weight[:, column + 1 : end].addr_(error, factor[column, column + 1 : end], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, end:] -= errors @ factor[start:end, end:]
-    return codes[:, torch.argsort(order)]
+    columns = len(weight_IO)
+    codes, errors = torch.empty_like(weight_IO), torch.empty_like(weight_IO)
+    for outer in range(0, columns, _OUTER):
+        last = min(outer + _OUTER, columns)
+        for start in range(outer, last, _INNER):
+            end = min(start + _INNER, last)
+            for i in range(start, end):
+                code = torch.div(weight_IO[i], scales_IO[i], out=codes[i])
+                code.round_().clamp_(low, high)
+                error = torch.sub(weight_IO[i], code * scales_IO[i], out=errors[i])
+                error.div_(factor_II[i, i])
+                weight_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], error, alpha=-1)
+            weight_IO[end:last].addmm_(
+                factor_II[start:end, end:last].T, errors[start:end], alpha=-1
+            )
+        weight_IO[last:].addmm_(factor_II[outer:last, last:].T, errors[outer:last], alpha=-1)
+    return codes

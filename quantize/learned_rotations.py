@@ -124,7 +124,5 @@ def _resume(
     if found is None or found.step > learning.iterations:
         progress.start("learn rotations (anew: the saved state is damaged)", learning.iterations)
         return start
-    progress.start("learn rotations", learning.iterations)
-    if found.step:
-        progress.skip(found.step)
+    progress.start("learn rotations", learning.iterations, done=found.step)
     return found

@@ -25,18 +25,21 @@ from llama_edge.core.recipe import Device
 from llama_edge.core.unfinished import empty
 from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry, matrix_shape
 from llama_edge.models.network import network_of
+from llama_edge.quantize.arithmetic import Arithmetic, arithmetic_on
 from llama_edge.quantize.kept import explained, is_kept, keep
 
 #: Activations above this many bytes are in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
 
 
-def activation_buffer(shape: Sequence[int], path: Path) -> Tensor:
-    """Uninitialized float32 activations: in memory, or in the file `path` where they are large."""
+def activation_buffer(
+    shape: Sequence[int], path: Path, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uninitialized activations: in memory, or in the file `path` where they are large."""
     count = math.prod(shape)
-    if 4 * count <= SPILL_BYTES:
-        return torch.empty(*shape)
-    return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(*shape)
+    if dtype.itemsize * count <= SPILL_BYTES:
+        return torch.empty(*shape, dtype=dtype)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
 
 
 @contextmanager
@@ -291,13 +294,18 @@ _DISTILLATION_FILE: Final = "distillation.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkPlace:
-    """It decides about time alone, but for a GPU, whose sums have other last bits."""
+    """It decides about time, and about the last bits of products (`arithmetic`)."""
 
-    #: where a recipe that learns does so
+    #: where it calibrates
     device: Device = Device.CPU
     #: exists, is this run's alone, and belongs to one checkpoint, recipe and calibration text; None
     #: keeps nothing between runs
     folder: Path | None = None
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Of calibration's products."""
+        return arithmetic_on(self.device)
 
     @property
     def learning(self) -> LearningPlace:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint, Weights
-from llama_edge.core.hadamard import hadamard, hadamard_factors, rotate_product
+from llama_edge.core.hadamard import hadamard, r4_orders, rotate_product
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.recipe import Rotation
+from llama_edge.core.recipe import Recipe, Rotation
 from llama_edge.models.blocks import (
     Add,
     Attention,
@@ -34,7 +34,7 @@ class RotationMatrices:
 
     r1: Tensor
     r2: Sequence[Tensor]
-    r4: tuple[int, int] | None
+    r4: tuple[int, ...] | None
 
 
 def tie_breaker(width: int) -> Tensor:
@@ -55,37 +55,42 @@ def random_hadamard(order: int, generator: torch.Generator) -> Tensor:
     return hadamard(order).double() * signs
 
 
-def check_rotations(config: ModelConfig, names: Sequence[Rotation]) -> None:
+def check_rotations(config: ModelConfig, recipe: Recipe) -> None:
     """Fail before any work where `choose_rotations` would.
 
     Raises:
         ConfigError: A width has no Hadamard matrix.
     """
-    if Rotation.R1 in names:
+    if Rotation.R1 in recipe.rotations:
         hadamard(config.hidden_size)
-    if Rotation.R2 in names:
+    if Rotation.R2 in recipe.rotations:
         hadamard(config.head_dim)
-    if Rotation.R4 in names:
-        hadamard_factors(config.intermediate_size)
+    _r4(config, recipe)
 
 
-def choose_rotations(config: ModelConfig, names: Sequence[Rotation], seed: int) -> RotationMatrices:
-    """Seeded Hadamard rotations; those that are not named are the identity.
+def _r4(config: ModelConfig, recipe: Recipe) -> tuple[int, ...] | None:
+    if Rotation.R4 not in recipe.rotations:
+        return None
+    return r4_orders(config.intermediate_size, recipe.r4_block)
+
+
+def choose_rotations(config: ModelConfig, recipe: Recipe) -> RotationMatrices:
+    """The recipe's rotations: seeded Hadamard matrices, and the identity where it has none.
 
     Raises:
         ConfigError: A width has no Hadamard matrix.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
 
     def matrix(name: Rotation, order: int) -> Tensor:
-        if name not in names:
+        if name not in recipe.rotations:
             return torch.eye(order, dtype=torch.float64)
         return random_hadamard(order, generator)
 
     return RotationMatrices(
         r1=matrix(Rotation.R1, config.hidden_size),
         r2=[matrix(Rotation.R2, config.head_dim) for _ in range(config.num_hidden_layers)],
-        r4=hadamard_factors(config.intermediate_size) if Rotation.R4 in names else None,
+        r4=_r4(config, recipe),
     )
 
 
@@ -196,10 +201,10 @@ def apply_rotations(checkpoint: Checkpoint, matrices: RotationMatrices) -> Check
     )
 
 
-def rotate(checkpoint: Checkpoint, names: Sequence[Rotation], seed: int) -> Checkpoint:
-    """The same network with seeded Hadamard rotations merged in; nothing is read yet.
+def rotate(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The same network with the recipe's Hadamard rotations merged in; nothing is read yet.
 
     Raises:
         ConfigError: A width has no Hadamard matrix.
     """
-    return apply_rotations(checkpoint, choose_rotations(checkpoint.config, names, seed))
+    return apply_rotations(checkpoint, choose_rotations(checkpoint.config, recipe))

@@ -6,7 +6,7 @@ prediction (the Fisher information). With g and x taken as independent (K-FAC, M
 2015, section 3) this is half the sum over rows of E[g_r^2] * dW_r E[x x^T] dW_r^T; products of two
 rows are zero on average, since their rounding errors are independent. The last factor is GPTQ's own
 loss, which follows from nearest-rounding errors and the Hessian without running it
-(`gptq.rounding_costs`). Costs of different linears add up.
+(`gptq.Curvature.costs`). Costs of different linears add up.
 
 One pass forward, and one back, a layer at a time: memory holds a layer's weights and the residual
 stream before each layer, which is in a file where it is large.
@@ -25,15 +25,16 @@ from torch import Tensor
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
-from llama_edge.quantize.gptq import rounding_costs
+from llama_edge.quantize.gptq import Curvature
 from llama_edge.quantize.groupwise import round_to_nearest
 from llama_edge.quantize.resume import CostsSoFar, KeptCosts, activation_buffer, scratch_folder
 from llama_edge.quantize.scale_search import recipe_scales
+from llama_edge.quantize.steps import back_steps
 
 #: Calibration sequences that are used, evenly spread: what is wanted is an order of linears, and
 #: time and memory grow with each.
@@ -97,7 +98,7 @@ def measure_costs(
         layouts: Bits and group sizes to try.
         tokens_NT: Calibration text, int64; at most `SEQUENCES` of its rows are used.
         kept: Layers that an earlier run has measured; each further one is kept in its turn.
-        progress: Advances once a layer and direction.
+        progress: Advances once a layer and direction, and once for the head.
 
     Raises:
         QuantizeError: Activations, logits or gradients are not finite.
@@ -146,15 +147,16 @@ class _Measurement:
         done = 0 if found is None else found.costs.shape[1] // len(model.network.linears(0))
         # The last layer's output is what the head starts from, and nothing else.
         forward = layers if found is None else layers - done - 1
-        self._progress.start("measure sensitivity, forward", forward)
+        names = [layer_name(layer, layers) for layer in range(layers)]
+        self._progress.start("measure sensitivity, forward", [*map(Step, names[:forward])])
         self._forward(tokens_NT, streams, forward)
-        self._progress.start("measure sensitivity, back", layers)
+        steps = back_steps(model.config, tokens_NT.numel(), len(self._layouts))
+        self._progress.start("measure sensitivity, back", steps, 0 if found is None else 1 + done)
         if found is None:
             head = _head_gradients(model, streams[layers], self._layouts[0].recipe.seed)
             nothing = torch.empty(len(self._layouts), 0, dtype=torch.float64)
             found = CostsSoFar(costs=nothing, gradients=tuple(head))
-        else:
-            self._progress.skip(done)
+            self._progress.advance()
         for layer in reversed(range(layers - done)):
             self._forget_weights()
             gradients = _backward(model, layer, streams[layer], found.gradients)
@@ -172,8 +174,8 @@ class _Measurement:
     def _forward(self, tokens_NT: Tensor, streams: Tensor, layers: int) -> None:
         """Fill the streams (N, T, D) before each of the first layers, and after the last one."""
         model = self._model
-        for x, tokens in zip(streams[0], tokens_NT, strict=True):
-            x.copy_(model.embed(tokens))
+        # The table is read, and rotated, once for all.
+        streams[0].copy_(model.embed(tokens_NT.reshape(-1)).view_as(streams[0]))
         for layer in range(layers):
             self._forget_weights()
             for x, out in zip(streams[layer], streams[layer + 1], strict=True):
@@ -233,7 +235,7 @@ class _Curvature:
 
     def __init__(self, name: str, moments: _Moments, tokens: int) -> None:
         self._name = name
-        self._columns = rounding_costs(name, moments.inputs / tokens)
+        self._columns = Curvature.of(name, moments.inputs / tokens).costs()
         self._rows = moments.gradients / tokens
         if not self._rows.isfinite().all():
             raise QuantizeError(

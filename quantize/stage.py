@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint, Weights
 from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import QuantizedTensor, tensor_bytes
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import QuantizedCheckpoint
@@ -29,6 +30,7 @@ from llama_edge.formats.quantized_checkpoint import (
 from llama_edge.models.network import network_of
 from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
+from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration import CalibrationSet
 from llama_edge.quantize.distillation import distill
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
@@ -38,6 +40,7 @@ from llama_edge.quantize.resume import ON_CPU, KeptLayers, WorkPlace
 from llama_edge.quantize.rotate import apply_rotations, check_rotations, choose_rotations
 from llama_edge.quantize.scale_search import recipe_scales
 from llama_edge.quantize.sequential import round_blocks
+from llama_edge.quantize.steps import rounding_steps
 
 
 class HashedWeights:
@@ -94,10 +97,19 @@ def check_widths(checkpoint: Checkpoint, recipe: Recipe) -> None:
         QuantizeError: Naming the tensor.
         ConfigError: A width that the recipe rotates has no Hadamard matrix.
     """
-    check_rotations(checkpoint.config, recipe.rotations)
-    layout = Layout(checkpoint.config, recipe)
-    for name in quantized_names(checkpoint.config):
-        columns = matrix_shape(checkpoint.config, name)[1]
+    check_rotations(checkpoint.config, recipe)
+    check_groups(checkpoint.config, recipe)
+
+
+def check_groups(config: ModelConfig, recipe: Recipe) -> None:
+    """Fail where a group of the recipe does not divide a width.
+
+    Raises:
+        QuantizeError: Naming the tensor.
+    """
+    layout = Layout(config, recipe)
+    for name in quantized_names(config):
+        columns = matrix_shape(config, name)[1]
         group_size = layout.group_size(name)
         if columns % group_size:
             raise QuantizeError(
@@ -116,7 +128,11 @@ def nearest_codes(checkpoint: Checkpoint, layout: Layout, name: str) -> Quantize
 
 
 def _entries(
-    checkpoint: Checkpoint, layout: Layout, calibration: CalibrationSet | None, kept: KeptLayers
+    checkpoint: Checkpoint,
+    layout: Layout,
+    calibration: CalibrationSet | None,
+    kept: KeptLayers,
+    arithmetic: Arithmetic,
 ) -> Iterator[QuantizedEntry]:
     """Everything that is stored, in its order: floats, embedding, blocks, an untied head."""
     floats = float_shapes(checkpoint.config)
@@ -131,7 +147,9 @@ def _entries(
             tensor = nearest_codes(checkpoint, layout, name)
             yield QuantizedEntry(name, tensor)
             if name == EMBEDDING and calibration is not None:
-                rounded = round_blocks(checkpoint, layout, tensor, calibration.tokens, kept)
+                rounded = round_blocks(
+                    checkpoint, layout, tensor, calibration.tokens, kept, arithmetic
+                )
     if layout.recipe.distillation is not None:
         # Nothing is left, but the last layer is kept only now; training takes longer than rounding.
         yield from rounded
@@ -171,7 +189,7 @@ def quantize_checkpoint(
     full = replace(checkpoint, weights=hashed)
     source = full
     if recipe.rotations:
-        matrices = choose_rotations(source.config, recipe.rotations, recipe.seed)
+        matrices = choose_rotations(source.config, recipe)
         if recipe.rotation_learning is not None and calibration is not None:
             matrices = learn_rotations(
                 source, recipe, matrices, calibration.tokens, place.learning, progress
@@ -184,8 +202,13 @@ def quantize_checkpoint(
         )
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
+    text = None if calibration is None else (len(calibration.tokens), calibration.tokens.shape[1])
     entries = _counted(
-        _entries(source, layout, calibration, kept), layout, kept.finished(), progress
+        _entries(source, layout, calibration, kept, place.arithmetic),
+        layout,
+        text,
+        kept.finished(),
+        progress,
     )
     if recipe.distillation is not None and calibration is not None:
         entries = distill(full, layout, entries, calibration.tokens, place.distillation, progress)
@@ -203,17 +226,21 @@ def quantize_checkpoint(
 
 
 def _counted(
-    entries: Iterator[QuantizedEntry], layout: Layout, finished: int, progress: Progress
+    entries: Iterator[QuantizedEntry],
+    layout: Layout,
+    text: tuple[int, int] | None,
+    finished: int,
+    progress: Progress,
 ) -> Iterator[QuantizedEntry]:
     """The entries, matrices counted; those of finished layers took no time."""
-    floats = float_shapes(layout.config)
-    matrices = [name for name in stored_names(layout.config) if name not in floats]
-    progress.start(f"quantize ({layout.recipe.name})", len(matrices))
+    steps = rounding_steps(layout, text)
     network = network_of(layout.config)
     done = {node.weight for layer in range(finished) for node in network.linears(layer)}
-    if done:
-        progress.skip(len(done))
+    order = sorted(steps, key=lambda name: name not in done)
+    progress.start(
+        f"quantize ({layout.recipe.name})", [steps[name] for name in order], done=len(done)
+    )
     for entry in entries:
         yield entry
-        if entry.name not in floats and entry.name not in done:
+        if entry.name in steps and entry.name not in done:
             progress.advance()

@@ -121,7 +121,7 @@ class RotationLoss:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        r4: tuple[int, int] | None,
+        r4: tuple[int, ...] | None,
         activation: ActivationQuantization = ActivationQuantization.INT8_PER_TOKEN,
     ) -> None:
         self._checkpoint = checkpoint

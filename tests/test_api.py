@@ -106,10 +106,13 @@ def test_a_stream_that_is_given_up_leaves_the_dialog(bundle: llama_edge.Bundle) 
         ({"kv_cache": "int3"}, "'float32', 'float16', 'int8'"),
         ({"prefill": "some"}, "'flexible', 'fixed'"),
         ({"device": "tpu"}, "'cpu', 'cuda'"),
+        ({"recipe": Path("w5")}, "recipe 'w5' is unknown"),
+        ({"recipe": "w4a8-rtn", "seed": 1}, "draws nothing at random"),
+        ({"recipe": "w4a8-rtn", "text_cache": "text"}, "--text-cache text: .* reads no text"),
     ],
 )
 def test_a_value_that_is_not_known_is_refused(
-    debug_folder: Path, options: dict[str, str], message: str
+    debug_folder: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         llama_edge.export(debug_folder, "onnx", **options)  # type: ignore[arg-type]

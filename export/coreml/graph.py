@@ -254,14 +254,16 @@ class Graph:
             gate, up = mb.cast(x=gate, dtype="fp32"), mb.cast(x=up, dtype="fp32")
         return mb.mul(x=mb.silu(x=gate), y=up, name=output)
 
-    def rotate_product(self, product: Var, factors: tuple[int, int], output: str) -> Var:
+    def rotate_product(self, product: Var, orders: tuple[int, ...], output: str) -> Var:
         """R4 (`core.hadamard.rotate_product`) of fp32 (1, T, F), as fp16."""
-        first, second = factors
-        matrix = mb.reshape(x=product, shape=[1, -1, first, second])
-        half = mb.matmul(x=matrix, y=self._hadamard(second))
-        half = mb.transpose(x=half, perm=[0, 1, 3, 2])
-        turned = mb.matmul(x=half, y=self._hadamard(first))
-        turned = mb.reshape(x=turned, shape=[1, -1, self.config.intermediate_size])
+        *others, last = orders
+        width = self.config.intermediate_size
+        turned = mb.reshape(x=product, shape=[1, -1, width // last, last])
+        turned = mb.matmul(x=turned, y=self._hadamard(last))
+        for order in others:
+            turned = mb.transpose(x=turned, perm=[0, 1, 3, 2])
+            turned = mb.matmul(x=turned, y=self._hadamard(order))
+        turned = mb.reshape(x=turned, shape=[1, -1, width])
         return mb.cast(x=turned, dtype="fp16", name=output)
 
     def _hadamard(self, order: int) -> Var:

@@ -272,7 +272,7 @@ class _Lowering:
     def _hadamard(self, node: Node, x: Var) -> Var:
         assert isinstance(node.block, Hadamard)
         output = f"model.layers.{node.layer}.mlp.product.rotated"
-        return self._graph.rotate_product(x, node.block.factors, output)
+        return self._graph.rotate_product(x, node.block.orders, output)
 
     def _add(self, node: Node, x: Var, branch: Var) -> Var:
         assert node.layer is not None

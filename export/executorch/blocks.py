@@ -244,15 +244,18 @@ class BlockBuilder:
         return graph.multiply(graph.multiply(gate, graph.sigmoid(gate)), up)
 
     def _hadamard(self, node: Node, product: Value) -> Value:
-        """R4 (`core.hadamard.rotate_product`): two small float products around a transpose."""
+        """R4 (`core.hadamard.rotate_product`): a small float product, or two and a transpose."""
         assert isinstance(node.block, Hadamard)
-        graph, factors = self._graph, node.block.factors
-        first, second = (
-            graph.constant(self.store.hadamard(order), (order, order)) for order in factors
+        graph, width = self._graph, self.config.intermediate_size
+        *others, last = (
+            graph.constant(self.store.hadamard(order), (order, order))
+            for order in node.block.orders
         )
-        matrix = graph.reshape(product, (1, 0, *factors))
-        turned = graph.linear(graph.transpose(graph.linear(matrix, second), (0, 1, 3, 2)), first)
-        return graph.reshape(turned, (1, 0, self.config.intermediate_size))
+        order = last.shape[0]
+        turned = graph.linear(graph.reshape(product, (1, 0, width // order, order)), last)
+        for matrix in others:
+            turned = graph.linear(graph.transpose(turned, (0, 1, 3, 2)), matrix)
+        return graph.reshape(turned, (1, 0, width))
 
     def _rotation(self, node: Node, x: Value) -> Value:
         del node

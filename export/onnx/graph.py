@@ -156,21 +156,23 @@ class GraphBuilder:
     def rotate_product(self, product: str, output: str) -> str:
         """R4 (`core.hadamard.rotate_product`); needs `store_rotations`."""
         assert self.config.down_proj_rotation is not None, "only such a network has this block"
-        first, second = self.config.down_proj_rotation
+        *others, last = self.config.down_proj_rotation
         matrix = self.add("Reshape", [product, "rotation.split"], [f"{output}.matrix"])
-        half = self.add("MatMul", [matrix, f"hadamard.{second}"], [f"{output}.half"])
-        half = self.add("Transpose", [half], [f"{output}.swapped"], {"perm": (0, 1, 3, 2)})
-        turned = self.add("MatMul", [half, f"hadamard.{first}"], [f"{output}.turned"])
+        turned = self.add("MatMul", [matrix, f"hadamard.{last}"], [f"{output}.half"])
+        for order in others:
+            swapped = [f"{output}.swapped"]
+            turned = self.add("Transpose", [turned], swapped, {"perm": (0, 1, 3, 2)})
+            turned = self.add("MatMul", [turned, f"hadamard.{order}"], [f"{output}.turned"])
         return self.add("Reshape", [turned, "rotation.join"], [output])
 
     def store_rotations(self) -> None:
         """The matrices and shapes that `rotate_product` uses in every block."""
-        factors = self.config.down_proj_rotation
-        if factors is None:
+        orders, width = self.config.down_proj_rotation, self.config.intermediate_size
+        if orders is None:
             return
-        self.constant("rotation.split", [0, 0, *factors])
-        self.constant("rotation.join", [0, 0, self.config.intermediate_size])
-        for order in dict.fromkeys(factors):
+        self.constant("rotation.split", [0, 0, width // orders[-1], orders[-1]])
+        self.constant("rotation.join", [0, 0, width])
+        for order in dict.fromkeys(orders):
             self.store(f"hadamard.{order}", hadamard(order).T)
 
     def head_norm(self, x: str, weight: str, shape: tuple[int, int], output: str) -> str:

@@ -8,14 +8,14 @@ from llama_edge.bundle.finding_codes import ContractFinding
 from llama_edge.confined.child import tell
 from llama_edge.core import errors
 from llama_edge.core.errors import ArtifactError, LlamaEdgeError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps, step_count
 
 
 class _Progress(SilentProgress):
     """Tells the parent."""
 
-    def start(self, stage: str, total: int) -> None:
-        tell(["start", stage, total])
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        tell(["start", stage, step_count(steps)])
 
     def advance(self, steps: int = 1) -> None:
         tell(["advance", steps])

@@ -136,7 +136,12 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, checked against the schema."""
-        fields = {**asdict(self), "model": self.model.to_json(), "text": self.text.to_json()}
+        fields = {
+            **asdict(self),
+            "model": self.model.to_json(),
+            "recipe": self.recipe.to_json(),
+            "text": self.text.to_json(),
+        }
         if not self.warnings:
             del fields["warnings"]
         if self.tools is None:

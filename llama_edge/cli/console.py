@@ -16,20 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 from typer.rich_utils import rich_format_error
 
+from llama_edge.cli.pace import Pace, duration
 from llama_edge.core.errors import LlamaEdgeError
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Job, Progress, Steps
 from llama_edge.core.visible import visible, visible_answer
 
 if TYPE_CHECKING:
@@ -59,6 +54,8 @@ PublicKeyOption = typer.Option(
 _LOG_WIDTH: Final = 132
 #: A stage that goes on tells a log this often what is left of it.
 _SAY_EVERY_S: Final = 20.0
+#: A command that takes less says nothing about its time at the beginning.
+_SAY_IN_ALL_S: Final = 30.0
 #: What JSON need not escape and a terminal acts on, or no encoding has.
 _NOT_SHOWN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff]")
 
@@ -162,37 +159,83 @@ def print_finding(code: str, *lines: str) -> None:
     say(*(f"  {line}" for line in lines), "", label=visible(code))
 
 
+class _Left(ProgressColumn):
+    """What is left of the running stage."""
+
+    def render(self, task: Task) -> Text:
+        pace: Pace = task.fields["pace"]
+        left = None if task.stop_time is not None else pace.left_s()
+        return Text("" if left is None else f"about {duration(left)} left", no_wrap=True)
+
+
 #: Of a stage's bar.
 COLUMNS: Final = (
     TextColumn("{task.description:<28}", markup=False),
-    BarColumn(),
-    MofNCompleteColumn(),
+    BarColumn(bar_width=20),
+    TextColumn("{task.fields[doing]}", markup=False, table_column=Column(no_wrap=True)),
     TimeElapsedColumn(),
-    TextColumn("left:", markup=False),
-    TimeRemainingColumn(),
+    _Left(),
 )
 
 
-class _Bars:
-    """One bar per stage, on a terminal."""
+class _Stages:
+    """What bars and lines have in common: the pace, and what is said of the whole command."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._pace = Pace(clock)
+        self._job: Job | None = None
+
+    def expect(self, job: Job) -> None:
+        """See `Progress`."""
+        # Here, because it imports the networks.
+        from llama_edge.plan.host import stage_seconds
+
+        self._job = job
+        self._pace.expect(stage_seconds(job))
+
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        """See `Progress`."""
+        self.finish()
+        self._pace.start(stage, steps, done)
+        seconds = self._pace.in_all_s()
+        if self._job is None or seconds is None:
+            return
+        # Said when the first stage begins: those before it were done by an earlier run.
+        if seconds >= _SAY_IN_ALL_S:
+            besides = f", and {self._job.besides}" if self._job.besides else ""
+            self.remark(f"about {duration(seconds)} in all{besides} (planned)")
+        self._job = None
+
+    def remark(self, text: str) -> None:
+        """See `Progress`."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The last stage has ended."""
+        raise NotImplementedError
+
+
+class _Bars(_Stages):
+    """One bar per stage, on a terminal; its length is of the work, not of the number of steps."""
 
     def __init__(self, bars: RichProgress) -> None:
+        super().__init__(bars.get_time)
         self._bars = bars
         self._running: TaskID | None = None
 
-    def start(self, stage: str, total: int) -> None:
-        self.finish()
-        self._running = self._bars.add_task(visible(stage), total=total)
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        super().start(stage, steps, done)
+        self._running = self._bars.add_task(visible(stage), total=1.0, doing="", pace=self._pace)
+        self._show()
 
     def advance(self, steps: int = 1) -> None:
-        assert self._running is not None, "a stage advances after it has started"
-        self._bars.advance(self._running, steps)
+        self._pace.advance(steps)
+        self._show()
 
-    def skip(self, steps: int) -> None:
-        assert self._running is not None, "a stage goes on after it has started"
-        task = next(task for task in self._bars.tasks if task.id == self._running)
-        # A task that is reset forgets the speed of what was not its own work.
-        self._bars.reset(self._running, completed=int(task.completed) + steps)
+    def _show(self) -> None:
+        assert self._running is not None, "a stage advances after it has started"
+        done, doing = self._pace.fraction, visible(self._pace.doing)
+        self._bars.update(self._running, completed=done, doing=doing)
 
     def remark(self, text: str) -> None:
         self._bars.console.print(visible(text))
@@ -200,43 +243,35 @@ class _Bars:
     def finish(self) -> None:
         """A stage that stops early, or says nothing about its steps, still ends full."""
         if self._running is not None:
-            task = next(task for task in self._bars.tasks if task.id == self._running)
-            self._bars.update(self._running, completed=task.total)
+            self._pace.finish()
+            self._bars.update(self._running, completed=1.0, doing=self._pace.count)
             self._bars.stop_task(self._running)
 
 
-class StageLines:
+class StageLines(_Stages):
     """One line per stage, for a log; a long stage also says every so often what is left of it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
         self._clock = clock
-        self._stage = ""
-        self._began = self._spoke = 0.0
-        self._done = self._total = self._skipped = 0
+        self._spoke = 0.0
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         """See `Progress`."""
-        self.finish()
-        self._stage, self._total = stage, total
-        self._done = self._skipped = 0
-        self._began = self._spoke = self._clock()
+        super().start(stage, steps, done)
+        self._spoke = self._clock()
+        if done:
+            say(f"{stage}: {self._pace.count} are there already", err=True)
 
     def advance(self, steps: int = 1) -> None:
         """See `Progress`."""
-        self._done += steps
-        now = self._clock()
-        if now - self._spoke < _SAY_EVERY_S or not 0 < self._done < self._total:
+        pace, now = self._pace, self._clock()
+        pace.advance(steps)
+        left = pace.left_s()
+        if now - self._spoke < _SAY_EVERY_S or left is None or pace.fraction == 1:
             return
         self._spoke = now
-        own = self._done - self._skipped
-        left = (now - self._began) / own * (self._total - self._done)
-        say(f"{self._stage}: {self._done} of {self._total}, about {left:.0f} s left", err=True)
-
-    def skip(self, steps: int) -> None:
-        """See `Progress`."""
-        self._done += steps
-        self._skipped += steps
-        say(f"{self._stage}: {self._done} of {self._total} are there already", err=True)
+        say(f"{pace.stage}: {pace.doing}; about {duration(left)} left", err=True)
 
     def remark(self, text: str) -> None:
         """See `Progress`."""
@@ -244,9 +279,9 @@ class StageLines:
 
     def finish(self) -> None:
         """The last stage has ended."""
-        if self._stage:
-            say(f"{self._stage}: {self._clock() - self._began:.1f} s", err=True)
-        self._stage = ""
+        if self._pace.stage:
+            say(f"{self._pace.stage}: {self._pace.elapsed_s:.1f} s", err=True)
+        self._pace.finish()
 
 
 def trust_in(public_key: Path | None) -> "Trust":

@@ -25,8 +25,17 @@ from llama_edge.suites.request import suite_request
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help=f"How to quantize; `llama-edge recipes` lists them. By default {DEFAULT_RECIPE}, or "
-        "what a checkpoint that came quantized is."
+        metavar="NAME|FILE",
+        help="How to quantize: a recipe that `llama-edge recipes` lists, or a JSON file of your "
+        f"own (docs/recipes.md). By default {DEFAULT_RECIPE}, or what a checkpoint that came "
+        "quantized is.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Of all that the recipe draws at random: the rotations' signs, the text that the "
+        "model writes to calibrate on. By default the recipe's, 0."
     ),
 ]
 Calibration = Annotated[
@@ -35,10 +44,18 @@ Calibration = Annotated[
         help="UTF-8 text to calibrate on, as often as needed; by default the model writes its own."
     ),
 ]
+TextCache = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file for the text that the model writes to calibrate on: read if it is there, "
+        "written if not, so that it serves other recipes and machines."
+    ),
+]
 LearningDevice = Annotated[
     Device,
     typer.Option(
-        "--device", help="Where a recipe that learns does so; mps is the GPU of Apple silicon."
+        "--device",
+        help="Where a recipe calibrates that does so; mps is the GPU of Apple silicon.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
@@ -91,6 +108,8 @@ def export(
         ),
     ] = None,
     calibration: Calibration = None,
+    text_cache: TextCache = None,
+    seed: Seed = None,
     device: LearningDevice = Device.CPU,
     suite: SuiteOption = None,
     require: RequireOption = None,
@@ -114,6 +133,8 @@ def export(
         format=file_format,
         recipe=recipe,
         calibration=tuple(calibration or ()),
+        text_cache=text_cache,
+        seed=seed,
         device=device,
         out=out,
         options=options,
@@ -138,6 +159,8 @@ def quantize(
         Path | None, typer.Option(help="Where to; by default quantized/MODEL-RECIPE.")
     ] = None,
     calibration: Calibration = None,
+    text_cache: TextCache = None,
+    seed: Seed = None,
     device: LearningDevice = Device.CPU,
     force: Force = False,
     as_json: Annotated[bool, JsonOption] = False,
@@ -150,6 +173,8 @@ def quantize(
         model=with_adapters(revised(model, revision), adapter),
         recipe=recipe,
         calibration=tuple(calibration or ()),
+        text_cache=text_cache,
+        seed=seed,
         device=device,
         out=out,
         force=force,

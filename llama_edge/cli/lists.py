@@ -1,11 +1,13 @@
 """`models`, `targets`, `recipes`: what the other commands accept."""
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_edge.cli.console import JsonOption, print_json, print_table, say
+from llama_edge.core.errors import UsageError
 
 if TYPE_CHECKING:
     from llama_edge.checkpoints.known_models import KnownModel
@@ -78,8 +80,38 @@ def targets(as_json: Annotated[bool, JsonOption] = False) -> None:
     print_table("", ("target", "format", "what it writes", "not verified"), rows)
 
 
-def recipes(as_json: Annotated[bool, JsonOption] = False) -> None:
+def recipes(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="Shows every field of one; with --json as a file to start a recipe from.",
+        ),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipe files.")
+    ] = False,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
     """List the quantization recipes, and what each measured on the embedded model."""
+    from llama_edge.quantize.recipe_file import find_recipe, recipe_file, recipe_schema
+
+    if schema and recipe is not None:
+        raise UsageError("--schema is of every recipe file; leave the recipe out")
+    if schema:
+        print_json(recipe_schema())
+    elif recipe is None:
+        _list_recipes(as_json=as_json)
+    elif as_json:
+        print_json(recipe_file(find_recipe(recipe)))
+    else:
+        found = find_recipe(recipe)
+        fields = found.to_json().items()
+        rows = [(name, json.dumps(value)) for name, value in fields if name != "name"]
+        print_table("", ("recipe", found.name), rows)
+
+
+def _list_recipes(*, as_json: bool) -> None:
     from llama_edge.quantize import DEFAULT_RECIPE, RECIPES
     from llama_edge.quantize.measured import read_measurements
 
@@ -111,5 +143,6 @@ def recipes(as_json: Annotated[bool, JsonOption] = False) -> None:
     print_table("", header, rows)
     say(
         f"Measured on {measurements.model}, {measurements.machine}. KL: mean, in nats, to full "
-        "precision, on prompts in eight languages; the eager reference ran."
+        "precision, on prompts in eight languages; the eager reference ran.",
+        "`llama-edge recipes NAME --json` prints one as a file, which `--recipe` takes as well.",
     )

@@ -55,9 +55,10 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME|FILE",
             help="As `export` takes it; or a layout of Meta's own files: bf16, "
             f"published-spinquant, published-qat-lora. By default {DEFAULT_RECIPE} on devices, and "
-            "all in the table of sizes."
+            "all in the table of sizes.",
         ),
     ] = None,
     target: Annotated[
@@ -89,7 +90,7 @@ def plan(
         print_json(_to_json(found, too_small))
     else:
         _print_sizes(found)
-        _print_devices(found, recipe)
+        _print_devices(found)
         say(HONEST, HOST)
         for name in too_small:
             say(_refusal(found, name), err=True, label="too small: ")
@@ -151,10 +152,10 @@ def _print_sizes(found: Plan) -> None:
     print_table(f"{found.model}, context {found.context}", header, list(rows.values()))
 
 
-def _print_devices(found: Plan, recipe: str | None) -> None:
+def _print_devices(found: Plan) -> None:
     """One row per device and target, of the recipe that was asked for or is the default."""
     names = list(dict.fromkeys(entry.recipe for entry in found.entries))
-    chosen = recipe or (DEFAULT_RECIPE if DEFAULT_RECIPE in names else names[0])
+    chosen = DEFAULT_RECIPE if DEFAULT_RECIPE in names else names[0]
     entries = [entry for entry in found.entries if entry.recipe == chosen]
     rows = [
         (

@@ -34,6 +34,8 @@ _READY: Final = "new-"
 _ASIDE: Final = "old-"
 _ELSEWHERE: Final = "choose another place with --out"
 _CHUNK: Final = 1 << 20
+#: What file systems without hard links answer (FAT, and some of networks).
+_NO_HARD_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: Of a file's name in the name of the one that is renamed to it: a name has at most 255 bytes.
 _SHOWN: Final = 32
 
@@ -54,7 +56,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     What was at `path` is replaced and not written through: another name of the same file (a hard
     link), or what a symbolic link points to, keeps its content.
     """
-    temporary = path.with_name(f".{path.name[:_SHOWN]}.{secrets.token_hex(8)}.partial")
+    temporary = _temporary(path)
     try:
         write_new(temporary, data)
         temporary.replace(path)
@@ -62,6 +64,34 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path next to `path`; its file gets that name when the block ends well, whole or not at all.
+
+    Raises:
+        FileExistsError: Something of that name is there by then, be it a link; it stays as it is.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        sync(temporary)
+        try:
+            path.hardlink_to(temporary)  # unlike a rename, this replaces nothing
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if _is_taken(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:_SHOWN]}.{secrets.token_hex(8)}.partial")
 
 
 def remove_file(path: Path) -> None:

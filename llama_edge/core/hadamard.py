@@ -98,15 +98,37 @@ def hadamard_factors(width: int) -> tuple[int, int]:
     )
 
 
-def rotate_product(x: Tensor, factors: tuple[int, int]) -> Tensor:
-    """R4: the last axis (a * b) as an (a, b) matrix X becomes the transpose of `Ha @ X @ Hb.T`.
+def r4_orders(width: int, block: int | None) -> tuple[int, ...]:
+    """The orders of R4's Hadamard matrices, as `rotate_product` takes them.
 
-    The transpose saves every backend one: two small products with one transpose between them.
+    Args:
+        width: What is rotated: the intermediate size.
+        block: How many neighbours are rotated among themselves; None: all of them.
+
+    Raises:
+        ConfigError: The block does not divide the width, or there are no such Hadamard matrices.
     """
-    first, second = factors
-    matrix = x.reshape(*x.shape[:-1], first, second)
-    left, right = hadamard(first).T.to(x), hadamard(second).T.to(x)
-    turned: Tensor = (matrix @ right).transpose(-1, -2) @ left
+    if block is None:
+        return hadamard_factors(width)
+    if width % block or not has_hadamard(block):
+        raise ConfigError(
+            f"r4_block is {block}; the order of a Hadamard matrix that divides the width {width} "
+            "is needed, such as 16"
+        )
+    return (block,)
+
+
+def rotate_product(x: Tensor, orders: tuple[int, ...]) -> Tensor:
+    """R4 of the last axis, by one Hadamard matrix or two.
+
+    Orders (b,) rotate each run of b neighbours: a block-diagonal matrix, one small product. Orders
+    (a, b) rotate a * b values together: as an (a, b) matrix X they become the transpose of
+    `Ha @ X @ Hb.T`. The transpose saves every backend one: two small products around a transpose.
+    """
+    *others, last = orders
+    turned = x.reshape(*x.shape[:-1], -1, last) @ hadamard(last).T.to(x)
+    for order in others:
+        turned = turned.transpose(-1, -2) @ hadamard(order).T.to(x)
     return turned.reshape(x.shape)
 
 

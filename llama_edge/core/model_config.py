@@ -95,8 +95,9 @@ class ModelConfig:
     rope_scaling: RopeScaling | LinearRopeScaling | None
     max_position_embeddings: int
     tie_word_embeddings: bool
-    #: R4 online: orders (a, b) of the two Hadamard matrices that turn down_proj's input
-    down_proj_rotation: tuple[int, int] | None = None
+    #: R4 online: orders of the Hadamard matrices that rotate down_proj's input, (a, b) all of it
+    #: and (b,) each run of b neighbours (`core.hadamard.rotate_product`)
+    down_proj_rotation: tuple[int, ...] | None = None
     #: the head multiplies its normed input by `lm_head_rotation.weight` before the table
     head_rotation: bool = False
     #: token ids whose logits the head computes, in its rows' order; None: all of them. Many, and
@@ -148,14 +149,18 @@ class ModelConfig:
     def _check_rotations(self) -> None:
         if not isinstance(self.head_rotation, bool):
             raise ConfigError(f"config: head_rotation is {self.head_rotation!r}; true or false")
-        factors = self.down_proj_rotation
-        if factors is None:
+        orders = self.down_proj_rotation
+        if orders is None:
             return
-        integers = all(isinstance(order, int) for order in factors)
-        if len(factors) != 2 or not integers or math.prod(factors) != self.intermediate_size:
+        width = self.intermediate_size
+        fits = all(type(order) is int and order > 0 for order in orders) and (
+            (len(orders) == 1 and width % orders[0] == 0)
+            or (len(orders) == 2 and math.prod(orders) == width)
+        )
+        if not fits:
             raise ConfigError(
-                f"config: down_proj_rotation is {factors!r}; two orders whose product is "
-                f"intermediate_size {self.intermediate_size} are needed"
+                f"config: down_proj_rotation is {orders!r}; two orders whose product is "
+                f"intermediate_size {width}, or one order that divides it, are needed"
             )
 
     @property

@@ -37,7 +37,7 @@ class Scales(StrEnum):
 
 
 class Device(StrEnum):
-    """Where a recipe that learns does so."""
+    """Where a recipe calibrates."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -140,6 +140,10 @@ META_SPINQUANT: Final = "w4a8-meta-spinquant"
 META_QAT: Final = "w4a8-meta-qat"
 
 
+#: Of a recipe: programs that read JSON agree on integers up to here (RFC 8259, section 6).
+MAX_SEED: Final = (1 << 53) - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a model is quantized. One value of this type per name in `quantize.RECIPES`."""
@@ -158,11 +162,14 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     #: merged into the weights before rounding; R4 also runs online
     rotations: tuple[Rotation, ...] = ()
+    #: neighbouring inputs of down_proj that R4 rotates among themselves; None: all of them
+    r4_block: int | None = None
     #: None keeps R1 and R2 as they are drawn
     rotation_learning: RotationLearning | None = None
     #: None keeps scales and norm weights as rounding left them
     distillation: Distillation | None = None
-    #: of the rotations' random signs
+    #: of all that is drawn at random: the rotations' signs, the text that the model writes for
+    #: itself, the order in which learning sees it, labels of the mixed precision's choice
     seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
     max_fidelity_kl: float = 1.0
@@ -177,13 +184,12 @@ class Recipe:
                 f"recipe {self.name}: activation_bits is {self.activation_bits!r}; 8, or null for "
                 "activations in floating point, is possible"
             )
+        if self.r4_block is not None:
+            self._check_r4_block(self.r4_block)
         if self.rotation_learning:
             self._check_learning()
-        if self.distillation and self.rounding is not Rounding.GPTQ:
-            raise ConfigError(
-                f"recipe {self.name}: distillation needs calibration text, which goes with "
-                f"rounding gptq; it is {self.rounding.value}"
-            )
+        self._check_distillation()
+        self._check_seed()
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
             raise ConfigError(
@@ -207,6 +213,25 @@ class Recipe:
                 "a positive number of nats is needed"
             )
 
+    def _check_seed(self) -> None:
+        if type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(
+                f"recipe {self.name}: seed is {self.seed!r}; an integer from 0 to {MAX_SEED} is "
+                "needed"
+            )
+
+    def _check_r4_block(self, block: object) -> None:
+        if type(block) is not int or block < 2:
+            raise ConfigError(
+                f"recipe {self.name}: r4_block is {block!r}; the order of a Hadamard matrix from 2 "
+                "on is needed, or null for one rotation of the whole width"
+            )
+        if Rotation.R4 not in self.rotations:
+            raise ConfigError(
+                f"recipe {self.name}: r4_block {block} needs R4 among its rotations, which are: "
+                f"{', '.join(self.rotations) or 'none'}"
+            )
+
     def _check_learning(self) -> None:
         if not {Rotation.R1, Rotation.R2} <= set(self.rotations):
             raise ConfigError(
@@ -224,10 +249,12 @@ class Recipe:
                 "so activation_bits 8 is needed; they are in floating point"
             )
 
-    @property
-    def learns(self) -> bool:
-        """Whether a GPU takes part."""
-        return self.rotation_learning is not None or self.distillation is not None
+    def _check_distillation(self) -> None:
+        if self.distillation and self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: distillation needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
+            )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
@@ -250,5 +277,13 @@ class Recipe:
             raise ConfigError(f"recipe: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """Every parameter, for `quantization.json` and the manifest."""
-        return asdict(self)
+        """Every parameter, for `quantization.json` and the manifest.
+
+        `r4_block` and `distillation` are left out where they are None, so that earlier versions
+        read it.
+        """
+        value = asdict(self)
+        for field in ("r4_block", "distillation"):
+            if value[field] is None:
+                del value[field]
+        return value

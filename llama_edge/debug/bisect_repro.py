@@ -189,8 +189,9 @@ def _extras(found: Bisection, place: Place, compared: Comparison) -> dict[str, T
             tables["rotation"] = hadamard(config.head_dim).T.contiguous()
         return tables
     if place.operator == "down_rotation" and config.down_proj_rotation is not None:
-        first, second = config.down_proj_rotation
-        return {"first": hadamard(first), "second": hadamard(second)}
+        names = ("second", "first")
+        orders = reversed(config.down_proj_rotation)
+        return {name: hadamard(order) for name, order in zip(names, orders, strict=False)}
     if place.operator == "output_rows" and config.output_rows is not None:
         return {"rows": torch.tensor(config.output_rows)}
     if compared.weight is None:

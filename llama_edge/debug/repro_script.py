@@ -119,11 +119,12 @@ def same(files: Mapping[str, Array], about: Description) -> Array:
 
 
 def hadamards(files: Mapping[str, Array], about: Description) -> Array:
-    """R4: two small products around a transpose."""
-    first, second = files["first"], files["second"]
-    x = files[about["inputs"][0]]
-    turned = first @ x.reshape(len(x), len(first), len(second)) @ second.T
-    return turned.transpose(0, 2, 1).reshape(len(x), -1)
+    """R4: a small product of each run of neighbours, or two around a transpose."""
+    x, second = files[about["inputs"][0]], files["second"]
+    turned = x.reshape(len(x), -1, len(second)) @ second.T
+    if "first" in files:
+        turned = (files["first"] @ turned).transpose(0, 2, 1)
+    return turned.reshape(len(x), -1)
 
 
 def output_rows(files: Mapping[str, Array], about: Description) -> Array:

@@ -98,7 +98,7 @@ def check_blocks(
         reference: The network with the artifact's codes and activation rounding.
         traces: Real sequences, each with a prefill and decode steps.
         tolerances: The limits.
-        progress: Advances once per layer.
+        progress: Advances once per layer, and once for the head.
 
     Raises:
         CheckFailedError: A trace does not have the shape that the model's config gives it.
@@ -115,6 +115,7 @@ def check_blocks(
         blocks.append(check.block(f"layers.{layer}.mlp", mlp))
         progress.advance()
     blocks.append(check.head(_head(reference, traces, tolerances.block)))
+    progress.advance()
     return BlocksReport(blocks=tuple(blocks))
 
 

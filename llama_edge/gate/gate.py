@@ -1,14 +1,15 @@
 """Run what was written, in a child process, and judge it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from llama_edge.bundle.contract import check_contract, check_end_tokens
 from llama_edge.core.artifact import Artifact, KVCacheDtype
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, LlamaEdgeError, SessionError
 from llama_edge.core.model_config import ModelConfig
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.core.quantized import QuantizedWeights
 from llama_edge.core.recipe import Recipe
 from llama_edge.core.session import BlockTrace
@@ -18,14 +19,25 @@ from llama_edge.gate.end_to_end import EndToEnd, measure_end_to_end
 from llama_edge.gate.findings import Finding, rounded
 from llama_edge.gate.parity import FidelityReport, ParityReport, check_fidelity, check_parity
 from llama_edge.gate.prompt_state import StateReport
-from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan, fidelity_prompts, gate_prompts
+from llama_edge.gate.prompts import (
+    ALL_PROMPTS,
+    Prompt,
+    PromptPlan,
+    fidelity_prompts,
+    gate_prompts,
+)
 from llama_edge.gate.samples import SAMPLE_QUESTIONS, Sample, write_samples
 from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
+from llama_edge.models.weights import block_linear_shapes
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.contract import TextContract, rebuild_text_contract
 from llama_edge.text.tokenizer import Tokenizer
+
+#: A weight that the artifact multiplies with a token, heads next to it included, as so many of the
+#: reference's in one layer. Assumed; `benchmarks/step_times.py` shows what comes of it.
+_ARTIFACT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,13 +210,13 @@ def _check_blocks(
 ) -> BlocksReport:
     artifact = subject.artifact
     prompts = gate_prompts(Tokenizer(subject.text), artifact.max_context, subject.prompts)
-    progress.start("run, and look into blocks", len(prompts))
+    progress.start("run, and look into blocks", [*map(_run_step, prompts)])
     traces: list[BlockTrace] = []
     for prompt in prompts:
         steps = [[token] for token in prompt.continuation]
         traces.append(runtime.trace(artifact, [prompt.tokens, *steps]))
         progress.advance()
-    progress.start("graph parity, block by block", artifact.config.num_hidden_layers)
+    progress.start("graph parity, block by block", _block_steps(artifact.config, prompts))
     return check_blocks(_reference(subject), traces, tolerances, progress)
 
 
@@ -218,17 +230,49 @@ def _measure(
         if full is None
         else Reference(full.config, FullPrecisionSource(full.config, full.weights))
     )
-    progress.start("parity and fidelity, end to end", _steps(artifact, len(prompts)))
+    progress.start("parity and fidelity, end to end", _end_to_end_steps(artifact.config, prompts))
     with runtime.open(artifact) as session:
         measured = measure_end_to_end(
             _reference(subject), precise, session, prompts, tolerances, progress
         )
-        progress.start("sample answers", len(SAMPLE_QUESTIONS))
+        progress.start("sample answers", [Step(text) for _, text in SAMPLE_QUESTIONS])
         samples = write_samples(session, precise, subject.text, progress)
     if full is not None:
         measured = replace(measured, against=full.precision)
     return measured, samples
 
 
-def _steps(artifact: Artifact, prompts: int) -> int:
-    return artifact.config.num_hidden_layers + prompts
+def _run_step(prompt: Prompt) -> Step:
+    return Step(f"prompt {prompt.name}", len(prompt.sequence))
+
+
+def _block_steps(config: ModelConfig, prompts: Sequence[Prompt]) -> list[Step]:
+    """The layers, and the head after them, whose rows are those of calls."""
+    tokens = sum(len(prompt.sequence) for prompt in prompts)
+    calls = sum(1 + len(prompt.continuation) for prompt in prompts)
+    return [
+        *_layer_steps(config, tokens),
+        Step("head", calls * config.vocab_size * config.hidden_size),
+    ]
+
+
+def _end_to_end_steps(config: ModelConfig, prompts: Sequence[Prompt]) -> list[Step]:
+    """All texts through one layer after the other, then each through the artifact."""
+    tokens = sum(len(prompt.sequence) for prompt in prompts)
+    numbers = config.num_hidden_layers * _layer_numbers(config)
+    numbers += config.vocab_size * config.hidden_size
+    steps = map(_run_step, prompts)
+    return [
+        *_layer_steps(config, tokens),
+        *(replace(step, work=step.work * numbers * _ARTIFACT) for step in steps),
+    ]
+
+
+def _layer_steps(config: ModelConfig, tokens: int) -> list[Step]:
+    layers = config.num_hidden_layers
+    work = tokens * _layer_numbers(config)
+    return [Step(layer_name(layer, layers), work) for layer in range(layers)]
+
+
+def _layer_numbers(config: ModelConfig) -> int:
+    return sum(rows * columns for rows, columns in block_linear_shapes(config).values())

@@ -129,15 +129,15 @@ class SwiGLU(Block):
 
 
 class Hadamard(Block):
-    """SpinQuant's R4: the Kronecker product of two Hadamard matrices, computed online."""
+    """SpinQuant's R4, computed online: one Hadamard matrix or two, see `rotate_product`."""
 
-    def __init__(self, factors: tuple[int, int]) -> None:
+    def __init__(self, orders: tuple[int, ...]) -> None:
         super().__init__()
-        self.factors = factors
+        self.orders = orders
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, F) to the same."""
-        return rotate_product(x, self.factors)
+        return rotate_product(x, self.orders)
 
 
 #: The logit of a token that a head with `output_rows` does not compute: never chosen, and a number

@@ -54,8 +54,8 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.swiglu = SwiGLU()
-        factors = config.down_proj_rotation
-        self.down_rotation = None if factors is None else Hadamard(factors)
+        orders = config.down_proj_rotation
+        self.down_rotation = None if orders is None else Hadamard(orders)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

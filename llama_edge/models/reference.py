@@ -99,6 +99,11 @@ def rounded(name: str) -> str:
     return name + _ROUNDED
 
 
+def is_rounded(name: str) -> bool:
+    """Whether it is one of those names."""
+    return name.endswith(_ROUNDED)
+
+
 class Reference:
     """A network over one sequence.
 
@@ -149,7 +154,7 @@ class Reference:
         What is computed on the way is added to `known`.
         """
         if name not in known:
-            if name.endswith(_ROUNDED):
+            if is_rounded(name):
                 made = self.quantize_activation(self.value(name.removesuffix(_ROUNDED), known))
             else:
                 made = self._compute(self.network.by_name[name], known)

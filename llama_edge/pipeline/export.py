@@ -29,7 +29,7 @@ from llama_edge.core.files import (
     require_place,
     write_json,
 )
-from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.progress import Job, Progress, SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Recipe
 from llama_edge.core.text_assets import TextAssets
@@ -42,10 +42,12 @@ from llama_edge.pipeline.quantize import (
     quantized_size_bytes,
     short_name,
     source_name,
+    with_seed,
 )
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.stages import QUANTIZED, Stages, export_key, lowered_stage
 from llama_edge.pipeline.suite import SUITE_FILE, OpenSuite
+from llama_edge.pipeline.text_cache import calibration_texts
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.report.write import with_report
 from llama_edge.runtimes import get_runtime
@@ -66,16 +68,20 @@ class ExportRequest:
     target: str
     #: a backend of the target; None: its first
     format: str | None = None
-    #: None: the default one, or what a checkpoint that came with codes is
+    #: a name or a file; None: the default one, or what a checkpoint that came with codes is
     recipe: str | None = None
+    #: None: the recipe's own
+    seed: int | None = None
     #: text files; empty lets the model write its own, where the recipe needs any
     calibration: tuple[Path, ...] = ()
+    #: keeps the text that the model wrote; instead of `calibration`
+    text_cache: Path | None = None
     #: None: `bundles/MODEL-TARGET` under the current folder, and `-FORMAT` for another than the
     #: target's first
     out: Path | None = None
     options: LowerOptions = LowerOptions()  # noqa: RUF009 (frozen)
     force: bool = False
-    #: where a recipe that learns does so
+    #: where it calibrates
     device: Device = Device.CPU
     #: what else the bundle must reach; None: nothing
     suite: SuiteRequest | None = None
@@ -108,8 +114,10 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
     out = request.out or _default_place(request, form)
     require_place(out, force=request.force)
     _require_failed_place(out)
+    texts = calibration_texts(request.calibration, request.text_cache)
     checkpoint, recipe = open_model(request.model, request.recipe)
-    check_request(checkpoint, recipe, request.calibration, request.device)
+    recipe = with_seed(recipe, request.seed, texts)
+    check_request(checkpoint, recipe, texts, request.device)
     exporter.check_supported(checkpoint.config, recipe, request.options)
     suite = None if request.suite is None else OpenSuite.of(request.suite)
     warnings = _check_text(checkpoint, request, progress)
@@ -117,6 +125,14 @@ def export_model(request: ExportRequest, progress: Progress) -> Bundle:
         suite.encode(checkpoint.text, request.options.context_for(checkpoint.config))
     # The quantized checkpoint and the artifact, which holds the same codes.
     require_free_space(out, 2 * quantized_size_bytes(checkpoint, recipe))
+    progress.expect(
+        Job(
+            config=checkpoint.config,
+            recipe=recipe,
+            backend=form.backend,
+            besides=None if request.suite is None else "the suite",
+        )
+    )
     key = export_key(checkpoint, recipe, form.backend, request.options)
     with output_folder(out, force=request.force) as folder:
         stages = Stages(folder.parent, key, progress)
@@ -185,9 +201,8 @@ def _quantize(
             return replace(found, text=checkpoint.text)
         stages.forget()
     scratch = stages.begin(QUANTIZED)
-    found = quantize_with_cache(
-        checkpoint, recipe, request.calibration, scratch, progress, request.device
-    )
+    texts = calibration_texts(request.calibration, request.text_cache)
+    found = quantize_with_cache(checkpoint, recipe, texts, scratch, progress, request.device)
     if found.root == scratch:
         return read_quantized_checkpoint(stages.finish(QUANTIZED))
     return found

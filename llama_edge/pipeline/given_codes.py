@@ -10,7 +10,7 @@ from llama_edge.checkpoints import load_checkpoint
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import UsageError
 from llama_edge.core.packing import MIN_SCALE
-from llama_edge.core.progress import Progress
+from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.core.quantized import GivenCodes, QuantizedCheckpoint, ScaleRounding
 from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.formats.quantized_checkpoint import (
@@ -27,6 +27,7 @@ from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, DequantizedSource, FullPrecisionSource
 from llama_edge.models.weights import float_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, get_recipe
+from llama_edge.quantize.recipe_file import find_recipe
 from llama_edge.quantize.stage import hash_weights
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -34,37 +35,40 @@ from llama_edge.text.tokenizer import Tokenizer
 def open_model(model: str, recipe: str | None) -> tuple[Checkpoint, Recipe]:
     """The model, and the recipe that goes with it.
 
+    Args:
+        model: As the command line has it.
+        recipe: A name or a file (`find_recipe`); None: the default, or what the checkpoint is.
+
     Raises:
         UnknownNameError: No such recipe; known before anything is downloaded.
+        ConfigError: A file that holds no recipe; known as early.
         UsageError: Another recipe than the checkpoint's own codes have.
         CheckpointError: No such model, or a damaged one.
     """
-    if recipe is not None:
-        get_recipe(recipe)
+    chosen = None if recipe is None else find_recipe(recipe)
     checkpoint = load_checkpoint(model)
-    return checkpoint, choose_recipe(checkpoint, recipe)
+    return checkpoint, choose_recipe(checkpoint, chosen)
 
 
-def choose_recipe(checkpoint: Checkpoint, name: str | None) -> Recipe:
+def choose_recipe(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
     """The recipe that was asked for, else the default; of a checkpoint with codes, what it is.
 
     Raises:
-        UnknownNameError: No such recipe.
         UsageError: The checkpoint has codes of another recipe, or has none and should have.
     """
     if checkpoint.codes is None:
-        recipe = get_recipe(DEFAULT_RECIPE if name is None else name)
+        recipe = get_recipe(DEFAULT_RECIPE) if chosen is None else chosen
         if recipe.rounding is Rounding.GIVEN:
             raise UsageError(
-                f"--recipe {name}: keeps the codes that a checkpoint came with, and "
+                f"--recipe {recipe.name}: keeps the codes that a checkpoint came with, and "
                 f"{checkpoint.source} holds weights; choose another recipe"
             )
         return recipe
     own = checkpoint.codes.recipe
-    if name not in (None, own):
+    if chosen is not None and chosen.name != own:
         raise UsageError(
-            f"--recipe {name}: {checkpoint.source} came with codes of its own ({own}), and they "
-            "are kept; leave --recipe out, or start from the model's unquantized release"
+            f"--recipe {chosen.name}: {checkpoint.source} came with codes of its own ({own}), and "
+            "they are kept; leave --recipe out, or start from the model's unquantized release"
         )
     return get_recipe(own)
 
@@ -137,7 +141,9 @@ def _mean_kl(checkpoint: Checkpoint, codes: GivenCodes, progress: Progress) -> f
     sequences = [prompt.sequence for prompt in prompts]
     own = Reference(config, FullPrecisionSource(config, checkpoint.weights))
     stored = Reference(config, DequantizedSource(codes))
-    progress.start("cost of bfloat16 scales", config.num_hidden_layers)
+    layers = config.num_hidden_layers
+    names = [layer_name(layer, layers) for layer in range(layers)]
+    progress.start("cost of bfloat16 scales", [*map(Step, names)])
     hidden = final_hidden([Variant(model=own), Variant(model=stored)], sequences, progress)
     heads = [with_source(model, CachedSource(model.source)) for model in (own, stored)]
     compared = []

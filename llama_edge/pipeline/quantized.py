@@ -1,7 +1,7 @@
 """Quantizing with calibration text, and keeping what took minutes: targets share one result."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,8 @@ from llama_edge.formats.quantized_checkpoint import (
 from llama_edge.pipeline.cache import CALIBRATION, QUANTIZED, cache_entry, require_cache
 from llama_edge.pipeline.given_codes import keep_codes
 from llama_edge.pipeline.stages import code_sha256
+from llama_edge.pipeline.text_cache import TextCache, Texts
+from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration import CalibrationSet, generate_calibration, read_calibration
 from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import HashedWeights, hash_weights, quantize_checkpoint
@@ -38,7 +40,7 @@ _TOKENS: Final = "tokens"
 def quantize_with_cache(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    texts: Sequence[Path],
+    texts: Texts,
     scratch: Path,
     progress: Progress,
     device: Device = Device.CPU,
@@ -50,23 +52,24 @@ def quantize_with_cache(
     Args:
         checkpoint: Full precision.
         recipe: What to do.
-        texts: The user's calibration text; empty lets the model write its own.
+        texts: The user's calibration text, or a file that keeps what the model wrote; empty lets
+            the model write its own.
         scratch: An empty folder for a result that is not worth keeping.
         progress: Told about every stage that really runs.
-        device: Where a recipe that learns does so. A run that was stopped is resumed.
+        device: Where it calibrates. A run that was stopped is resumed.
 
     Raises:
         QuantizeError: A width, a value or the text does not fit the recipe.
         UsageError: The model cannot write its own calibration text.
-        OutputError: The cache cannot be written.
+        OutputError: The cache, or the file of `texts`, cannot be written.
     """
     if checkpoint.codes is not None:
         return keep_codes(checkpoint, checkpoint.codes, recipe, scratch, progress)
     if recipe.rounding is Rounding.NEAREST:
         return quantize_checkpoint(checkpoint, recipe, scratch, progress)
     # What can be wrong with the user's text and the cache's place is told before minutes of work.
-    own = read_calibration(checkpoint, texts) if texts else None
-    if own is None and checkpoint.config.output_rows is not None:
+    given = _given_text(checkpoint, recipe, texts)
+    if given is None and checkpoint.config.output_rows is not None:
         raise UsageError(
             f"recipe {recipe.name} has the model write its own calibration text, and this model's "
             f"head has {checkpoint.config.head_rows} tokens; give text with --calibration FILE, or "
@@ -75,7 +78,15 @@ def quantize_with_cache(
     require_cache()
     checkpoint = replace(checkpoint, weights=HashedWeights.of(checkpoint.weights))
     source = hash_weights(checkpoint.weights)
-    calibration = own or _self_generated(checkpoint, source, recipe, progress)
+    place = WorkPlace(device=device)
+    if not place.arithmetic.is_native:
+        progress.remark(
+            "this processor multiplies no bfloat16: calibration multiplies float32, which takes "
+            "several times as long"
+        )
+    calibration = given or _self_generated(checkpoint, source, recipe, place.arithmetic, progress)
+    if given is None and isinstance(texts, TextCache):
+        calibration = texts.keep(checkpoint, calibration, recipe.seed, source)
     key = _key(
         {
             "source": source,
@@ -84,11 +95,12 @@ def quantize_with_cache(
             "note": checkpoint.note,
             "recipe": recipe.to_json(),
             "calibration": calibration.record().to_json(),
+            "arithmetic": place.arithmetic.label,
         }
     )
     with cache_entry(QUANTIZED, key, progress) as entry:
         if not entry.is_there():
-            place = WorkPlace(device=device, folder=entry.work)
+            place = replace(place, folder=entry.work)
             with entry.filled() as unfinished:
                 quantize_checkpoint(checkpoint, recipe, unfinished, progress, calibration, place)
     # What is written of the text is what is read back: the checkpoint's own text goes on.
@@ -107,13 +119,20 @@ def _key(parts: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _given_text(checkpoint: Checkpoint, recipe: Recipe, texts: Texts) -> CalibrationSet | None:
+    """What there is already; None: the model has to write its own."""
+    if isinstance(texts, TextCache):
+        return texts.read(checkpoint, recipe.seed)
+    return read_calibration(checkpoint, texts) if texts else None
+
+
 def _self_generated(
-    checkpoint: Checkpoint, source: str, recipe: Recipe, progress: Progress
+    checkpoint: Checkpoint, source: str, recipe: Recipe, arithmetic: Arithmetic, progress: Progress
 ) -> CalibrationSet:
     """As many texts as the recipe wants, each of the next seed and cached for itself."""
     count = 1 if recipe.distillation is None else recipe.distillation.texts
     seeds = range(recipe.seed, recipe.seed + count)
-    texts = [_self_generated_text(checkpoint, source, seed, progress) for seed in seeds]
+    texts = [_self_generated_text(checkpoint, source, seed, arithmetic, progress) for seed in seeds]
     if count == 1:
         return texts[0]
     tokens = torch.cat([text.tokens for text in texts])
@@ -121,18 +140,24 @@ def _self_generated(
 
 
 def _self_generated_text(
-    checkpoint: Checkpoint, source: str, seed: int, progress: Progress
+    checkpoint: Checkpoint, source: str, seed: int, arithmetic: Arithmetic, progress: Progress
 ) -> CalibrationSet:
     template = checkpoint.text.chat_template
     config = checkpoint.config.to_json()
-    parts = {"source": source, "config": config, "template": template, "seed": seed}
+    parts = {
+        "source": source,
+        "config": config,
+        "template": template,
+        "seed": seed,
+        "arithmetic": arithmetic.label,
+    }
     origin = f"self-generated, seed {seed}"
     key = _key(parts)
     with cache_entry(CALIBRATION, key, progress) as entry:
         file = entry.folder / _TOKENS_FILE
         if entry.is_there():
             return CalibrationSet(tokens=load_file(file)[_TOKENS], origin=origin)
-        generated = generate_calibration(checkpoint, seed, progress)
+        generated = generate_calibration(checkpoint, seed, progress, arithmetic)
         with entry.filled() as unfinished:
             layout = {_TOKENS: ("I64", tuple(generated.tokens.shape))}
             tokens = ((_TOKENS, generated.tokens),)

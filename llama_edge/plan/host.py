@@ -9,10 +9,14 @@ real size has run the whole gate: its tokens cost what SmolLM2's cost.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
+from llama_edge.core.progress import Job
 from llama_edge.core.recipe import Recipe, Rounding
+from llama_edge.quantize import RECIPES
+from llama_edge.quantize.measured import read_measurements
 
 #: Tokens that the gate runs, prompts and what is decoded after them, of SmolLM2's tokenizer.
 GATE_TOKENS: Final = 1420
@@ -23,6 +27,7 @@ CPU_BAND: Final = 0.12
 MEMORY_BAND: Final = 0.12
 
 _MIB: Final = 2**20
+_QUANTIZE: Final = "quantize"
 #: Python, torch and a backend's SDK.
 _BASE_MIB: Final = 600.0
 #: In float32, and alive together in the gate: copies of the table, and of a layer.
@@ -72,6 +77,39 @@ RATES: Final[Mapping[str, HostRates]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageShare:
+    """One stage's part of what an export costs by rounding to nearest."""
+
+    stage: str
+    #: of the part for each weight, and of the part for each weight and token; each adds up to 1
+    of_weights: float
+    of_tokens: float = 0.0
+
+
+#: In the order in which they run. Assumed, not measured; `benchmarks/step_times.py` measures them.
+SHARES: Final = (
+    StageShare(stage=_QUANTIZE, of_weights=0.20),
+    StageShare(stage="lower", of_weights=0.04),
+    StageShare(stage="write", of_weights=0.04),
+    StageShare(stage="read values back", of_weights=0.12),
+    StageShare(stage="hash the quantized values", of_weights=0.10),
+    StageShare(stage="run, and look into blocks", of_weights=0.1, of_tokens=0.2),
+    StageShare(stage="graph parity, block by block", of_weights=0.1, of_tokens=0.2),
+    StageShare(stage="parity and fidelity, end to end", of_weights=0.2, of_tokens=0.5),
+    StageShare(stage="sample answers", of_weights=0.1, of_tokens=0.1),
+)
+#: CPU minutes of the stages of recipes that calibrate, on `_TIMED_LINEARS`, in their order; what a
+#: recipe took in all (`quantize.measured`) is shared out among those that it has.
+CALIBRATION_MINUTES: Final[Mapping[str, float]] = {
+    "write calibration text": 2.0,
+    "learn rotations": 11.3,
+    "measure sensitivity, forward": 0.2,
+    "measure sensitivity, back": 0.6,
+    _QUANTIZE: 3.5,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostCost:
     """Of quantizing, lowering and checking once."""
 
@@ -93,23 +131,26 @@ def weights_of(config: ModelConfig) -> tuple[int, int]:
     return config.vocab_size * config.hidden_size, layer * config.num_hidden_layers
 
 
+def is_planned(recipe: Recipe) -> bool:
+    """Whether it is like a recipe that was measured; distillation is not, and it is the GPU's."""
+    return recipe.distillation is None
+
+
 def host_cost(
     config: ModelConfig,
     recipe: Recipe,
     backend: str,
     file_bytes: int,
     *,
-    recipe_cpu_minutes: float = 0.0,
     gate_tokens: int = GATE_TOKENS,
 ) -> HostCost:
     """What an export of this model by this recipe takes.
 
     Args:
         config: The model.
-        recipe: How it is quantized.
+        recipe: How it is quantized; one of those that are planned (`is_planned`).
         backend: One of the exporters' names.
         file_bytes: What it writes (`plan.sizes`).
-        recipe_cpu_minutes: What `recipe` took on SmolLM2 (`quantize.measured`).
         gate_tokens: Less than all of them is for rows that were measured with less.
     """
     rates = RATES[backend]
@@ -126,8 +167,56 @@ def host_cost(
     if recipe.rounding is Rounding.GPTQ:
         widest = max(columns for _, columns in _linear_shapes(config))
         memory = max(memory, _calibration_mib(config.hidden_size, layer, widest))
-        seconds += 60 * recipe_cpu_minutes * linears / _TIMED_LINEARS
+        seconds += 60 * _recipe_cpu_minutes(recipe) * linears / _TIMED_LINEARS
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)
+
+
+def stage_seconds(job: Job) -> dict[str, float]:
+    """The CPU seconds of `host_cost` by stage, in the order in which stages run.
+
+    Names are those that stages give themselves. What the start takes (`FIXED_CPU_S`) is no stage.
+    A recipe that is not planned has none.
+    """
+    recipe = job.recipe
+    if not is_planned(recipe):
+        return {}
+    backend = job.backend or next(iter(RATES))
+    rates = RATES[backend]
+    table, linears = weights_of(job.config)
+    numbers = (table + linears) / 1e6
+    found = dict.fromkeys(CALIBRATION_MINUTES, 0.0)
+    if recipe.rounding is Rounding.GPTQ:
+        runs = {stage for stage in CALIBRATION_MINUTES if _runs(stage, recipe)}
+        scale = 60 * _recipe_cpu_minutes(recipe) * linears / _TIMED_LINEARS
+        scale /= sum(CALIBRATION_MINUTES[stage] for stage in runs)
+        found |= {stage: scale * CALIBRATION_MINUTES[stage] for stage in runs}
+    for share in SHARES:
+        if job.backend is not None or share.stage == _QUANTIZE:
+            seconds = rates.weight_cpu_s * share.of_weights
+            seconds += rates.token_cpu_s * share.of_tokens * GATE_TOKENS / 1000
+            found[share.stage] = found.get(share.stage, 0.0) + seconds * numbers
+    named = {_QUANTIZE: recipe.name, "lower": backend, "write": backend}
+    return {
+        f"{stage} ({named[stage]})" if stage in named else stage: seconds
+        for stage, seconds in found.items()
+        if seconds
+    }
+
+
+def _runs(stage: str, recipe: Recipe) -> bool:
+    """Whether a recipe that calibrates has this one of `CALIBRATION_MINUTES`."""
+    if stage == "learn rotations":
+        return recipe.rotation_learning is not None
+    return bool(recipe.extra_bytes) or not stage.startswith("measure sensitivity")
+
+
+def _recipe_cpu_minutes(recipe: Recipe) -> float:
+    """As measured on SmolLM2; of a recipe that was not, the median of those of its rounding."""
+    measured = read_measurements().recipes
+    if recipe.name in measured:
+        return measured[recipe.name].cpu_minutes
+    alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
+    return median(measured[name].cpu_minutes for name in alike)
 
 
 def _calibration_mib(hidden: int, layer: int, widest: int) -> float:

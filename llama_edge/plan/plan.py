@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
-from llama_edge.backends import TARGETS, Target, get_target
+from llama_edge.backends import BACKENDS, TARGETS, Format, Target, get_target
 from llama_edge.backends.base import DEFAULT_CONTEXT, LowerOptions
 from llama_edge.bundle.folder import PARITY_FILE, Bundle
 from llama_edge.checkpoints import load_config
@@ -17,12 +16,13 @@ from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.plan.devices import DEVICES, Device, get_device
 from llama_edge.plan.estimate import DEFAULT_PROMPT, Estimate, Workload, estimate
-from llama_edge.plan.host import HostCost, host_cost
+from llama_edge.plan.host import HostCost, host_cost, is_planned
 from llama_edge.plan.published import PUBLISHED_LAYOUTS
 from llama_edge.plan.sizes import artifact_size
 from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES
-from llama_edge.quantize.measured import read_measurements
+from llama_edge.quantize.recipe_file import find_recipe
+from llama_edge.quantize.stage import check_groups
 from llama_edge.text.special_tokens import TOKENIZER_CONFIG_FILE
 from llama_edge.text.text_assets import (
     CHAT_TEMPLATE_FILE,
@@ -113,24 +113,32 @@ def plan_model(request: PlanRequest) -> Plan:
 
     Raises:
         UnknownNameError: No such recipe, target or device.
+        QuantizeError: A group of the recipe does not divide a width.
         UsageError: What is asked for does not go together, so that nothing is left to plan.
-        ConfigError: More context than the model has positions, or a width that no recipe rotates.
+        ConfigError: More context than the model has positions, a width that no recipe rotates, or a
+            file that holds no recipe.
         CheckpointError: No such model, or a damaged config.
     """
-    recipes = [_checked_recipe(name) for name in request.recipes]
+    recipes = dict(map(_find_recipe, request.recipes))
     targets = [get_target(name) for name in request.targets] or list(TARGETS.values())
     devices = [get_device(name) for name in request.devices] or list(DEVICES.values())
     config = planned_config(request.model)
-    recipes = recipes or [name for name, recipe in RECIPES.items() if _suits(config, recipe)]
+    if not recipes:
+        recipes = {name: one for name, one in RECIPES.items() if _suits(config, one)}
     context = LowerOptions(max_context=request.context).context_for(config)
     if not 1 <= request.prompt <= context:
         raise UsageError(
             f"--prompt {request.prompt}: the context holds {context} tokens; give 1 to {context}"
         )
     entries: list[PlannedDevice] = []
-    for name in recipes:
+    for name, recipe in recipes.items():
         for target in targets:
-            for workload, host in _workloads(config, name, target, request.kv_cache):
+            asked = (
+                _published(config, name, target)
+                if recipe is None
+                else _workloads(config, recipe, target, request.kv_cache)
+            )
+            for workload, host in asked:
                 entries += (
                     _planned(name, target, device, (workload, host), (context, request.prompt))
                     for device in devices
@@ -138,7 +146,7 @@ def plan_model(request: PlanRequest) -> Plan:
                 )
     if not entries:
         raise UsageError(
-            f"nothing to plan: {_names(recipes)} on {_names([t.name for t in targets])} for "
+            f"nothing to plan: {_names([*recipes])} on {_names([t.name for t in targets])} for "
             f"{_names([d.name for d in devices])} do not go together; leave one of them out"
         )
     return Plan(model=request.model, context=context, prompt=request.prompt, entries=tuple(entries))
@@ -155,11 +163,16 @@ def planned_config(model: str) -> ModelConfig:
     return load_config(model)
 
 
-def _checked_recipe(name: str) -> str:
-    if name not in RECIPES and name not in PUBLISHED_LAYOUTS:
-        known = ", ".join([*RECIPES, *PUBLISHED_LAYOUTS])
-        raise UnknownNameError(f"recipe {name!r} is unknown; choose from: {known}")
-    return name
+def _find_recipe(choice: str) -> tuple[str, Recipe | None]:
+    """Its name, and what it is; None: a layout of Meta's own files."""
+    if choice in PUBLISHED_LAYOUTS:
+        return choice, None
+    try:
+        recipe = find_recipe(choice)
+    except UnknownNameError as error:
+        layouts = ", ".join(PUBLISHED_LAYOUTS)
+        raise UnknownNameError(f"{error}; or plan a layout of Meta's: {layouts}") from error
+    return recipe.name, recipe
 
 
 def _suits(config: ModelConfig, recipe: Recipe) -> bool:
@@ -175,19 +188,21 @@ def _names(names: list[str]) -> str:
     return "/".join(names) if len(names) < 4 else f"{len(names)} choices"
 
 
+def _published(
+    config: ModelConfig, name: str, target: Target
+) -> Iterator[tuple[Callable[[int], Workload], HostCost | None]]:
+    """What a layout of Meta's own files asks, where they run."""
+    if target.name == _PUBLISHED_TARGET:
+        published = PUBLISHED_LAYOUTS[name](config)
+        yield lambda _: published, None
+
+
 def _workloads(
-    config: ModelConfig, name: str, target: Target, kv_cache: KVCacheDtype | None
+    config: ModelConfig, recipe: Recipe, target: Target, kv_cache: KVCacheDtype | None
 ) -> Iterator[tuple[Callable[[int], Workload], HostCost | None]]:
     """What a recipe asks on a target, by context; nothing where the target cannot run it."""
-    if name in PUBLISHED_LAYOUTS:
-        if target.name == _PUBLISHED_TARGET:
-            published = PUBLISHED_LAYOUTS[name](config)
-            yield lambda _: published, None
-        return
-    recipe, form = RECIPES[name], target.formats[0]
-    if recipe.activation_bits is None and not form.float_activations:
-        return
-    if recipe.table_bits < 8 and not form.int4_tables:
+    form = target.formats[0]
+    if not _runs(recipe, form):
         return
     dtype = kv_cache or form.kv_cache
     if dtype not in target_caches(target):
@@ -197,38 +212,32 @@ def _workloads(
         )
 
     quantized = quantized_config(config, recipe)
+    check_groups(quantized, recipe)
 
     def workload(context: int) -> Workload:
         return bundle_workload(quantized, recipe, form.backend, dtype, context)
 
     size = artifact_size(quantized, recipe, form.backend, DEFAULT_CONTEXT)
-    minutes = _recipe_minutes(recipe)
-    cost = (
-        None
-        if minutes is None
-        else host_cost(config, recipe, form.backend, size.file_bytes, recipe_cpu_minutes=minutes)
+    # Of a distillation neither time nor memory was measured.
+    yield (
+        workload,
+        host_cost(config, recipe, form.backend, size.file_bytes) if is_planned(recipe) else None,
     )
-    yield workload, cost
+
+
+def _runs(recipe: Recipe, form: Format) -> bool:
+    return (
+        recipe.weight_bits == 4
+        and (recipe.activation_bits is not None or form.float_activations)
+        and (recipe.table_bits == 8 or form.int4_tables)
+        and BACKENDS[form.backend].takes_groups(recipe)
+    )
 
 
 def target_caches(target: Target) -> tuple[KVCacheDtype, ...]:
     """How a target's first format can keep keys and values."""
     own = target.formats[0].kv_cache
     return (own, KVCacheDtype.INT8) if target.name == "android" else (own,)
-
-
-def _recipe_minutes(recipe: Recipe) -> float | None:
-    """As measured; a recipe that was not is taken for one among those of its rounding.
-
-    A distillation is like none of them, and its time is the GPU's.
-    """
-    measured = read_measurements().recipes
-    if recipe.name in measured:
-        return measured[recipe.name].cpu_minutes
-    if recipe.distillation is not None:
-        return None
-    alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
-    return median(measured[name].cpu_minutes for name in alike)
 
 
 def _planned(

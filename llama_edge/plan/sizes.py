@@ -23,7 +23,7 @@ def _aligned(sizes: Iterable[int], alignment: Callable[[int], int]) -> int:
 
 
 def _rotations(config: ModelConfig) -> list[int]:
-    """float32 matrices of a rotated network: the head's, and R4's two."""
+    """float32 matrices of a rotated network: the head's, and R4's one or two."""
     sizes = [4 * config.hidden_size**2] if config.head_rotation else []
     return sizes + [4 * order**2 for order in dict.fromkeys(config.down_proj_rotation or ())]
 

@@ -18,14 +18,14 @@ def quantized_config(config: ModelConfig, recipe: Recipe) -> ModelConfig:
     """
     if not recipe.rotations:
         return config
-    factors = config.down_proj_rotation
-    if factors is None and Rotation.R4 in recipe.rotations:
-        from llama_edge.core.hadamard import hadamard_factors  # torch
+    orders = config.down_proj_rotation
+    if orders is None and Rotation.R4 in recipe.rotations:
+        from llama_edge.core.hadamard import r4_orders  # torch
 
-        factors = hadamard_factors(config.intermediate_size)
+        orders = r4_orders(config.intermediate_size, recipe.r4_block)
     # Codes that came with a checkpoint are rotated in a head of its own.
     tied = config.tie_word_embeddings and recipe.rounding is not Rounding.GIVEN
-    return replace(config, down_proj_rotation=factors, head_rotation=tied, tie_word_embeddings=tied)
+    return replace(config, down_proj_rotation=orders, head_rotation=tied, tie_word_embeddings=tied)
 
 
 def bundle_workload(

@@ -122,6 +122,10 @@ def _with(*path: str | int, value: Any) -> Edit:  # noqa: ANN401
     return edit
 
 
+def _down_proj(orders: list[int]) -> Edit:
+    return _with("model", "config", "down_proj_rotation", value=orders)
+
+
 def _without(*path: str) -> Edit:
     def edit(manifest: dict[str, Any], files: Files) -> None:
         del files
@@ -253,6 +257,10 @@ _CHANGED: Final[tuple[tuple[str, Edit, tuple[str, ...]], ...]] = (
     ("end-token-twice", _with("text", "eos_token_ids", value=[0, 0]), ("manifest.schema",)),
     ("verdict-unknown", _with("verdict", value="perhaps"), ("manifest.schema",)),
     ("no-files", _with("files", value=[]), ("manifest.schema",)),
+    ("rotated-in-blocks", _down_proj([16]), ()),
+    ("rotated-as-a-whole", _down_proj([8, 20]), ()),
+    ("rotated-by-three-orders", _down_proj([2, 4, 20]), ("manifest.schema",)),
+    ("rotated-by-no-order", _down_proj([]), ("manifest.schema",)),
     ("absolute-path", _entry("model.pte", path="/data/model.pte"), ("manifest.schema",)),
     ("backslash-path", _entry("model.pte", path="..\\model.pte"), ("files.name",)),
     ("path-with-a-space", _entry("model.pte", path="the model.pte"), ("files.name",)),

@@ -13,15 +13,15 @@ from llama_edge.bundle.doctor import diagnose
 from llama_edge.bundle.examine import examine
 from llama_edge.bundle.folder import Bundle
 from llama_edge.core.errors import LlamaEdgeError, UsageError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps, step_count
 
 
 class Stages(SilentProgress):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
-        self.names.append(f"{stage}: {total}")
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        self.names.append(f"{stage}: {step_count(steps)}")
 
 
 @pytest.mark.parametrize("target", ["android", "onnx"])

@@ -1,9 +1,13 @@
+import json
 import subprocess
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llama_edge import __version__
+from llama_edge.quantize.recipe_file import SCHEMA_FILE
 from tests.cli.conftest import Program
 
 
@@ -32,6 +36,25 @@ def test_one_model(program: Program) -> None:
     assert row["licence"]["name_prefix"] == "Llama"
     assert program("models", "smollm2-135m", "--json").json["name"] == "smollm2-135m-instruct"
     assert program("models", "llama-9").code == 2
+
+
+def test_one_recipe(program: Program, tmp_path: Path) -> None:
+    shown = program("recipes", "w4a8-mixed").out
+    assert "extra_bytes" in shown
+    value = program("recipes", "w4a8-mixed", "--json").json
+    jsonschema.validate(value, program("recipes", "--schema").json)
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({**value, "name": "mine", "extra_bytes": 0.2}))
+    assert program("recipes", own, "--json").json == {**value, "name": "mine", "extra_bytes": 0.2}
+    assert program("recipes", "w5").code == 2
+    assert program("recipes", "w4a8-mixed", "--schema").code == 2
+    assert program("recipes", "w4a8-meta-qat").code == 0
+    assert program("recipes", "w4a8-meta-qat", "--json").code == 2
+
+
+def test_the_published_schema_is_what_is_printed(program: Program) -> None:
+    published = Path(__file__).parents[2] / "docs" / SCHEMA_FILE
+    assert program("recipes", "--schema").out == published.read_text("utf-8")
 
 
 def test_what_is_not_verified_is_said(program: Program) -> None:

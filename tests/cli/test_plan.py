@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from llama_edge.bundle.folder import Bundle
 from llama_edge.checkpoints.synthetic import write_synthetic
 from llama_edge.core.progress import SilentProgress
 from llama_edge.plan.plan import REPORTED, expected
-from tests.cli.conftest import Program
+from tests.cli.conftest import Program, Result
 from tests.conftest import DEBUG_CONFIG
 
 #: What a program reads of a plan for one recipe, target, device and context.
@@ -128,6 +129,28 @@ def test_what_cannot_be_planned(
     result = program("plan", *arguments)
     assert result.code == code
     assert message in " ".join(result.err.split())
+
+
+def test_a_recipe_of_one_s_own_is_planned(program: Program, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+
+    def plan(**change: object) -> Result:
+        own.write_text(json.dumps({"base": "w4a8-rtn", "name": "mine", **change}))
+        return program("plan", "llama-3.2-1b", "--recipe", own, *ONE[2:], "--json")
+
+    known = program("plan", "llama-3.2-1b", *ONE, "--json").json
+    assert plan().json["plans"][0] == {**known["plans"][0], "recipe": "mine"}
+    assert plan(group_size=64).json["file_mib"] < known["file_mib"]
+    assert "mine, prompt of" in program("plan", "llama-3.2-1b", "--recipe", own).out
+    for change, code, message in (
+        ({"group_size": 48}, 2, "go together"),  # XNNPACK takes multiples of 32
+        ({"weight_bits": 8}, 2, "go together"),
+        ({"group_size": 192}, 3, "2048 is not divisible by group_size 192"),
+        ({"group_size": 33}, 3, "own.json: group_size is 33"),
+    ):
+        result = plan(**change)
+        assert result.code == code, change
+        assert message in " ".join(result.err.split())
 
 
 def test_a_folder_is_planned_from_its_config_alone(program: Program, tmp_path: Path) -> None:

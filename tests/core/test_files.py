@@ -12,6 +12,7 @@ import pytest
 
 from llama_edge.core.errors import OutputError
 from llama_edge.core.files import (
+    new_file,
     open_new,
     output_folder,
     require_free_space,
@@ -361,6 +362,44 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(Path, "replace", renamed)
     write_bytes(tmp_path / "a", b"new")
     assert done == ["file", "rename", "folder"]
+
+
+def test_a_whole_file_takes_a_free_name_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(name: str, text: str) -> None:
+        with new_file(tmp_path / name) as unfinished:
+            assert unfinished.parent == tmp_path
+            unfinished.write_text(text)
+
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "dangling").symlink_to("created")
+
+    def without_hard_links(*_: object) -> NoReturn:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for taken in ("victim", "dangling"):
+        with pytest.raises(FileExistsError):
+            put(taken, "new")
+    put("linked", "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "hardlink_to", without_hard_links)
+        for taken in ("victim", "dangling"):
+            with pytest.raises(FileExistsError):
+                put(taken, "new")
+        put("renamed", "new")
+    assert {name: (tmp_path / name).read_text() for name in ("linked", "renamed", "victim")} == {
+        "linked": "new",
+        "renamed": "new",
+        "victim": "mine",
+    }
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "stopped") as unfinished:
+        unfinished.write_text("half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, "hardlink_to", lambda *_: os.fstat(-1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        put("stopped", "new")
+    assert names(tmp_path) == ["dangling", "linked", "renamed", "victim"]
 
 
 def test_a_name_as_long_as_a_name_may_be(tmp_path: Path) -> None:

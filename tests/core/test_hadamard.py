@@ -1,6 +1,7 @@
 import importlib
 
 import pytest
+import scipy
 import torch
 
 from llama_edge.core.errors import ConfigError
@@ -8,6 +9,7 @@ from llama_edge.core.hadamard import (
     hadamard,
     hadamard_factors,
     has_hadamard,
+    r4_orders,
     rotate_product,
     walsh_hadamard_order,
 )
@@ -59,6 +61,35 @@ def test_rotate_product_is_one_orthogonal_matrix() -> None:
 def test_rotate_product_by_hand() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])  # [[1, 2], [3, 4]]; Ha X Hb.T = [[5, -1], [-2, 0]]
     torch.testing.assert_close(rotate_product(x, (2, 2)), torch.tensor([5.0, -2.0, -1.0, 0.0]))
+
+
+@pytest.mark.parametrize(("width", "block"), [(64, 16), (160, 32), (192, 64), (16, 16), (6, 2)])
+def test_one_order_is_a_block_diagonal_matrix(width: int, block: int) -> None:
+    ours = rotate_product(torch.eye(width, dtype=torch.float64), (block,))
+    blocks = [scipy.linalg.hadamard(block) / block**0.5] * (width // block)
+    theirs = torch.from_numpy(scipy.linalg.block_diag(*blocks))
+    torch.testing.assert_close(ours.T, theirs, atol=1e-7, rtol=0)
+
+
+def test_one_order_rotates_by_the_matrixs_rows() -> None:
+    """Paley's matrix of order 12 is not symmetric, so a forgotten transpose shows."""
+    matrix, x = hadamard(12), torch.randn(3, 36, generator=torch.Generator().manual_seed(0))
+    theirs = x @ torch.from_numpy(scipy.linalg.block_diag(matrix, matrix, matrix)).T
+    torch.testing.assert_close(rotate_product(x, (12,)), theirs, atol=1e-5, rtol=0)
+    assert not torch.allclose(matrix, matrix.T)
+
+
+def test_orders_of_r4() -> None:
+    assert r4_orders(8192, None) == hadamard_factors(8192)
+    assert r4_orders(8192, 16) == (16,)
+    assert r4_orders(160, 20) == (20,)
+
+
+@pytest.mark.parametrize(("width", "block"), [(160, 64), (160, 10), (96, 3)])
+def test_a_block_that_does_not_fit_the_width(width: int, block: int) -> None:
+    message = rf"r4_block is {block}; .* divides the width {width} is needed, such as 16"
+    with pytest.raises(ConfigError, match=message):
+        r4_orders(width, block)
 
 
 @pytest.mark.executorch

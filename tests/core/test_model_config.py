@@ -45,12 +45,25 @@ def test_widths_of_all_heads() -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "factor is 0.0"),
         ({"rope_scaling": {"rope_type": "linear"}}, "missing 1 required"),
+        ({"down_proj_rotation": [64]}, r"\(64,\); two orders .* 160, or one order that divides it"),
+        ({"down_proj_rotation": [8, 16]}, r"down_proj_rotation is \(8, 16\)"),
+        ({"down_proj_rotation": [1, 8, 20]}, r"down_proj_rotation is \(1, 8, 20\)"),
+        ({"down_proj_rotation": [0]}, r"down_proj_rotation is \(0,\)"),
+        ({"down_proj_rotation": [16.0]}, r"down_proj_rotation is \(16\.0,\)"),
+        ({"down_proj_rotation": []}, r"down_proj_rotation is \(\)"),
+        ({"down_proj_rotation": 16}, "'int' object is not iterable"),
         ({"mixture_of_experts": 8}, "unexpected keyword argument 'mixture_of_experts'"),
     ],
 )
 def test_a_bad_field_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_json({**DEBUG_CONFIG.to_json(), **change})
+
+
+@pytest.mark.parametrize("orders", [(16,), (20,), (160,), (8, 20), None])
+def test_a_rotation_of_down_proj_is_read_as_it_was_written(orders: tuple[int, ...] | None) -> None:
+    config = replace(DEBUG_CONFIG, down_proj_rotation=orders)
+    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_a_missing_field_is_named() -> None:
@@ -96,6 +109,9 @@ def test_a_scaling_that_would_divide_by_zero_is_refused(
         ({"group_size": 0}, "group_size is 0"),
         ({"group_size": 33}, "group_size is 33"),
         ({"group_size": 32.0}, r"group_size is 32\.0"),
+        ({"seed": -1}, "seed is -1; an integer from 0 to 9007199254740991"),
+        ({"seed": 1 << 53}, "seed is 9007199254740992"),
+        ({"seed": True}, "seed is True"),
         ({"max_fidelity_kl": 0}, "max_fidelity_kl is 0"),
         ({"max_fidelity_kl": None}, "max_fidelity_kl is None"),
     ],
@@ -103,6 +119,29 @@ def test_a_scaling_that_would_divide_by_zero_is_refused(
 def test_a_recipe_that_no_format_holds_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(**{"name": "r", "summary": "", **change})  # type: ignore[arg-type]
+
+
+R4 = Recipe(name="r", summary="", rotations=(Rotation.R4,))
+
+
+def test_a_block_of_r4_is_read_as_it_was_written() -> None:
+    block = replace(R4, r4_block=16)
+    assert block.to_json()["r4_block"] == 16
+    assert Recipe.from_json(json.loads(json.dumps(block.to_json()))) == block
+    # Earlier versions know no such field, and rotate the whole width.
+    assert "r4_block" not in R4.to_json()
+    assert Recipe.from_json(R4.to_json()).r4_block is None
+
+
+@pytest.mark.parametrize("block", [1, 0, -16, 16.0, "16", True])
+def test_a_block_of_r4_that_is_no_order_is_refused(block: object) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe r: r4_block is {block!r}; the order of a Had"):
+        Recipe.from_json({**R4.to_json(), "r4_block": block})
+
+
+def test_a_block_of_r4_needs_r4() -> None:
+    with pytest.raises(ConfigError, match=r"r4_block 16 needs R4 among its rotations, .* R1, R2"):
+        replace(R4, rotations=(Rotation.R1, Rotation.R2), r4_block=16)
 
 
 LEARNING = RotationLearning(iterations=40, sequences=2, learning_rate=1.5, momentum=0.9)
@@ -188,7 +227,10 @@ def test_distillation_needs_text() -> None:
         replace(DISTILLED, rounding=Rounding.NEAREST, extra_bytes=0.0)
 
 
-def test_a_recipe_says_whether_it_learns() -> None:
-    assert LEARNED.learns
-    assert DISTILLED.learns
-    assert not replace(DISTILLED, distillation=None).learns
+def test_what_a_recipe_has_not_is_not_written() -> None:
+    """So that earlier versions read it."""
+    written = replace(DISTILLED, distillation=None).to_json()
+    assert "distillation" not in written
+    assert Recipe.from_json(written).distillation is None
+    assert Recipe.from_json({**written, "distillation": None}).distillation is None
+    assert DISTILLED.to_json()["distillation"]["steps"] > 0

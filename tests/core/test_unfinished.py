@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from llama_edge.core.errors import OutputError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.core.unfinished import MARKER, empty, is_unfinished_folder, unfinished_folder
 
 
@@ -21,7 +21,7 @@ class Told(SilentProgress):
     def __init__(self) -> None:
         self.waits = threading.Event()
 
-    def start(self, stage: str, total: int, done: int = 0) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         assert stage == "wait for another run that does the same"
         self.waits.set()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import CheckFailedError, TextError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps, step_count
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.session import FloatArray
 from llama_edge.evaluate import windows as evaluate
@@ -52,8 +52,8 @@ class FixedSession(EagerSession):
 class CountingProgress(SilentProgress):
     total = done = 0
 
-    def start(self, stage: str, total: int) -> None:
-        self.total = total
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        self.total = step_count(steps)
 
     def advance(self, steps: int = 1) -> None:
         self.done += steps

@@ -40,7 +40,11 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.generate.warm import WarmRequest, warm_bundle
 from llama_edge.models.weights import weight_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.quantize import W4A8_RTN
+from llama_edge.pipeline.text_cache import TextCache
+from llama_edge.quantize import W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize.arithmetic import EXACT
+from llama_edge.quantize.calibration import generate_calibration
+from llama_edge.quantize.recipe_file import find_recipe, recipe_file
 from llama_edge.quantize.stage import quantize_checkpoint
 from llama_edge.report.page import render_page
 from llama_edge.serve.errors import ApiError
@@ -323,6 +327,33 @@ def _read_body(folder: Path) -> None:
         tools_of(request)
 
 
+def _write_recipe(folder: Path) -> None:
+    (folder / "own.json").write_text(json.dumps({**recipe_file(W4A8_SPINQUANT), "name": "own"}))
+    (folder / "based.json").write_text('{"base": "w4a8-mixed", "name": "b", "group_size": 64}')
+
+
+def _recipe(folder: Path) -> None:
+    for name in ("own.json", "based.json"):
+        recipe_file(find_recipe(str(folder / name)))
+
+
+def _short_model() -> Checkpoint:
+    """So short that it writes its calibration text at once."""
+    config = replace(CONFIG, max_position_embeddings=8)
+    weights = MemoryWeights(config)
+    return Checkpoint(source="fuzz", config=config, weights=weights, text=debug_text())
+
+
+def _write_text_cache(folder: Path) -> None:
+    model = _short_model()
+    written = generate_calibration(model, 0, SilentProgress(), EXACT)
+    TextCache(folder / "text.safetensors").keep(model, written, 0, "0" * 64)
+
+
+def _text_cache(folder: Path) -> None:
+    TextCache(folder / "text.safetensors").read(_short_model(), 0)
+
+
 def _write_suite(folder: Path) -> None:
     prompts = [{**tiny_prompt(0, "en"), "tools": [TIMER]}, tiny_prompt(1, "th")]
     (folder / "tiny.json").write_text(json.dumps({**TINY, "prompts": prompts}))
@@ -359,5 +390,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "body": Reader(_write_body, ("body",), _read_body),
     "state": Reader(_write_state, (STATE_FILE,), _state),
     "suite": Reader(_write_suite, ("tiny.json",), _suite),
+    "recipe": Reader(_write_recipe, ("*.json",), _recipe),
+    "text-cache": Reader(_write_text_cache, ("text.safetensors",), _text_cache),
     "serve": Reader(_write_requests, ("requests",), _serve),
 }

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from llama_edge.core import sealed
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import OutputError
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.pipeline.cache import CALIBRATION, QUANTIZED, cache_folder, require_cache
@@ -28,7 +28,7 @@ class Said(SilentProgress):
         self.stages: list[str] = []
         self.remarks: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         self.stages.append(stage)
 
     def remark(self, text: str) -> None:

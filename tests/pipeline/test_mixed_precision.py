@@ -15,37 +15,35 @@ from llama_edge.core.errors import ArtifactError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor, concatenate_rows
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
-from llama_edge.core.recipe import Recipe
 from llama_edge.debug.inspect import inspect
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, read_quantized_checkpoint
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.pipeline.export import export_model
 from llama_edge.pipeline.quantize import QuantizeRequest, quantize_model
-from llama_edge.quantize import RECIPES, W4A8_MIXED
+from llama_edge.quantize import W4A8_MIXED
 from tests.conftest import debug_request
 
 pytestmark = [pytest.mark.executorch, pytest.mark.onnx]
 
-RECIPE = replace(W4A8_MIXED, name="mixed-for-tests", extra_bytes=0.25)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def larger_budget() -> object:
-    """A tenth of so small a model is one linear."""
-    recipes: dict[str, Recipe] = {**RECIPES, RECIPE.name: RECIPE}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_edge.quantize.RECIPES", recipes)
-        yield
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with a larger budget: a tenth of so small a model is one linear."""
+    path = tmp_path_factory.mktemp("recipe") / "mixed.json"
+    path.write_text('{"base": "w4a8-mixed", "name": "mixed-for-tests", "extra_bytes": 0.25}')
+    return str(path)
 
 
 @pytest.fixture(scope="module")
-def bundles(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Bundle]:
+def bundles(
+    recipe: str, debug_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Bundle]:
     place = tmp_path_factory.mktemp("mixed")
 
     def export(target: str, accuracy_level: int | None) -> Bundle:
         request = replace(
             debug_request(debug_folder, target, place / f"{target}-{accuracy_level}"),
-            recipe=RECIPE.name,
+            recipe=recipe,
             options=LowerOptions(max_context=512, accuracy_level=accuracy_level),
         )
         return export_model(request, SilentProgress())
@@ -64,6 +62,8 @@ def test_every_target_passes_the_gate_with_the_same_codes(bundles: Mapping[str, 
     assert len({manifest.mixed_precision for manifest in manifests}) == 1
     assert bundles["onnx, float activations"].manifest.parity["mean_kl"] < 1e-6
     for bundle in bundles.values():
+        recipe = replace(W4A8_MIXED, name="mixed-for-tests", extra_bytes=0.25)
+        assert bundle.manifest.recipe == replace(recipe, summary=bundle.manifest.recipe.summary)
         assert examine(bundle.root, None, SilentProgress()).findings == ()
 
 
@@ -101,9 +101,11 @@ def test_the_table_shows_widths_and_what_they_cost(
 
 
 @pytest.fixture(scope="module")
-def quantized(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+def quantized(
+    recipe: str, debug_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> QuantizedCheckpoint:
     out = tmp_path_factory.mktemp("quantized") / "q"
-    request = QuantizeRequest(model=str(debug_folder), recipe=RECIPE.name, out=out)
+    request = QuantizeRequest(model=str(debug_folder), recipe=recipe, out=out)
     return quantize_model(request, SilentProgress())
 
 

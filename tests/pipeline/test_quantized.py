@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, UsageError
-from llama_edge.core.progress import SilentProgress
-from llama_edge.core.recipe import Device, Recipe, RotationLearning
+from llama_edge.core.progress import SilentProgress, Steps
+from llama_edge.core.recipe import MAX_SEED, Device, Recipe, Rotation, RotationLearning
 from llama_edge.pipeline.cache import cache_folder
-from llama_edge.pipeline.quantize import check_calibration, check_learning_device
+from llama_edge.pipeline.quantize import check_calibration, check_calibration_device, with_seed
 from llama_edge.pipeline.quantized import quantize_with_cache
+from llama_edge.pipeline.text_cache import TextCache
 from llama_edge.quantize import (
     W4A8_DISTILLED,
     W4A8_GPTQ,
+    W4A8_META_SPINQUANT,
     W4A8_MIXED,
     W4A8_RTN,
     W4A8_SPINQUANT,
@@ -37,7 +39,7 @@ class Stages(SilentProgress):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         self.names.append(stage)
 
 
@@ -172,7 +174,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Steps(Stages):
+class Counted(Stages):
     """Remembers how many steps of each stage were taken and skipped; may be interrupted."""
 
     def __init__(self, stage: str = "", after: int = 0) -> None:
@@ -181,13 +183,14 @@ class Steps(Stages):
         self.skipped: list[tuple[str, int]] = []
         self._stage, self._after = stage, after
 
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        super().start(stage, steps, done)
+        self.skipped.extend([(stage, done)] if done else [])
+
     def advance(self, steps: int = 1) -> None:
         self.steps.append((self.names[-1], steps))
         if self.steps.count((self._stage, 1)) == self._after > 0:
             raise KeyboardInterrupt
-
-    def skip(self, steps: int) -> None:
-        self.skipped.append((self.names[-1], steps))
 
 
 FORWARD, BACK, ROUND = (
@@ -200,9 +203,9 @@ FORWARD, BACK, ROUND = (
 @pytest.mark.parametrize(
     ("stage", "after", "resumed_steps", "skipped"),
     [
-        (FORWARD, 1, {FORWARD: 2, BACK: 2, ROUND: 15}, []),
-        # The second layer was measured; the first one's input is the embedding.
-        (BACK, 1, {BACK: 1, ROUND: 15}, [(BACK, 1)]),
+        (FORWARD, 1, {FORWARD: 2, BACK: 3, ROUND: 15}, []),
+        # The head and the second layer were measured; the first one's input is the embedding.
+        (BACK, 2, {BACK: 1, ROUND: 15}, [(BACK, 2)]),
         (ROUND, 7, {ROUND: 15}, []),
         (ROUND, 9, {ROUND: 8}, [(ROUND, 7)]),
         (ROUND, 15, {ROUND: 8}, [(ROUND, 7)]),
@@ -218,8 +221,8 @@ def test_a_stopped_calibration_goes_on_where_it_was(
     skipped: list[tuple[str, int]],
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(stage, after))
-    again = Steps()
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(stage, after))
+    again = Counted()
     found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     resumed = contents(found.root)
     taken = {
@@ -262,12 +265,12 @@ def test_what_was_kept_and_was_changed_is_done_again(
     short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(ROUND, 9))
     (layer,) = fresh_cache.glob("unfinished/*/layers/0000.safetensors")
     (costs,) = fresh_cache.glob("unfinished/*/sensitivity/costs.safetensors")
     for file in (layer, costs):
         damage(file)
-    again = Steps()
+    again = Counted()
     found = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     assert again.names == [FORWARD, BACK, ROUND]
     assert again.skipped == []
@@ -282,10 +285,10 @@ def test_activations_that_were_changed_are_made_again(
     short_model: Checkpoint, tmp_path: Path, fresh_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Steps(ROUND, 9))
+        quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, Counted(ROUND, 9))
     (activations,) = fresh_cache.glob("unfinished/*/layers/0000.activations.safetensors")
     damage(activations)
-    again = Steps()
+    again = Counted()
     quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, again)
     assert (again.names, again.skipped) == ([ROUND], [])
     assert again.steps.count((ROUND, 1)) == 15
@@ -314,14 +317,14 @@ def test_a_distilled_recipe_has_more_texts_and_resumes(
 ) -> None:
     recipe, text = distilled(DISTILL_EVERY + 2), "write calibration text"
     quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
-    stopped = Steps("distill", DISTILL_EVERY + 1)
+    stopped = Counted("distill", DISTILL_EVERY + 1)
     with pytest.raises(KeyboardInterrupt):
         quantize_with_cache(short_model, recipe, (), tmp_path, stopped)
     # The first text is the one that other recipes have.
     full = "run in full precision"
     quantize = "quantize (w4a8-distilled)"
     assert stopped.names == [text, FORWARD, BACK, quantize, full, "distill"]
-    again = Steps()
+    again = Counted()
     found = quantize_with_cache(short_model, recipe, (), tmp_path, again)
     assert again.names == [quantize, full, "distill"]
     assert again.skipped == [(quantize, 14), ("distill", DISTILL_EVERY)]
@@ -335,27 +338,71 @@ def test_a_distilled_recipe_has_more_texts_and_resumes(
 
 
 def test_a_device_that_would_not_be_used_is_refused() -> None:
-    check_learning_device(W4A8_RTN, Device.CPU)
-    check_learning_device(W4A8_SPINQUANT, Device.CPU)
+    check_calibration_device(W4A8_RTN, Device.CPU)
+    check_calibration_device(W4A8_SPINQUANT, Device.CPU)
     for device in (Device.CUDA, Device.MPS):
         with pytest.raises(
-            UsageError,
-            match=f"--device {device.value}: recipe w4a8-rtn learns nothing.*choose a recipe that "
-            "learns: w4a8-spinquant, w4a8-distilled",
+            UsageError, match=f"--device {device.value}: recipe w4a8-rtn does not calibrate"
         ):
-            check_learning_device(W4A8_RTN, device)
+            check_calibration_device(W4A8_RTN, device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("recipe", [W4A8_SPINQUANT, W4A8_DISTILLED], ids=lambda one: one.name)
 def test_a_device_that_is_not_there_is_refused(recipe: Recipe) -> None:
     with pytest.raises(MissingComponentError, match="finds no CUDA device"):
-        check_learning_device(recipe, Device.CUDA)
+        check_calibration_device(recipe, Device.CUDA)
 
 
 def test_text_that_would_not_be_used_is_refused() -> None:
     with pytest.raises(UsageError, match="w4a8-rtn rounds to nearest and reads no text"):
         check_calibration(W4A8_RTN, [Path("own.txt")])
+
+
+def test_another_seed_is_another_text_and_another_result(
+    short_model: Checkpoint, tmp_path: Path
+) -> None:
+    stages = Stages()
+    first = quantize_with_cache(short_model, W4A8_MIXED, (), tmp_path, stages)
+    recipe = with_seed(W4A8_MIXED, 3, ())
+    second = quantize_with_cache(short_model, recipe, (), tmp_path, stages)
+    assert stages.names.count("write calibration text") == 2
+    assert first.root != second.root
+    assert second.recipe.seed == 3
+    assert second.calibration is not None
+    assert second.calibration.origin == "self-generated, seed 3"
+    name = "model.layers.0.mlp.up_proj.weight"
+    scales = [found.weights.quantized(name).scales for found in (first, second)]
+    assert scales[0].shape != scales[1].shape or not torch.equal(*scales)
+
+
+def test_a_seed_that_is_used_is_the_recipes() -> None:
+    text = (Path("own.txt"),)
+    rotated = dataclasses.replace(W4A8_RTN, rotations=(Rotation.R1,))
+    for recipe, texts in ((W4A8_GPTQ, ()), (W4A8_MIXED, text), (rotated, ())):
+        assert with_seed(recipe, 5, texts) == dataclasses.replace(recipe, seed=5)
+        assert with_seed(recipe, None, texts) is recipe
+    assert with_seed(W4A8_GPTQ, 5, TextCache(Path("t"))).seed == 5
+    assert with_seed(W4A8_GPTQ, MAX_SEED, ()).seed == MAX_SEED
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "texts", "message"),
+    [
+        (W4A8_RTN, 1, (), "--seed 1: recipe w4a8-rtn rounds to nearest and draws nothing"),
+        (W4A8_RTN, 0, (), "--seed 0: recipe w4a8-rtn rounds to nearest and draws nothing"),
+        (W4A8_META_SPINQUANT, 1, (), "keeps its codes and draws nothing at random"),
+        (W4A8_GPTQ, 1, (Path("own.txt"),), r"--calibration own\.txt is used instead; leave one"),
+        (W4A8_MIXED, -1, (), "--seed -1: an integer from 0 to 9007199254740991 is needed"),
+        (W4A8_MIXED, MAX_SEED + 1, (), "--seed 9007199254740992: an integer from 0"),
+        (W4A8_MIXED, True, (), "--seed True: an integer"),
+    ],
+)
+def test_a_seed_that_would_not_be_used_is_refused(
+    recipe: Recipe, seed: int, texts: tuple[Path, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_seed(recipe, seed, texts)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

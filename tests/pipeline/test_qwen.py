@@ -19,11 +19,11 @@ from llama_edge.checkpoints import load_checkpoint, load_config
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.recipe import Rotation
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.models.weights import float_shapes
 from llama_edge.pipeline.export import ExportRequest, export_model
+from llama_edge.quantize import W4A8_HADAMARD
 from llama_edge.quantize.rotate import rotate
 from tests.checkpoint_writers import write_huggingface
 from tests.conftest import DEBUG_CONFIG, MemoryWeights, debug_text
@@ -73,7 +73,7 @@ def test_the_reference_computes_what_transformers_does(source: Path) -> None:
 @torch.no_grad()
 def test_rotations_change_nothing(source: Path) -> None:
     checkpoint = load_checkpoint(str(source))
-    rotated = rotate(checkpoint, (Rotation.R1, Rotation.R2, Rotation.R4), seed=0)
+    rotated = rotate(checkpoint, W4A8_HADAMARD)
     models = [
         Reference(each.config, FullPrecisionSource(each.config, each.weights))
         for each in (checkpoint, rotated)

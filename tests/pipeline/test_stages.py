@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import open_bundle
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.gate.gate import GateOutcome, GateSubject
 from llama_edge.pipeline.export import ExportRequest, export_model
 from llama_edge.pipeline.stages import Stages
@@ -25,7 +25,7 @@ class Said(SilentProgress):
         self.stages: list[str] = []
         self.remarks: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
         self.stages.append(stage)
 
     def remark(self, text: str) -> None:

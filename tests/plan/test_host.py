@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llama_edge.core.model_shapes import SHAPES
+from llama_edge.core.progress import Job
+from llama_edge.core.recipe import Recipe
 from llama_edge.plan.host import (
     CPU_BAND,
     FIXED_CPU_S,
@@ -13,16 +15,27 @@ from llama_edge.plan.host import (
     RATES,
     HostRates,
     host_cost,
+    is_planned,
+    stage_seconds,
     weights_of,
 )
 from llama_edge.plan.host_rows import HOST_ROWS, HostRow
 from llama_edge.plan.plan import planned_config
-from llama_edge.quantize import W4A8_GPTQ, W4A8_RTN
+from llama_edge.quantize import (
+    RECIPES,
+    W4A8_DISTILLED,
+    W4A8_GPTQ,
+    W4A8_MIXED,
+    W4A8_RTN,
+    W4A8_SPINQUANT,
+)
+from llama_edge.quantize.measured import read_measurements
 
 ROWS = pytest.mark.parametrize(
     "row", HOST_ROWS, ids=lambda row: f"{row.model}-{row.backend}-{row.gate_tokens}"
 )
 BACKENDS = pytest.mark.parametrize("backend", RATES)
+PLANNED = [recipe for recipe in RECIPES.values() if is_planned(recipe)]
 
 
 @ROWS
@@ -81,9 +94,38 @@ def test_more_tokens_and_more_weights_cost_more() -> None:
     big = host_cost(large, W4A8_RTN, "executorch", 1900 << 20)
     assert small.memory_mib < big.memory_mib
     assert small.cpu_minutes < big.cpu_minutes
-    calibrated = host_cost(config, W4A8_GPTQ, "executorch", 800 << 20, recipe_cpu_minutes=5)
+    calibrated = host_cost(config, W4A8_GPTQ, "executorch", 800 << 20)
     # Nine times SmolLM2's linears.
-    assert 40 < calibrated.cpu_minutes - small.cpu_minutes < 50
+    minutes = read_measurements().recipes[W4A8_GPTQ.name].cpu_minutes
+    assert 8 < (calibrated.cpu_minutes - small.cpu_minutes) / minutes < 10
+
+
+@pytest.mark.parametrize("recipe", PLANNED, ids=lambda recipe: recipe.name)
+@BACKENDS
+def test_the_stages_are_the_whole_cost_but_the_start(recipe: Recipe, backend: str) -> None:
+    config = SHAPES["llama-3.2-1b"].config
+    found = stage_seconds(Job(config=config, recipe=recipe, backend=backend))
+    whole = host_cost(config, recipe, backend, 800 << 20)
+    assert sum(found.values()) == pytest.approx(60 * whole.cpu_minutes - FIXED_CPU_S)
+    quantizing = stage_seconds(Job(config=config, recipe=recipe))
+    last = f"quantize ({recipe.name})"
+    assert list(quantizing) == list(found)[: 1 + list(found).index(last)]
+
+
+def test_only_what_a_recipe_has_is_planned() -> None:
+    config = SHAPES["llama-3.2-1b"].config
+
+    def stages(recipe: Recipe) -> list[str]:
+        return list(stage_seconds(Job(config=config, recipe=recipe)))
+
+    assert stages(W4A8_RTN) == ["quantize (w4a8-rtn)"]
+    assert stages(W4A8_GPTQ) == ["write calibration text", "quantize (w4a8-gptq)"]
+    assert stages(W4A8_SPINQUANT)[1:2] == ["learn rotations"]
+    assert stages(W4A8_MIXED)[1:3] == [
+        "measure sensitivity, forward",
+        "measure sensitivity, back",
+    ]
+    assert stages(W4A8_DISTILLED) == []
 
 
 def test_rates_are_positive() -> None:

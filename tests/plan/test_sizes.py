@@ -1,5 +1,6 @@
 """The planned bytes against files that were really written."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import pytest
 from llama_edge.backends import BACKENDS, get_exporter
 from llama_edge.backends.base import LowerOptions
 from llama_edge.bundle.folder import Bundle
+from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.checkpoint import Checkpoint
+from llama_edge.core.errors import ConfigError, UsageError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
+from llama_edge.core.recipe import Rotation
 from llama_edge.formats.quantized_checkpoint import Layout
 from llama_edge.models.weights import block_linear_names
 from llama_edge.plan.sizes import artifact_size, block_bytes
-from llama_edge.plan.workload import quantized_config
+from llama_edge.plan.workload import bundle_workload, quantized_config
 from llama_edge.quantize import RECIPES, W4A8_HADAMARD, W4A8_MIXED, W4A8_RTN
 from llama_edge.quantize.stage import quantize_checkpoint
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
@@ -88,6 +92,39 @@ def test_planned_size_of_int4_tables(debug_checkpoint: Checkpoint, tmp_path: Pat
     assert planned.streamed_bytes < wide.streamed_bytes
 
 
+def test_a_block_of_r4_is_one_small_matrix() -> None:
+    config = SHAPES["llama-3.2-1b"].config
+    full, block, none = (
+        quantized_config(config, recipe)
+        for recipe in (
+            W4A8_HADAMARD,
+            replace(W4A8_HADAMARD, r4_block=16),
+            replace(W4A8_HADAMARD, rotations=(Rotation.R1, Rotation.R2)),
+        )
+    )
+    assert block.down_proj_rotation == (16,)
+    for backend in BACKENDS:
+        sizes = [
+            artifact_size(each, W4A8_HADAMARD, backend, CONTEXT) for each in (none, block, full)
+        ]
+        streamed = [size.streamed_bytes - sizes[0].streamed_bytes for size in sizes]
+        assert streamed == [0, 4 * 16**2, 4 * (64**2 + 128**2)]
+        files = [size.file_bytes - sizes[0].file_bytes for size in sizes]
+        assert files == pytest.approx(streamed, abs=4096), "aligned to a page at most"
+
+
+def test_a_block_of_r4_is_a_twelfth_of_the_products() -> None:
+    shape = SHAPES["llama-3.2-1b"].config
+
+    def products(block: int | None) -> int:
+        recipe = replace(W4A8_HADAMARD, r4_block=block)
+        config = quantized_config(shape, recipe)
+        return bundle_workload(config, recipe, "onnx", KVCacheDtype.FLOAT32, 2048).float_macs
+
+    assert products(None) == shape.num_hidden_layers * shape.intermediate_size * (64 + 128)
+    assert products(None) == 12 * products(16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["android_bundle", "onnx_bundle"])
 def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureRequest) -> None:
@@ -98,6 +135,23 @@ def test_planned_size_of_a_real_model(bundle: str, request: pytest.FixtureReques
         manifest.model.config, manifest.recipe, manifest.backend, artifact.max_context
     )
     assert planned.file_bytes == pytest.approx(artifact.size_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_groups_that_are_planned_are_those_that_are_written(backend: str) -> None:
+    """The plan knows them without the backend's SDK."""
+    config = SHAPES["llama-3.2-1b"].config
+    able = []
+    for activation_bits in (8, None):
+        if activation_bits is None and backend == "executorch":
+            continue  # refused whatever the groups are
+        for group_size in (2, 8, 16, 32, 48, 64, 96, 128, 256):
+            recipe = replace(W4A8_RTN, group_size=group_size, activation_bits=activation_bits)
+            with suppress(ConfigError, UsageError):
+                get_exporter(backend).check_supported(config, recipe, LowerOptions())
+                able.append(recipe)
+            assert BACKENDS[backend].takes_groups(recipe) is (recipe in able), recipe
+    assert able
 
 
 def layout_bytes(layout: Layout) -> int:

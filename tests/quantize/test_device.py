@@ -3,7 +3,12 @@ import torch
 
 from llama_edge.core.errors import MissingComponentError
 from llama_edge.core.recipe import Device
-from llama_edge.quantize.device import check_device, is_out_of_memory, release_memory
+from llama_edge.quantize.device import (
+    check_device,
+    factoring_device,
+    is_out_of_memory,
+    release_memory,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,11 @@ def test_a_device_that_is_not_there(
     with pytest.raises(MissingComponentError, match=f"--device {device.value}: .*{message}"):
         check_device(device)
     check_device(Device.CPU)
+
+
+def test_matrices_of_apples_gpu_are_factored_on_the_cpu() -> None:
+    assert factoring_device(torch.device("mps")) == torch.device("cpu")
+    assert factoring_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 def test_full_memory_is_told_from_other_errors() -> None:

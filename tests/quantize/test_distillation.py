@@ -14,7 +14,8 @@ from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, QuantizeError
 from llama_edge.core.packing import QuantizedTensor
-from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.progress import Progress, SilentProgress, Steps
+from llama_edge.core.progress import step_count as count_steps
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Device, Distillation, Recipe
 from llama_edge.formats.quantized_checkpoint import (
@@ -258,14 +259,11 @@ class Said(SilentProgress):
         self.steps: list[int] = []
         self.remarks: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
-        self.stages.append(f"{stage}: {total}")
-        self.steps = []
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        self.stages.append(f"{stage}: {count_steps(steps)}")
+        self.steps = [done] if done else []
 
     def advance(self, steps: int = 1) -> None:
-        self.steps.append(steps)
-
-    def skip(self, steps: int) -> None:
         self.steps.append(steps)
 
     def remark(self, text: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import MissingComponentError, OutputError, QuantizeError
-from llama_edge.core.progress import Progress, SilentProgress
+from llama_edge.core.progress import Progress, SilentProgress, Steps, step_count
 from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import FullPrecisionSource
@@ -42,7 +42,7 @@ RECIPE = recipe_of()
 
 
 def start_of(checkpoint: Checkpoint) -> RotationMatrices:
-    return choose_rotations(checkpoint.config, RECIPE.rotations, RECIPE.seed)
+    return choose_rotations(checkpoint.config, RECIPE)
 
 
 def learn(
@@ -185,13 +185,11 @@ class Said(SilentProgress):
         self.stages: list[str] = []
         self.steps: list[int] = []
 
-    def start(self, stage: str, total: int) -> None:
-        self.stages.append(f"{stage}: {total}")
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        self.stages.append(f"{stage}: {step_count(steps)}")
+        self.steps.extend([done] if done else [])
 
     def advance(self, steps: int = 1) -> None:
-        self.steps.append(steps)
-
-    def skip(self, steps: int) -> None:
         self.steps.append(steps)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint, Weights
-from llama_edge.core.recipe import Rotation
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
+from llama_edge.quantize import W4A8_HADAMARD
 from llama_edge.quantize.rotate import rotate
 from llama_edge.text.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def test_outliers_cost_int8_activations_many_times_what_they_do_behind_rotations
     smollm2: Checkpoint,
 ) -> None:
     planted = dataclasses.replace(smollm2, weights=OutlierWeights(smollm2.weights))
-    turned = rotate(planted, (Rotation.R1, Rotation.R2, Rotation.R4), seed=0)
+    turned = rotate(planted, W4A8_HADAMARD)
     tokens = torch.tensor(Tokenizer(smollm2.text).encode(TEXT))
     wanted = logits(smollm2, tokens, ActivationQuantization.NONE)
 

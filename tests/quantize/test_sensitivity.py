@@ -15,7 +15,7 @@ from llama_edge.models.reference import Reference
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.models.weights import block_linear_names
 from llama_edge.quantize import W4A8_GPTQ
-from llama_edge.quantize.gptq import gptq_codes, rounding_costs
+from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.groupwise import choose_scales
 from llama_edge.quantize.mixed_precision import all_int8
 from llama_edge.quantize.resume import KeptCosts
@@ -44,8 +44,8 @@ def test_gptq_loses_what_is_predicted() -> None:
     hessian, scales = x.T @ x, choose_scales(weight, 4, 32)
     steps = scales.float().repeat_interleave(32, dim=1)
     nearest = (weight - (weight / steps).round().clamp(-8, 7) * steps).square()
-    predicted = float((nearest @ rounding_costs("w", hessian)).sum())
-    error = weight - gptq_codes("w", weight, hessian, scales, 4) * steps
+    predicted = float((nearest @ Curvature.of("w", hessian).costs()).sum())
+    error = weight - gptq_codes(weight, Curvature.of("w", hessian), scales, 4) * steps
     assert float((error @ hessian * error).sum()) == pytest.approx(predicted, rel=0.1)
 
 
@@ -83,7 +83,7 @@ def measured(checkpoint: Checkpoint, name: str) -> float:
     x = torch.cat(inputs)
     weight = checkpoint.weights.read(name)
     scales = search_scales(weight, 4, 32)
-    codes = gptq_codes(name, weight, x.T @ x, scales, 4)
+    codes = gptq_codes(weight, Curvature.of(name, x.T @ x), scales, 4)
     change = codes * scales.float().repeat_interleave(32, dim=1) - weight
     changed = Reference(checkpoint.config, _OneChanged(checkpoint, name, change))
     found = [changed.logits(row).double().log_softmax(-1) for row in tokens()]

@@ -10,7 +10,7 @@ from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError, UnknownNameError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_bytes, tensor_sha256
-from llama_edge.core.progress import SilentProgress
+from llama_edge.core.progress import SilentProgress, Steps, step_count
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.formats.quantized_checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD, block_weight
@@ -36,15 +36,11 @@ class CountingProgress(SilentProgress):
         self.total = 0
         self.done = 0
 
-    def start(self, stage: str, total: int) -> None:
-        self.total = total
+    def start(self, stage: str, steps: Steps, done: int = 0) -> None:
+        self.total = step_count(steps)
+        self.done = done
 
     def advance(self, steps: int = 1) -> None:
-        self.done += steps
-
-    def remark(self, text: str) -> None: ...
-
-    def skip(self, steps: int) -> None:
         self.done += steps
 
 

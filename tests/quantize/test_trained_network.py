@@ -39,7 +39,8 @@ def rounded(config: ModelConfig) -> Iterator[QuantizedEntry]:
     """As a recipe that rounds to nearest leaves it, rotated where the config has a rotation."""
     checkpoint = checkpoint_of(dataclasses.replace(config, head_rotation=False))
     if config.head_rotation:
-        checkpoint = rotate(checkpoint, (Rotation.R1,), seed=0)
+        recipe = dataclasses.replace(W4A8_DISTILLED, rotations=(Rotation.R1,))
+        checkpoint = rotate(checkpoint, recipe)
     floats = float_shapes(config)
     for name in stored_names(config):
         if name in floats:

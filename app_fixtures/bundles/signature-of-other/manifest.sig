@@ -1,1 +1,1 @@
-{"algorithm":"ed25519","format_version":1,"key_id":"34750f98bd59fcfc946da45aaabe933be154a4b5094e1c4abf42866505f3c97e","signature":"5YzZ+F4R1+7I9Rq14n444JDuyuDDlVlpzz3qN+d7uxS4BLJSgbLpwtkOyKNyh4l6coDqs5+rXVenYuH0MdYIAA=="}
+{"algorithm":"ed25519","format_version":1,"key_id":"34750f98bd59fcfc946da45aaabe933be154a4b5094e1c4abf42866505f3c97e","signature":"xKInsoH4gSRCrHBi56OYM/mQnpsDSnpYcmI4zPlr3KjgPS01/E1F9v6OpQ+T3kko/13d5+pKN3noKP1AH7xBDg=="}

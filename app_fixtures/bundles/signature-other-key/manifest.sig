@@ -1,1 +1,1 @@
-{"algorithm":"ed25519","format_version":1,"key_id":"6a3803d5f059902a1c6dafbc9ba4729212f7caac08634cc3ae76b27529f03827","signature":"KM7Kx+71f0MZixLpJD3qZT3EtZ614U99kparjEmygVEPoSB/H1RN9cfmP+oewNvCbEgDG2ahbF7lD8jXfWrVDA=="}
+{"algorithm":"ed25519","format_version":1,"key_id":"6a3803d5f059902a1c6dafbc9ba4729212f7caac08634cc3ae76b27529f03827","signature":"uPTpBeTuwWM9VgTVfkRsZ2QlFjoHnAChcctzZqf8AgVo7/rrUDxSVye6hs6YJCwaRVoPnPEyRhZpDeAauuvyBA=="}

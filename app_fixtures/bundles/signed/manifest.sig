@@ -1,1 +1,1 @@
-{"algorithm":"ed25519","format_version":1,"key_id":"34750f98bd59fcfc946da45aaabe933be154a4b5094e1c4abf42866505f3c97e","signature":"KM7Kx+71f0MZixLpJD3qZT3EtZ614U99kparjEmygVEPoSB/H1RN9cfmP+oewNvCbEgDG2ahbF7lD8jXfWrVDA=="}
+{"algorithm":"ed25519","format_version":1,"key_id":"34750f98bd59fcfc946da45aaabe933be154a4b5094e1c4abf42866505f3c97e","signature":"uPTpBeTuwWM9VgTVfkRsZ2QlFjoHnAChcctzZqf8AgVo7/rrUDxSVye6hs6YJCwaRVoPnPEyRhZpDeAauuvyBA=="}

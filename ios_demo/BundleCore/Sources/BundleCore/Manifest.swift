@@ -170,14 +170,14 @@ extension Manifest {
     /// What the schema cannot say: fields that contradict each other.
     private func checkConfig() throws {
         let config = model.config
-        let factors = config.downProjRotation
+        let orders = config.downProjRotation
         let breach: String? =
             if config.numAttentionHeads % config.numKeyValueHeads != 0 {
                 "num_attention_heads \(config.numAttentionHeads) is no multiple of num_key_value_heads \(config.numKeyValueHeads)"
             } else if config.headDim % 2 != 0 {
                 "head_dim \(config.headDim) is odd"
-            } else if let factors, Self.product(factors) != config.intermediateSize {
-                "down_proj_rotation \(factors) does not multiply to intermediate_size \(config.intermediateSize)"
+            } else if let orders, !Self.rotates(config.intermediateSize, by: orders) {
+                "down_proj_rotation \(orders) does not fit intermediate_size \(config.intermediateSize)"
             } else {
                 nil
             }
@@ -185,6 +185,12 @@ extension Manifest {
             throw Finding("manifest.schema", at: "\(Self.fileName): model.config", expected: "a config without contradiction", found: breach)
         }
     }
+
+    /// Two orders rotate the whole width together, one order each run of so many neighbours.
+    private static func rotates(_ width: Int, by orders: [Int]) -> Bool {
+        orders.count == 1 ? width % orders[0] == 0 : product(orders) == width
+    }
+
     /// nil beyond 64 bits
     private static func product(_ factors: [Int]) -> Int? {
         factors.reduce(1) { product, factor in
