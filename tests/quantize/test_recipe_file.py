@@ -276,6 +276,6 @@ def test_the_schema_and_the_reader_agree(changes: list[Any], removed: set[str]) 
 
 def test_mixed_precision_of_another_budget_is_another_recipe(write: Write) -> None:
     value = {"base": "w4a8-mixed", "name": "w4a8-mixed", "extra_bytes": 0.2}
-    with pytest.raises(ConfigError, match=r"whose extra_bytes is 0\.1, not 0\.2; give this one a"):
+    with pytest.raises(ConfigError, match=r"whose extra_bytes is 0\.05, not 0\.2; give this one a"):
         read_recipe(write(value))
-    assert read_recipe(write({**value, "extra_bytes": 0.1})) == W4A8_MIXED
+    assert read_recipe(write({**value, "extra_bytes": 0.05})) == W4A8_MIXED
