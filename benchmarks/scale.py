@@ -4,12 +4,13 @@
     llama-edge synth MODELS/3b --like llama-3.2-3b
     llama-edge synth MODELS/guard --like llama-guard-3-1b
     python benchmarks/scale.py MODELS/1b MODELS/3b MODELS/guard [--targets android onnx ios]
-        [--json FILE]
+        [--recipe NAME] [--json FILE]
 
 The weights are random, so quality means nothing; sizes, time and memory are those of the model.
 `synth --tokenizer tokenizer.model` takes Meta's own tokenizer, `--layers` fewer layers; a model of
 one layer needs `--all-prompts`, because a single rounding decides about its mean over few
-positions. The recipe rounds to nearest. Each export runs in a process of its own and goes the whole
+positions. The recipe rounds to nearest, or is the one that is named; what it caches is not used
+again. Each export runs in a process of its own and goes the whole
 way: quantize, lower, read every code back, and graph parity and fidelity on one prompt of 16 tokens
 with 8 decoded ones, or with `--all-prompts` on all that every export runs, on the file as written.
 Peak memory is resident memory, mapped files included, of the program in each stage, and of the
@@ -19,6 +20,7 @@ exports can run one by one; without models it prints what is kept.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -38,13 +40,20 @@ from llama_edge.core.progress import SilentProgress, Steps
 from llama_edge.gate.prompts import ALL_PROMPTS, PromptPlan
 from llama_edge.pipeline.export import ExportRequest, export_model
 
-RECIPE: Final = "w4a8-rtn"
+DEFAULT: Final = "w4a8-rtn"
 PROMPTS: Final = PromptPlan(gate=1, fidelity=1, max_prompt_tokens=16, decode_steps=8)
 #: Meta's own `.pte` of the same bits (Llama 3.2 model card), MiB.
 PUBLISHED_MIB: Final = {"1b": 1083, "3b": 2435}
 _SAMPLE_S: Final = 0.05
 #: Stages as the program names them, by what they belong to.
-_GROUPS: Final = {"quantize": "quantize", "lower": "lower", "write": "lower"}
+#: What a stage's name begins with; the rest is the gate's.
+_GROUPS: Final = {
+    "write calibration text": "calibration text",
+    "measure sensitivity": "sensitivity",
+    "quantize": "quantize",
+    "lower": "lower",
+    "write": "lower",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,7 @@ class Export:
 
     model: str
     target: str
+    recipe: str
     stages: tuple[Stage, ...]
     #: children included
     cpu_s: float
@@ -162,13 +172,13 @@ class Watch(SilentProgress):
         """See `Progress`."""
 
 
-def export(model: Path, target: str, scratch: Path, prompts: PromptPlan) -> Export:
+def export(model: Path, target: str, recipe: str, scratch: Path, prompts: PromptPlan) -> Export:
     """Export in this process."""
     watch, began = Watch(), time.time()
     thread = watch.begin()
     out = scratch / "bundle"
     request = ExportRequest(
-        model=str(model), target=target, recipe=RECIPE, out=out, prompts=prompts
+        model=str(model), target=target, recipe=recipe, out=out, prompts=prompts
     )
     try:
         export_model(request, watch)
@@ -184,6 +194,7 @@ def export(model: Path, target: str, scratch: Path, prompts: PromptPlan) -> Expo
     return Export(
         model=model.name,
         target=target,
+        recipe=recipe,
         stages=tuple(watch.stages),
         cpu_s=sum(entry.ru_utime + entry.ru_stime for entry in used),
         wall_s=time.time() - began,
@@ -197,45 +208,51 @@ def export(model: Path, target: str, scratch: Path, prompts: PromptPlan) -> Expo
     )
 
 
-def export_in_child(model: Path, target: str, *, whole: bool) -> dict[str, object]:
-    """`export` in a process of its own; its bundle is removed."""
+def export_in_child(model: Path, target: str, recipe: str, *, whole: bool) -> dict[str, object]:
+    """`export` in a process of its own, with a cache of its own; its bundle is removed."""
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
-        command = [sys.executable, __file__, str(model), "--child", target, scratch]
-        command += ["--all-prompts"] if whole else []
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        command = [sys.executable, __file__, str(model), "--recipe", recipe]
+        command += ["--child", target, scratch, *(["--all-prompts"] if whole else [])]
+        environment = {**os.environ, "LLAMA_EDGE_CACHE": str(Path(scratch, "cache"))}
+        output = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
         shutil.rmtree(scratch, ignore_errors=True)
     found: dict[str, object] = json.loads(output.splitlines()[-1])
     return found
 
 
 def _group(stage: str) -> str:
-    return _GROUPS.get(stage.split(" ")[0], "verify")
+    return next((group for start, group in _GROUPS.items() if stage.startswith(start)), "verify")
 
 
 def report(rows: Iterable[dict[str, object]]) -> str:
     """Markdown: one line an export, one a stage."""
     lines = [
-        "| model | target | artifact MiB | Meta's .pte MiB | CPU s | wall s | blocks within "
-        "tolerance | worst, of its limit | positions | KL to the reference |",
-        "|---|---|--:|--:|--:|--:|---|--:|--:|--:|",
+        "| model | target | recipe | artifact MiB | Meta's .pte MiB | CPU s | wall s "
+        "| blocks within tolerance | worst, of its limit | positions | KL to the reference |",
+        "|---|---|---|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
     stages = [
-        "| model | target | stage | CPU s | wall s | peak MiB | runtime's peak MiB |",
-        "|---|---|---|--:|--:|--:|--:|",
+        "| model | target | recipe | stage | CPU s | wall s | peak MiB | runtime's peak MiB |",
+        "|---|---|---|---|--:|--:|--:|--:|",
     ]
     for row in rows:
         published = PUBLISHED_MIB.get(str(row["model"]), "")
         lines.append(
-            f"| {row['model']} | {row['target']} | {row['artifact_mib']:.0f} | {published} | "
+            f"| {row['model']} | {row['target']} | {row['recipe']} | "
+            f"{row['artifact_mib']:.0f} | {published} | "
             f"{row['cpu_s']:.0f} | {row['wall_s']:.0f} | {row['blocks']}: "
             f"{'all' if row['passed'] else 'not all'} | {row['worst_severity']:.2f} | "
             f"{row['positions']} | {row['parity_kl']:.1e} |"
         )
         assert isinstance(row["stages"], list)
-        for group in ("quantize", "lower", "verify"):
+        for group in dict.fromkeys((*_GROUPS.values(), "verify")):
             parts = [stage for stage in row["stages"] if _group(stage["name"]) == group]
+            if not parts:
+                continue
             stages.append(
-                f"| {row['model']} | {row['target']} | {group} | "
+                f"| {row['model']} | {row['target']} | {row['recipe']} | {group} | "
                 f"{sum(part['cpu_s'] for part in parts):.0f} | "
                 f"{sum(part['wall_s'] for part in parts):.0f} | "
                 f"{max(part['peak_mib'] for part in parts):.0f} | "
@@ -249,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", type=Path, nargs="*", help="folders that `synth` wrote")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--recipe", default=DEFAULT, help=f"by name; {DEFAULT} unless named")
     parser.add_argument("--json", type=Path, help="rows are kept here")
     parser.add_argument(
         "--all-prompts", action="store_true", help="run the gate as every export does"
@@ -258,15 +276,17 @@ def main() -> None:
     if arguments.child:
         target, scratch = arguments.child
         prompts = ALL_PROMPTS if arguments.all_prompts else PROMPTS
-        done = export(arguments.models[0], target, Path(scratch), prompts)
+        done = export(arguments.models[0], target, arguments.recipe, Path(scratch), prompts)
         print(json.dumps(asdict(done)))
         return
     kept = arguments.json
     rows = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
     for model in arguments.models:
         for target in arguments.targets:
-            key = f"{model.name} {target}" + (" all prompts" if arguments.all_prompts else "")
-            rows[key] = export_in_child(model, target, whole=arguments.all_prompts)
+            recipe, whole = arguments.recipe, arguments.all_prompts
+            key = f"{model.name} {target}" + (" all prompts" if whole else "")
+            key += "" if recipe == DEFAULT else f" {recipe}"
+            rows[key] = export_in_child(model, target, recipe, whole=whole)
             if kept is not None:
                 kept.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
     print(report(rows[key] for key in sorted(rows)))

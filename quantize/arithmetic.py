@@ -72,29 +72,25 @@ EXACT = Arithmetic(device=torch.device("cpu"), products=torch.float32)
 
 
 class ProductSource:
-    """`MatrixSource` whose matrices are factors of products, kept on the device.
+    """`MatrixSource` whose matrices are factors of products, converted once and kept on the device.
 
     Args:
         source: Float32, wherever it is.
         arithmetic: What its matrices become.
-        keep: Whether each is converted once. They are all kept then.
     """
 
-    def __init__(self, source: MatrixSource, arithmetic: Arithmetic, *, keep: bool = True) -> None:
+    def __init__(self, source: MatrixSource, arithmetic: Arithmetic) -> None:
         self._source = source
         self._arithmetic = arithmetic
-        self._keep = keep
         self._matrices: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
 
     def matrix(self, name: str) -> Tensor:
         """See `MatrixSource`; in `Arithmetic.products`."""
-        if name in self._matrices:
-            return self._matrices[name]
-        found = self._source.matrix(name).to(self._arithmetic.device, self._arithmetic.products)
-        if self._keep:
-            self._matrices[name] = found
-        return found
+        if name not in self._matrices:
+            matrix = self._source.matrix(name)
+            self._matrices[name] = matrix.to(self._arithmetic.device, self._arithmetic.products)
+        return self._matrices[name]
 
     def vector(self, name: str) -> Tensor:
         """See `MatrixSource`."""
@@ -142,7 +138,7 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def in_batches(count: int, size: int, work: Callable[[slice], None]) -> None:
     """Do `work` on all of `count` rows, at most `size` at a time.
 
-    Where a device runs out of memory, it goes on with half as many.
+    Where a device runs out of memory, it continues with half as many.
 
     Raises:
         RuntimeError: Not even one fits.

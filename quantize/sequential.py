@@ -329,15 +329,15 @@ def round_blocks(
         for layer in range(finished):
             yield from kept.entries(layer)
         # The table is read, and rotated, once.
-        table = CachedSource(FullPrecisionSource(config, checkpoint.weights))
-        full.source = ProductSource(table, arithmetic)
+        full.source = ProductSource(
+            CachedSource(FullPrecisionSource(config, checkpoint.weights)), arithmetic
+        )
         if finished:
             streams = artifact.resume(finished), wanted.resume(finished)
             kept.load_activations(finished - 1, streams)
         else:
             artifact.begin()
             wanted.begin()
-        del table
         for layer in range(finished, config.num_hidden_layers):
             # Every weight of the layer is read once, for the full-precision pass and for rounding.
             weights = CachedSource(FullPrecisionSource(config, checkpoint.weights))

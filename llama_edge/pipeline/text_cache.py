@@ -32,7 +32,7 @@ from llama_edge.text.text_assets import TOKENIZER_FILE
 
 FORMAT: Final = "llama-edge calibration text"
 FORMAT_VERSION: Final = 1
-#: Two million tokens; a text that is written here has 8192, in 64 KiB.
+#: Two million tokens; a text that is written here has 36,864, in 288 KiB.
 MAX_FILE_BYTES: Final = 16 << 20
 _MAX_HEADER_BYTES: Final = 64 << 10
 _TOKENS: Final = "tokens"

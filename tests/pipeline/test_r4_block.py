@@ -1,5 +1,6 @@
 """R4 in blocks of 16, the whole way to each target's file; and a wrong one, which is found."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +15,19 @@ from llama_edge.core.errors import CheckFailedError, ConfigError
 from llama_edge.core.hadamard import hadamard
 from llama_edge.core.json_files import read_json_object
 from llama_edge.core.progress import SilentProgress
-from llama_edge.core.recipe import Recipe, Rotation
+from llama_edge.core.recipe import Rotation
 from llama_edge.debug.bisect import Place, bisect, first_place
 from llama_edge.debug.bisect_repro import write_bisection
 from llama_edge.gate.prompts import PromptPlan
 from llama_edge.gate.tolerances import Tolerances
 from llama_edge.pipeline.export import ExportRequest, export_model
-from llama_edge.quantize import RECIPES, W4A8_RTN
+from llama_edge.quantize import W4A8_RTN
 from tests.conftest import debug_request
 from tests.debug.test_bisect import run_repro
 
 pytestmark = [pytest.mark.executorch, pytest.mark.onnx, pytest.mark.coreml]
 
 BLOCKS = replace(W4A8_RTN, name="blocks", rotations=tuple(Rotation), r4_block=16)
-TOO_LARGE = replace(BLOCKS, name="too-large", r4_block=64)
 #: Where each target's lowering takes the matrix from.
 MATRIX = {
     "android": "llama_edge.backends.executorch.weights.hadamard",
@@ -36,26 +36,33 @@ MATRIX = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def recipes_with_blocks() -> object:
-    recipes: dict[str, Recipe] = {**RECIPES, BLOCKS.name: BLOCKS, TOO_LARGE.name: TOO_LARGE}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_edge.quantize.RECIPES", recipes)
-        yield
-
-
-def request_for(model: Path, target: str, out: Path) -> ExportRequest:
-    prompts = PromptPlan(gate=1, fidelity=1)
-    return replace(debug_request(model, target, out), recipe=BLOCKS.name, prompts=prompts)
+def recipe_file(folder: Path, block: int) -> Path:
+    path = folder / f"{block}.json"
+    written = BLOCKS.to_json() | {"base": "w4a8-rtn", "r4_block": block}
+    path.write_text(json.dumps(written))
+    return path
 
 
 @pytest.fixture(scope="module")
-def bundles(debug_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Bundle]:
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with R4 in blocks of 16, which no recipe by name has."""
+    return recipe_file(tmp_path_factory.mktemp("recipe"), 16)
+
+
+def request_for(model: Path, target: str, out: Path, recipe: Path) -> ExportRequest:
+    prompts = PromptPlan(gate=1, fidelity=1)
+    return replace(debug_request(model, target, out), recipe=str(recipe), prompts=prompts)
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    debug_folder: Path, blocks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Bundle]:
     place = tmp_path_factory.mktemp("blocks")
-    return {
-        target: export_model(request_for(debug_folder, target, place / target), SilentProgress())
-        for target in MATRIX
+    requests = {
+        target: request_for(debug_folder, target, place / target, blocks) for target in MATRIX
     }
+    return {target: export_model(request, SilentProgress()) for target, request in requests.items()}
 
 
 def test_every_target_passes_the_gate_with_the_same_codes(bundles: Mapping[str, Bundle]) -> None:
@@ -99,11 +106,15 @@ def other_signs(order: int) -> Tensor:
     ],
 )
 def test_a_wrong_matrix_is_refused(
-    target: str, debug_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str,
+    debug_folder: Path,
+    blocks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(MATRIX[target], other_signs)
     with pytest.raises(CheckFailedError, match=r"layers\.\d\.mlp"):
-        export_model(request_for(debug_folder, target, tmp_path / "out"), SilentProgress())
+        export_model(request_for(debug_folder, target, tmp_path / "out", blocks), SilentProgress())
     assert not (tmp_path / "out").exists()
     if target == "onnx":
         found = bisect(tmp_path / "out.failed", str(debug_folder), SilentProgress())
@@ -120,7 +131,8 @@ def test_a_block_that_no_rotation_fits_is_refused_before_any_work(
         raise AssertionError("the model was quantized")
 
     monkeypatch.setattr("llama_edge.pipeline.export.quantize_with_cache", work)
-    request = request_for(debug_folder, "onnx", tmp_path / "out")
+    path = recipe_file(tmp_path, 64)
+    request = request_for(debug_folder, "onnx", tmp_path / "out", path)
     with pytest.raises(ConfigError, match="r4_block is 64"):
-        export_model(replace(request, recipe=TOO_LARGE.name), SilentProgress())
-    assert list(tmp_path.iterdir()) == []
+        export_model(request, SilentProgress())
+    assert list(tmp_path.iterdir()) == [path]
