@@ -8,7 +8,7 @@ scales that are bfloat16 as they were in training.
 
 The full-precision network runs once, a layer at a time; its last hidden states are kept, in a
 mapped file where they are large. Then the device holds the rounded network (codes int8, both heads
-in float32), five float32 numbers for each that is trained, and one layer's matrices and
+in float32), seven float32 numbers for each that is trained, and one layer's matrices and
 activations: everything is computed in float32, as in the reference.
 
 Shape legend: N sequences, B of one step, T tokens, D hidden.
@@ -79,9 +79,11 @@ def distill(
             f"recipe {layout.recipe.name} trains on the CPU, which takes hours; "
             "--device cuda or --device mps is faster"
         )
+    # Rounding is done before: its own full memory is none of the distillation's.
+    rounded = tuple(entries)
     with _full_memory_explained(place.device), scratch_folder(place.folder) as scratch:
         device = torch.device(place.device.value)
-        network = TrainedNetwork(layout, entries, distillation, device)
+        network = TrainedNetwork(layout, rounded, distillation, device)
         adam = AveragedAdam(
             network.shifts, network.rates, distillation.warm_up, distillation.averaging
         )

@@ -27,9 +27,9 @@ from llama_edge.formats.quantized_checkpoint import (
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.models.weights import float_shapes
-from llama_edge.quantize import W4A8_GPTQ, W4A8_HADAMARD
+from llama_edge.quantize import W4A8_DISTILLED, W4A8_GPTQ, W4A8_HADAMARD
 from llama_edge.quantize.averaged_adam import AveragedAdam
-from llama_edge.quantize.calibration import CalibrationSet
+from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
 from llama_edge.quantize.distillation import (
     SAVE_EVERY,
     _Batches,
@@ -434,6 +434,15 @@ def test_memory_that_does_not_hold_one_sequence(
     assert QuantizeError.exit_code == 3
 
 
+def test_full_memory_of_the_rounding_is_not_said_to_be_the_distillations(rounded: Rounded) -> None:
+    def rounding() -> Iterator[QuantizedEntry]:
+        yield rounded.entries[0]
+        raise FULL_MEMORY[0]
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train(rounded, entries=rounding())
+
+
 def test_another_error_is_not_taken_for_full_memory(
     rounded: Rounded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +468,30 @@ def test_a_short_text_ends_the_training_early(sequences: int, steps: int) -> Non
     distillation = recipe_of(steps=100, sequences=4, max_epochs=5).distillation
     assert distillation is not None
     assert step_count(distillation, sequences) == steps
+
+
+def test_the_named_recipe_sees_a_million_tokens_of_its_own_texts() -> None:
+    distillation = W4A8_DISTILLED.distillation
+    assert distillation is not None
+    sequences = distillation.texts * SEQUENCES
+    seen = step_count(distillation, sequences) * distillation.sequences
+    assert seen * LENGTH == 2**20
+    assert 9 < seen / sequences < 10
+
+
+def test_seven_numbers_are_held_for_each_that_is_trained(rounded: Rounded) -> None:
+    """As documented: 28 bytes for each scale."""
+    recipe = recipe_of(norm_rate=0, rotation_rate=0)
+    assert recipe.distillation is not None
+    cpu = torch.device("cpu")
+    network = TrainedNetwork(rounded.layout, rounded.entries, recipe.distillation, cpu)
+    adam = AveragedAdam(network.shifts, network.rates, 4, 0.9)
+    scales = [network._start[name] for name in network._codes]
+    vectors = [network.shifts, network.gradient, network.rates, *adam._state.values()]
+    count = len(network.shifts)
+    # The optimizer's values are the network's shifts.
+    held = {one.data_ptr(): one.nbytes for one in [*scales, *vectors]}
+    assert sum(held.values()) == 28 * count
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
