@@ -320,7 +320,7 @@ def export(
         accuracy_level: ONNX Runtime's; 0 leaves activations in float32, 4 rounds them to int8.
         kv_cache: "float32", "float16" or "int8"; by default what the backend keeps.
         prefill: "flexible" or "fixed", for Core ML.
-        device: "cpu" (the default) or "cuda": where a recipe calibrates.
+        device: "cpu" (the default), "cuda" or "mps": where a recipe calibrates.
         suite: A suite of prompts on which the bundle is compared with full precision: "on-device"
             or a file.
         require: What the suite must reach, such as "agreement.th=0.85".

@@ -13,13 +13,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llama_edge.core.artifact import ActivationQuantization
-from llama_edge.core.errors import MissingComponentError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.recipe import Device
 from llama_edge.models.blocks import Attention, split_heads
 from llama_edge.models.network import Node
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import MatrixSource
+from llama_edge.quantize.device import check_device, is_out_of_memory
 
 #: Processors that multiply bfloat16: x86-64's two ways, and ARM's.
 _NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -40,7 +40,7 @@ class Arithmetic:
     @property
     def is_native(self) -> bool:
         """Whether nothing faster could be had from another processor of the kind."""
-        return self.products is torch.bfloat16
+        return self.device.type != "cpu" or self.products is torch.bfloat16
 
     def sequences_at_once(self, length: int) -> int:
         """So many that a matrix product is efficient, and what it makes stays in the caches.
@@ -53,7 +53,9 @@ class Arithmetic:
 
 
 def arithmetic_on(device: Device) -> Arithmetic:
-    """The fastest that this machine has on the device.
+    """The fastest that this machine is known to have on the device.
+
+    On Apple's GPU that is float32: nobody has compared its bfloat16.
 
     Raises:
         MissingComponentError: As `check_device`.
@@ -65,24 +67,12 @@ def arithmetic_on(device: Device) -> Arithmetic:
         return Arithmetic(
             device=torch.device("cpu"), products=torch.bfloat16 if native else torch.float32
         )
-    return Arithmetic(device=torch.device(device.value), products=torch.bfloat16)
+    products = torch.float32 if device is Device.MPS else torch.bfloat16
+    return Arithmetic(device=torch.device(device.value), products=products)
 
 
 #: What tests compare with: every product in float32.
 EXACT = Arithmetic(device=torch.device("cpu"), products=torch.float32)
-
-
-def check_device(device: Device) -> None:
-    """Fail before any work when this machine lacks the device.
-
-    Raises:
-        MissingComponentError: "cuda", without a GPU or without a PyTorch that can use it.
-    """
-    if device is Device.CUDA and not torch.cuda.is_available():
-        raise MissingComponentError(
-            "--device cuda: PyTorch finds no CUDA device on this machine; leave the option out to "
-            "calibrate on the CPU, or install a CUDA build of torch where there is a GPU"
-        )
 
 
 class ProductSource:
@@ -155,14 +145,14 @@ def in_batches(count: int, size: int, work: Callable[[slice], None]) -> None:
     Where a device runs out of memory, it continues with half as many.
 
     Raises:
-        torch.OutOfMemoryError: Not even one fits.
+        RuntimeError: Not even one fits.
     """
     start = 0
     while start < count:
         try:
             work(slice(start, min(start + size, count)))
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
                 raise
             size //= 2
             continue

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llama_edge.core.errors import QuantizeError
+from llama_edge.quantize.device import factoring_device
 
 #: Added to the Hessian's diagonal, relative to its mean (the paper's 1 %).
 DAMPING: Final = 0.01
@@ -92,8 +93,9 @@ class Curvature:
 def _upper_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
     """R of H = R R^T in that order, or None where H is not positive definite."""
     back = order.flip(0)
-    lower, failed = torch.linalg.cholesky_ex(hessian_II[back][:, back])
-    return None if failed else lower.flip(0, 1)
+    turned = hessian_II[back][:, back].to(factoring_device(hessian_II.device))
+    lower, failed = torch.linalg.cholesky_ex(turned)
+    return None if failed else lower.flip(0, 1).to(hessian_II.device)
 
 
 def output_chunks(outputs: int) -> Iterator[slice]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.progress import Progress
-from llama_edge.core.recipe import Recipe, RotationLearning
-from llama_edge.quantize.arithmetic import check_device
+from llama_edge.core.recipe import Device, Recipe, RotationLearning
 from llama_edge.quantize.cayley import cayley_step, nearest_orthogonal
+from llama_edge.quantize.device import check_device
 from llama_edge.quantize.resume import (
     LearningPlace,
     RotationState,
@@ -28,6 +28,7 @@ from llama_edge.quantize.resume import (
     start_state,
 )
 from llama_edge.quantize.rotate import RotationMatrices
+from llama_edge.quantize.rows_of_step import rows_of_step
 from llama_edge.quantize.straight_through import RotationLoss, resident
 
 #: Iterations between two saved states: a kill loses about a minute on SmolLM2.
@@ -64,32 +65,21 @@ def learn_rotations(
     assert learning is not None
     check_device(place.device)
     device = torch.device(place.device.value)
-    first = start_state(start.r1.to(device), torch.stack(list(start.r2)).to(device))
+    # In float64, which Apple's GPU lacks.
+    matrices = torch.device("cpu") if place.device is Device.MPS else device
+    first = start_state(start.r1.to(matrices), torch.stack(list(start.r2)).to(matrices))
     loss = RotationLoss(resident(checkpoint, device), start.r4)
     tokens = tokens_NT.to(device)
     state = _resume(first, learning, place.state, progress)
     while state.step < learning.iterations:
-        batch = _batch(tokens, state.step, learning.sequences, recipe.seed)
-        state = _iterate(state, learning, loss, batch)
+        rows = rows_of_step(len(tokens), state.step, learning.sequences, recipe.seed)
+        state = _iterate(state, learning, loss, tokens[rows])
         due = state.step % SAVE_EVERY == 0 or state.step == learning.iterations
         if place.state is not None and due:
             save_state(state, place.state)
         progress.advance()
     r1, r2 = nearest_orthogonal(state.r1.cpu()), nearest_orthogonal(state.r2.cpu())
     return RotationMatrices(r1=r1, r2=list(r2), r4=start.r4)
-
-
-def _batch(tokens_NT: Tensor, step: int, size: int, seed: int) -> Tensor:
-    """The sequences (B, T) of one iteration: pass after pass over the text, each in a new order."""
-    count = len(tokens_NT)
-
-    def row(index: int) -> int:
-        generator = torch.Generator().manual_seed(seed + index // count)
-        order = torch.randperm(count, generator=generator)
-        return int(order[index % count])
-
-    size = min(size, count)
-    return tokens_NT[[row(index) for index in range(step * size, (step + 1) * size)]]
 
 
 def _iterate(

@@ -75,7 +75,8 @@ class Drift:
             lower_II: Cholesky factor of `H + ridge`.
             products: What factors of a large product are rounded to.
         """
-        moved = torch.cholesky_solve(self._sum.T, lower_II).T
+        moved = torch.cholesky_solve(self._sum.T.to(lower_II.device), lower_II).T
+        moved = moved.to(self._weight.device)
         if not self._is_narrow:
             moved = (self._weight.to(products) @ moved.to(products)).float()
         return moved + self._weight

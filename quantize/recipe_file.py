@@ -6,6 +6,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from llama_edge.core.errors import ConfigError, UnknownNameError, UsageError
 from llama_edge.core.json_files import read_json_object
-from llama_edge.core.recipe import MAX_SEED, Recipe, Rounding
+from llama_edge.core.recipe import MAX_RATE, MAX_SEED, Recipe, Rounding
 from llama_edge.quantize import RECIPES
 
 SCHEMA_VERSION: Final = 1
@@ -46,6 +47,70 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     momentum: Annotated[
         float,
         Meta(ge=0, lt=1, description="from 0 to below 1: what is kept of the step before"),
+    ]
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How scales and norm weights are trained towards full precision after rounding."""
+
+    steps: Annotated[
+        int, Meta(ge=1, description="an integer of at least 1: updates of what is trained")
+    ]
+    sequences: Annotated[
+        int, Meta(ge=1, description="at least 1: calibration sequences that one step sees")
+    ]
+    max_epochs: Annotated[
+        int, Meta(ge=1, description="at least 1: how often the calibration text may be seen")
+    ]
+    texts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="at least 1: texts that the model writes itself, each with the next seed, "
+            "where none is given",
+        ),
+    ]
+    scale_rate: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=MAX_RATE,
+            description=f"a number above 0, at most {MAX_RATE}: relative change of a scale a step",
+        ),
+    ]
+    norm_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_RATE,
+            description=f"from 0 to {MAX_RATE}: relative change of a norm weight a step; 0 keeps "
+            "them",
+        ),
+    ]
+    rotation_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_RATE,
+            description=f"from 0 to {MAX_RATE}: change of an element of the rotation before a tied "
+            "head a step; 0 keeps it",
+        ),
+    ]
+    warm_up: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="an integer of at least 0: steps over which the rates rise from zero",
+        ),
+    ]
+    averaging: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="from 0 to below 1: the share of the running average that a step keeps; 0 "
+            "takes the last step's values",
+        ),
     ]
 
 
@@ -163,6 +228,16 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | UnsetType
     ) = UNSET
+    distillation: (
+        Annotated[
+            Training | None,
+            Meta(
+                description="how scales and norm weights are trained after rounding, which needs "
+                "rounding gptq; or null: they stay as they are rounded"
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     seed: (
         Annotated[
             int,
@@ -222,6 +297,13 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         others = ", ".join(name for name in changed if name not in ("name", "summary"))
         summary = f"as {base}" + (f", with other {others}" if others else "")
         return Recipe.from_json({**inherited, "summary": summary, **given})
+
+
+#: Fields of a recipe file with fields of their own.
+_PARTS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "rotation_learning": Learning,
+    "distillation": Training,
+}
 
 
 def find_recipe(choice: str) -> Recipe:
@@ -287,9 +369,10 @@ def _fault(value: Any, message: str) -> str:  # noqa: ANN401
     """What is wrong with a file's value, by what msgspec says of it."""
     reason, _, place = message.partition(" - at `$.")
     place = place.removesuffix("`")
-    properties, learning = (part["properties"] for part in _definitions())
+    top, *parts_of_it = (found["properties"] for found in _definitions())
+    inside = dict(zip(_PARTS, parts_of_it, strict=True))
     if reason.startswith("Object "):
-        where, known = (f"{place}: ", learning) if place else ("", properties)
+        where, known = (f"{place}: ", inside[place]) if place else ("", top)
         reason = reason.removeprefix("Object ").replace("`", "")
         return f"{where}{reason[:_SHOWN]}; the fields are {', '.join(known)}; {_START}"
     if not place:
@@ -297,8 +380,8 @@ def _fault(value: Any, message: str) -> str:  # noqa: ANN401
     parts = re.findall(r"[$\w]+", place)
     for part in parts:
         value = value[int(part) if isinstance(value, list) else part]
-    name = [part for part in parts if not part.isdigit()][-1]
-    needed = {**properties, **learning}[name]["description"]
+    outer, *names = (part for part in parts if not part.isdigit())
+    needed = (inside[outer][names[0]] if names else top[outer])["description"]
     return f"{place} is {_shown(value)}; needed: {needed}"
 
 
@@ -307,17 +390,16 @@ def _shown(value: object) -> str:
     return json.dumps(value)[:_SHOWN]
 
 
-def _definitions() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schemas of `RecipeFile` and of `Learning`."""
-    kinds = (RecipeFile, Learning)
+def _definitions() -> list[dict[str, Any]]:
+    """The schemas of `RecipeFile` and of its `_PARTS`."""
+    kinds: tuple[type[msgspec.Struct], ...] = (RecipeFile, *_PARTS.values())
     _, found = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
-    top, learning = (found[kind.__name__] for kind in kinds)
-    return top, learning
+    return [found[kind.__name__] for kind in kinds]
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe file, as it is published in `docs/`."""
-    top, learning = _definitions()
+    top, *inside = _definitions()
     for field in fields(Recipe):
         if field.default is not MISSING and field.name not in _NEEDED:
             default = f"; without a base by default {json.dumps(field.default)}"
@@ -329,7 +411,7 @@ def recipe_schema() -> dict[str, Any]:
         "description": "A recipe of one's own: the fields that are given, and all others of the "
         "built-in recipe that is its base.",
         "anyOf": [{"required": ["base"]}, {"required": list(_NEEDED)}],
-        "$defs": {Learning.__name__: learning},
+        "$defs": {one["title"]: one for one in inside},
     }
 
 

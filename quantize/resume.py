@@ -1,8 +1,8 @@
 """What a long quantization keeps, so that the next run resumes where an interrupted one was.
 
-The folder (`WorkPlace`) has the rotations' state, the costs of rounding, and each finished layer
-with the activations after it, in files of `quantize.kept`. Large activations of the run itself are
-mapped files.
+The folder (`WorkPlace`) has the state of what is learned, the costs of rounding, and each finished
+layer with the activations after it, in files of `quantize.kept`. Large activations of the run
+itself are mapped files.
 """
 
 import math
@@ -276,14 +276,20 @@ def _tensors(entries: Sequence[QuantizedEntry]) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningPlace:
-    """Where rotations are learned; it decides about time alone."""
+    """Where something is learned; on the CPU it decides about time alone."""
 
     device: Device = Device.CPU
-    #: file that keeps the state between runs; None keeps nothing
+    #: file that keeps the state between runs, in a folder of this run alone; None keeps nothing
     state: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where large activations may be in files; None: anywhere."""
+        return None if self.state is None else self.state.parent
 
 
 _ROTATIONS_FILE: Final = "rotations.safetensors"
+_DISTILLATION_FILE: Final = "distillation.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +310,15 @@ class WorkPlace:
     @property
     def learning(self) -> LearningPlace:
         """The part of it that learned rotations need."""
-        state = None if self.folder is None else self.folder / _ROTATIONS_FILE
+        return self._learning(_ROTATIONS_FILE)
+
+    @property
+    def distillation(self) -> LearningPlace:
+        """The part of it that a distillation needs."""
+        return self._learning(_DISTILLATION_FILE)
+
+    def _learning(self, file: str) -> LearningPlace:
+        state = None if self.folder is None else self.folder / file
         return LearningPlace(device=self.device, state=state)
 
     def subfolder(self, name: str) -> Path | None:

@@ -68,7 +68,8 @@ def tie_breaker(width: int) -> Tensor:
     many of them lie exactly on a rounding boundary of the int8 activations, where the last bit of
     a runtime's norm decides, and every runtime decides otherwise. Uneven weights leave no ties.
     """
-    steps = torch.arange(width, dtype=torch.float64) * ((5**0.5 - 1) / 2)
+    # On the CPU whatever device is computing: Apple's GPU has no float64.
+    steps = torch.arange(width, dtype=torch.float64, device="cpu") * ((5**0.5 - 1) / 2)
     return (0.98 + 0.04 * steps.frac()).float()
 
 
@@ -157,7 +158,7 @@ class RotatedWeights:
         node = self._network.by_name[name.rpartition(".")[0]]
         if isinstance(node.block, RMSNorm):
             is_first = node is self._first_norm
-            return tie_breaker(len(weight)) if is_first else torch.ones_like(weight)
+            return tie_breaker(len(weight)).to(weight) if is_first else torch.ones_like(weight)
         if isinstance(node.block, HeadNorm):
             return weight
         if name == node.bias:

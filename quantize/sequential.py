@@ -29,6 +29,7 @@ from llama_edge.models.reference import is_rounded, rounded
 from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
+from llama_edge.quantize.device import factoring_device
 from llama_edge.quantize.gptq import Curvature, gptq_codes
 from llama_edge.quantize.groupwise import check_scales
 from llama_edge.quantize.moments import Drift, Hessian, of_like_size
@@ -134,7 +135,7 @@ def _with_ridge(name: str, hessian: Tensor) -> Tensor:
     damped = hessian.clone()
     damped.diagonal().add_(ridge.clamp(min=torch.finfo(torch.float32).tiny))
     lower: Tensor
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    lower, failed = torch.linalg.cholesky_ex(damped.to(factoring_device(damped.device)))
     if failed:
         raise QuantizeError(
             f"{name}: its calibration activations are not finite; the weights are damaged or "

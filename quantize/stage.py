@@ -1,4 +1,7 @@
-"""Checkpoint -> QuantizedCheckpoint: rotate, round, write; one tensor or one layer at a time."""
+"""Checkpoint -> QuantizedCheckpoint: rotate, round, write; one tensor or one layer at a time.
+
+A recipe that distills has all rounded tensors in memory before they are written.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ from llama_edge.models.weight_names import EMBEDDING
 from llama_edge.models.weights import block_linear_names, float_shapes
 from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration import CalibrationSet
+from llama_edge.quantize.distillation import distill
 from llama_edge.quantize.groupwise import quantize_groupwise, round_to_nearest
 from llama_edge.quantize.learned_rotations import learn_rotations
 from llama_edge.quantize.mixed_precision import choose_int8
@@ -146,6 +150,9 @@ def _entries(
                 rounded = round_blocks(
                     checkpoint, layout, tensor, calibration.tokens, kept, arithmetic
                 )
+    if layout.recipe.distillation is not None:
+        # Nothing is left, but the last layer is kept only now; training takes longer than rounding.
+        yield from rounded
 
 
 def quantize_checkpoint(
@@ -169,7 +176,7 @@ def quantize_checkpoint(
     Raises:
         QuantizeError: A width or a value does not fit the recipe.
         CheckpointError: A weight is damaged or not finite.
-        MissingComponentError: Rotations are to be learned on a device that is not here.
+        MissingComponentError: The recipe is to learn on a device that is not here.
         OutputError: What is done cannot be kept, or what was kept is damaged.
     """
     check_widths(checkpoint, recipe)
@@ -179,7 +186,8 @@ def quantize_checkpoint(
             "with gptq and with nothing else"
         )
     hashed = HashedWeights.of(checkpoint.weights)
-    source = replace(checkpoint, weights=hashed)
+    full = replace(checkpoint, weights=hashed)
+    source = full
     if recipe.rotations:
         matrices = choose_rotations(source.config, recipe)
         if recipe.rotation_learning is not None and calibration is not None:
@@ -193,13 +201,21 @@ def quantize_checkpoint(
         mixed = choose_int8(source, layout, calibration.tokens, between, place.arithmetic, progress)
         layout = replace(layout, mixed=mixed)
     kept = KeptLayers(place.subfolder("layers"), layout)
-    entries = _entries(source, layout, calibration, kept, place.arithmetic)
     text = None if calibration is None else (len(calibration.tokens), calibration.tokens.shape[1])
+    entries = _counted(
+        _entries(source, layout, calibration, kept, place.arithmetic),
+        layout,
+        text,
+        kept.finished(),
+        progress,
+    )
+    if recipe.distillation is not None and calibration is not None:
+        entries = distill(full, layout, entries, calibration.tokens, place.distillation, progress)
     return write_quantized_checkpoint(
         folder,
         layout,
         checkpoint.text,
-        _counted(entries, layout, text, kept.finished(), progress),
+        entries,
         lambda: SourceDescription(
             hashed.hexdigest(),
             None if calibration is None else calibration.record(),

@@ -1,11 +1,10 @@
-"""The network that rotations are learned on: rotated, its activations rounded, with gradients.
+"""The reference with gradients, and the network that rotations are learned on.
 
-It is `models.reference` over `RotatedWeights`. Weights stay in full precision, as SpinQuant does it
-where GPTQ follows: GPTQ makes up for most of what rounding weights to nearest costs, and rotations
-learned against that cost left SmolLM2 further from itself (KL 0.121 against 0.115 on the prompts of
-eight languages). Rounding passes gradients straight through (Bengio et al., 2013). A layer's
-weights are turned when it is reached and again on the way back, so one layer's are in memory with
-the checkpoint's own.
+The latter is the reference over `RotatedWeights`, activations rounded. Weights stay in full
+precision, as SpinQuant does it where GPTQ follows: GPTQ makes up for most of what rounding weights
+to nearest costs, and rotations learned against that cost left SmolLM2 further from itself (KL 0.121
+against 0.115 on the prompts of eight languages). A layer's weights are turned when it is reached
+and again on the way back, so one layer's are in memory with the checkpoint's own.
 
 Shape legend: B sequences, T tokens, D hidden, H head_dim, L layers, V vocab.
 """
@@ -74,11 +73,40 @@ class _Source:
         return self._weights.read(EMBEDDING)[tokens_BT] @ self._r1
 
 
-class _StraightThrough(Reference):
+def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    """The value of `rounded`, with gradients as if it was x (Bengio et al., 2013)."""
+    return x + (rounded - x).detach()
+
+
+class StraightThrough(Reference):
     """The reference, whose rounding of activations passes gradients."""
 
     def quantize_activation(self, x: Tensor) -> Tensor:
-        return x + (super().quantize_activation(x) - x).detach()
+        """See `Reference`."""
+        return straight_through(x, super().quantize_activation(x))
+
+    def blocks(self, x_BTD: Tensor) -> Tensor:
+        """All blocks; each is computed again on the way back, so that only its input is kept."""
+        for layer in range(self.config.num_hidden_layers):
+            x_BTD = recomputed(self.block, layer, x_BTD, use_reentrant=False)
+        return x_BTD
+
+    def block(self, layer: int, x_BTD: Tensor) -> Tensor:
+        """One block over whole sequences."""
+        shape = (len(x_BTD), self.config.num_key_value_heads, 0, self.config.head_dim)
+        # The tensors that the network makes on its way, such as positions, are there too. It is
+        # said here, not further out: on the way back another thread comes by.
+        with x_BTD.device:
+            nothing = [torch.empty(shape)] * (layer + 1)
+            cache = KVCache(keys=[*nothing], values=[*nothing])
+            return self.mlp_block(layer, x_BTD, self.attention_block(layer, x_BTD, cache))
+
+
+def divergence(found_TV: Tensor, wanted_TV: Tensor) -> Tensor:
+    """Sum over tokens of KL(wanted || found), nats, of logits."""
+    return F.kl_div(
+        found_TV.log_softmax(-1), wanted_TV.log_softmax(-1), reduction="sum", log_target=True
+    )
 
 
 class RotationLoss:
@@ -112,29 +140,17 @@ class RotationLoss:
         """Mean over tokens of KL(full || rotated, activations rounded), nats.
 
         Args:
-            r1_DD: Float64, orthogonal; so is `r2_LHH`. Both get gradients.
+            r1_DD: Float64, orthogonal; so is `r2_LHH`. Both get gradients, where they are.
             r2_LHH: One per layer.
-            tokens_BT: Int64.
+            tokens_BT: Int64, on the device of the weights.
         """
-        r1 = r1_DD.float()
-        matrices = RotationMatrices(r1=r1, r2=list(r2_LHH.float()), r4=self._r4)
+        device = tokens_BT.device
+        r1 = r1_DD.float().to(device)
+        matrices = RotationMatrices(r1=r1, r2=list(r2_LHH.float().to(device)), r4=self._r4)
         rotated = apply_rotations(self._checkpoint, matrices)
         source = _Source(self._checkpoint, rotated.weights, r1)
-        model = _StraightThrough(rotated.config, source, self._activation)
-
-        def block(layer: int, x_BTD: Tensor) -> Tensor:
-            config = rotated.config
-            shape = (len(x_BTD), config.num_key_value_heads, 0, config.head_dim)
-            # The tensors that the network makes on its way, such as positions, are there too. It
-            # is said here, not further out: on the way back another thread comes by.
-            with x_BTD.device:
-                nothing = [torch.empty(shape)] * (layer + 1)
-                cache = KVCache(keys=[*nothing], values=[*nothing])
-                return model.mlp_block(layer, x_BTD, model.attention_block(layer, x_BTD, cache))
-
-        x_BTD = model.embed(tokens_BT)
-        for layer in range(rotated.config.num_hidden_layers):
-            x_BTD = recomputed(block, layer, x_BTD, use_reentrant=False)
+        model = StraightThrough(rotated.config, source, self._activation)
+        x_BTD = model.blocks(model.embed(tokens_BT))
         # Turned back after its rounding, the head's input multiplies the table as it was.
         back_BTD = model.head_input(x_BTD) @ r1.T
         rows = zip(back_BTD, self._full_hidden(tokens_BT), strict=True)
@@ -149,8 +165,7 @@ class RotationLoss:
         if not config.tie_word_embeddings:
             found_TD = found_TD * norm
         wanted = F.linear(rms_norm(full_TD, norm, config.rms_norm_eps), table)
-        found = F.linear(found_TD, table).log_softmax(-1)
-        return F.kl_div(found, wanted.log_softmax(-1), reduction="sum", log_target=True)
+        return divergence(F.linear(found_TD, table), wanted)
 
 
 def resident(checkpoint: Checkpoint, device: torch.device) -> Checkpoint:

@@ -52,7 +52,11 @@ TextCache = Annotated[
     ),
 ]
 LearningDevice = Annotated[
-    Device, typer.Option("--device", help="Where a recipe calibrates that does so.")
+    Device,
+    typer.Option(
+        "--device",
+        help="Where a recipe calibrates that does so; mps is the GPU of Apple silicon.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
 

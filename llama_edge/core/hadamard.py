@@ -47,13 +47,15 @@ def _paley(order: int) -> Tensor | None:
 @cache
 def _signs(order: int) -> Tensor | None:
     """A matrix of +1 and -1 with orthogonal rows, or None where none is known here."""
-    if order in (1, 2):
-        return torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:order, :order]
-    found = None if order.bit_count() == 1 else _paley(order)
-    if found is None and order % 2 == 0:
-        half = _signs(order // 2)
-        found = None if half is None else torch.kron(_known(2), half)
-    return found
+    # It is kept for all later calls, whatever device the first one's network is computed on.
+    with torch.device("cpu"):
+        if order in (1, 2):
+            return torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:order, :order]
+        found = None if order.bit_count() == 1 else _paley(order)
+        if found is None and order % 2 == 0:
+            half = _signs(order // 2)
+            found = None if half is None else torch.kron(_known(2), half)
+        return found
 
 
 def _known(order: int) -> Tensor:

@@ -41,6 +41,8 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    #: Apple's GPU, which has no float64
+    MPS = "mps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,66 @@ class RotationLearning:
         if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
             raise ConfigError(
                 f"rotation learning: momentum is {momentum!r}; a number from 0 to below 1 is needed"
+            )
+
+
+#: Largest learning rate of a distillation: 10 % a step is far beyond what trains anything.
+MAX_RATE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """How the rounded network is trained towards full precision, its codes fixed.
+
+    Scales and norm weights are multiplied by a factor whose logarithm is trained, so a learning
+    rate is a relative change per step.
+    """
+
+    #: updates of the parameters
+    steps: int
+    #: calibration sequences that one step sees
+    sequences: int
+    #: how often the calibration text may be seen; a short text ends the training early
+    max_epochs: int
+    #: texts that the model writes itself, each with a seed of its own, where none is given
+    texts: int
+    #: of the group scales
+    scale_rate: float
+    #: of the norm weights; 0 keeps them
+    norm_rate: float
+    #: of the elements of the rotation before a tied head; 0 keeps it
+    rotation_rate: float
+    #: steps over which the learning rates rise from zero
+    warm_up: int
+    #: share of the parameters' running average that a step keeps; 0 takes the last step's values
+    averaging: float
+
+    def __post_init__(self) -> None:
+        for field, least in (
+            *(("steps", 1), ("sequences", 1), ("max_epochs", 1), ("texts", 1)),
+            ("warm_up", 0),
+        ):
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < least:
+                raise ConfigError(
+                    f"distillation: {field} is {count!r}; a whole number of at least {least} is "
+                    "needed"
+                )
+        for field in ("scale_rate", "norm_rate", "rotation_rate"):
+            rate = getattr(self, field)
+            if not isinstance(rate, (int, float)) or not 0 <= rate <= MAX_RATE:
+                raise ConfigError(
+                    f"distillation: {field} is {rate!r}; a number from 0 to {MAX_RATE} is needed"
+                )
+        if self.scale_rate == 0:
+            raise ConfigError(
+                "distillation: scale_rate is 0; a positive number is needed, since group scales "
+                "are what is trained"
+            )
+        if not isinstance(self.averaging, (int, float)) or not 0 <= self.averaging < 1:
+            raise ConfigError(
+                f"distillation: averaging is {self.averaging!r}; a number from 0 to below 1 is "
+                "needed"
             )
 
 
@@ -104,8 +166,10 @@ class Recipe:
     r4_block: int | None = None
     #: None keeps R1 and R2 as they are drawn
     rotation_learning: RotationLearning | None = None
+    #: None keeps scales and norm weights as rounding left them
+    distillation: Distillation | None = None
     #: of all that is drawn at random: the rotations' signs, the text that the model writes for
-    #: itself, the order in which learned rotations see it, labels of the mixed precision's choice
+    #: itself, the order in which learning sees it, labels of the mixed precision's choice
     seed: int = 0
     #: mean KL (nats) to full precision above which an artifact counts as not faithful
     max_fidelity_kl: float = 1.0
@@ -124,6 +188,7 @@ class Recipe:
             self._check_r4_block(self.r4_block)
         if self.rotation_learning:
             self._check_learning()
+        self._check_distillation()
         self._check_seed()
         group = self.group_size
         if not isinstance(group, int) or group < 2 or group % 2:
@@ -184,6 +249,13 @@ class Recipe:
                 "so activation_bits 8 is needed; they are in floating point"
             )
 
+    def _check_distillation(self) -> None:
+        if self.distillation and self.rounding is not Rounding.GPTQ:
+            raise ConfigError(
+                f"recipe {self.name}: distillation needs calibration text, which goes with "
+                f"rounding gptq; it is {self.rounding.value}"
+            )
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """Read what `to_json` wrote.
@@ -198,6 +270,8 @@ class Recipe:
             fields["rotations"] = tuple(Rotation(name) for name in fields["rotations"])
             if fields.get("rotation_learning") is not None:
                 fields["rotation_learning"] = RotationLearning(**fields["rotation_learning"])
+            if fields.get("distillation") is not None:
+                fields["distillation"] = Distillation(**fields["distillation"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"recipe: {error}") from error
@@ -205,9 +279,11 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Every parameter, for `quantization.json` and the manifest.
 
-        Where R4 rotates the whole width there is no `r4_block`, so that earlier versions read it.
+        `r4_block` and `distillation` are left out where they are None, so that earlier versions
+        read it.
         """
         value = asdict(self)
-        if self.r4_block is None:
-            del value["r4_block"]
+        for field in ("r4_block", "distillation"):
+            if value[field] is None:
+                del value[field]
         return value

@@ -18,7 +18,7 @@ from llama_edge.formats.quantized_checkpoint import read_quantized_checkpoint
 from llama_edge.pipeline.given_codes import open_model
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.text_cache import TextCache, Texts, calibration_texts
-from llama_edge.quantize.arithmetic import check_device
+from llama_edge.quantize.device import check_device
 from llama_edge.quantize.stage import check_widths
 
 #: Scales, norms, tokenizer and file headers over the codes themselves, with a margin.
@@ -101,15 +101,21 @@ def check_request(checkpoint: Checkpoint, recipe: Recipe, texts: Texts, device: 
 
 
 def check_calibration(recipe: Recipe, texts: Texts) -> None:
-    """Refuse text that would not be used.
+    """Refuse text that would not be used, or not be kept.
 
     Raises:
-        UsageError: The recipe needs no calibration.
+        UsageError: The recipe needs no calibration, or more texts than a file keeps.
     """
     if texts and recipe.rounding is not Rounding.GPTQ:
         raise UsageError(
             f"{_option(texts)}: recipe {recipe.name} {_kind(recipe)} and reads no text; leave it "
             "out, or choose a recipe with GPTQ"
+        )
+    count = 1 if recipe.distillation is None else recipe.distillation.texts
+    if isinstance(texts, TextCache) and count > 1:
+        raise UsageError(
+            f"{_option(texts)}: keeps one text, and for recipe {recipe.name} the model writes "
+            f"{count}; leave it out, or give text of your own with --calibration"
         )
 
 
@@ -133,7 +139,11 @@ def with_seed(recipe: Recipe, seed: int | None, texts: Texts) -> Recipe:
         return recipe
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed {seed!r}: an integer from 0 to {MAX_SEED} is needed")
-    draws = not {Rotation.R1, Rotation.R2}.isdisjoint(recipe.rotations) or recipe.extra_bytes > 0
+    draws = (
+        not {Rotation.R1, Rotation.R2}.isdisjoint(recipe.rotations)
+        or recipe.extra_bytes > 0
+        or recipe.distillation is not None
+    )
     if recipe.rounding is Rounding.GIVEN or not (draws or recipe.rounding is Rounding.GPTQ):
         raise UsageError(
             f"--seed {seed}: recipe {recipe.name} {_kind(recipe)} and draws nothing at random; "

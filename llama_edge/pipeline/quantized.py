@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors.torch import load_file
 
 import llama_edge.core
@@ -83,9 +84,7 @@ def quantize_with_cache(
             "this processor multiplies no bfloat16: calibration multiplies float32, which takes "
             "several times as long"
         )
-    calibration = given or _self_generated(
-        checkpoint, source, recipe.seed, place.arithmetic, progress
-    )
+    calibration = given or _self_generated(checkpoint, source, recipe, place.arithmetic, progress)
     if given is None and isinstance(texts, TextCache):
         calibration = texts.keep(checkpoint, calibration, recipe.seed, source)
     key = _key(
@@ -128,6 +127,19 @@ def _given_text(checkpoint: Checkpoint, recipe: Recipe, texts: Texts) -> Calibra
 
 
 def _self_generated(
+    checkpoint: Checkpoint, source: str, recipe: Recipe, arithmetic: Arithmetic, progress: Progress
+) -> CalibrationSet:
+    """As many texts as the recipe wants, each of the next seed and cached for itself."""
+    count = 1 if recipe.distillation is None else recipe.distillation.texts
+    seeds = range(recipe.seed, recipe.seed + count)
+    texts = [_self_generated_text(checkpoint, source, seed, arithmetic, progress) for seed in seeds]
+    if count == 1:
+        return texts[0]
+    tokens = torch.cat([text.tokens for text in texts])
+    return CalibrationSet(tokens=tokens, origin=f"self-generated, seeds {seeds[0]} to {seeds[-1]}")
+
+
+def _self_generated_text(
     checkpoint: Checkpoint, source: str, seed: int, arithmetic: Arithmetic, progress: Progress
 ) -> CalibrationSet:
     template = checkpoint.text.chat_template

@@ -131,6 +131,11 @@ def weights_of(config: ModelConfig) -> tuple[int, int]:
     return config.vocab_size * config.hidden_size, layer * config.num_hidden_layers
 
 
+def is_planned(recipe: Recipe) -> bool:
+    """Whether it is like a recipe that was measured; distillation is not, and it is the GPU's."""
+    return recipe.distillation is None
+
+
 def host_cost(
     config: ModelConfig,
     recipe: Recipe,
@@ -143,7 +148,7 @@ def host_cost(
 
     Args:
         config: The model.
-        recipe: How it is quantized.
+        recipe: How it is quantized; one of those that are planned (`is_planned`).
         backend: One of the exporters' names.
         file_bytes: What it writes (`plan.sizes`).
         gate_tokens: Less than all of them is for rows that were measured with less.
@@ -170,8 +175,11 @@ def stage_seconds(job: Job) -> dict[str, float]:
     """The CPU seconds of `host_cost` by stage, in the order in which stages run.
 
     Names are those that stages give themselves. What the start takes (`FIXED_CPU_S`) is no stage.
+    A recipe that is not planned has none.
     """
     recipe = job.recipe
+    if not is_planned(recipe):
+        return {}
     backend = job.backend or next(iter(RATES))
     rates = RATES[backend]
     table, linears = weights_of(job.config)

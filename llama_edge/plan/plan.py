@@ -16,7 +16,7 @@ from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.recipe import Recipe, Rounding
 from llama_edge.plan.devices import DEVICES, Device, get_device
 from llama_edge.plan.estimate import DEFAULT_PROMPT, Estimate, Workload, estimate
-from llama_edge.plan.host import HostCost, host_cost
+from llama_edge.plan.host import HostCost, host_cost, is_planned
 from llama_edge.plan.published import PUBLISHED_LAYOUTS
 from llama_edge.plan.sizes import artifact_size
 from llama_edge.plan.workload import bundle_workload, quantized_config
@@ -218,7 +218,11 @@ def _workloads(
         return bundle_workload(quantized, recipe, form.backend, dtype, context)
 
     size = artifact_size(quantized, recipe, form.backend, DEFAULT_CONTEXT)
-    yield workload, host_cost(config, recipe, form.backend, size.file_bytes)
+    # Of a distillation neither time nor memory was measured.
+    yield (
+        workload,
+        host_cost(config, recipe, form.backend, size.file_bytes) if is_planned(recipe) else None,
+    )
 
 
 def _runs(recipe: Recipe, form: Format) -> bool:

@@ -61,6 +61,14 @@ def test_what_is_not_verified_is_said(program: Program) -> None:
     assert all(entry["not_verified"] for entry in program("targets", "--json").json["targets"])
 
 
+def test_a_recipe_that_nobody_measured_says_so(program: Program) -> None:
+    entries = {entry["name"]: entry for entry in program("recipes", "--json").json["recipes"]}
+    assert entries["w4a8-distilled"]["measured"] is None
+    assert "on neither of which anybody has measured it" in entries["w4a8-distilled"]["summary"]
+    assert entries["w4a8-mixed"]["measured"] is not None
+    assert "not measured" in " ".join(program("recipes").out.replace("│", " ").split())
+
+
 def test_version(program: Program) -> None:
     assert program("--version").out == f"llama-edge {__version__}\n"
 

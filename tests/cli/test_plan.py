@@ -53,6 +53,15 @@ def test_metas_own_files_can_be_planned(
     assert found["host_memory_mib"] is None
 
 
+def test_the_time_of_a_distillation_is_not_guessed(program: Program) -> None:
+    arguments = ("--recipe", "w4a8-distilled", *ONE[2:], "--json")
+    distilled = program("plan", "llama-3.2-1b", *arguments).json
+    mixed = program("plan", "llama-3.2-1b", "--recipe", "w4a8-mixed", *arguments[2:]).json
+    assert distilled["host_cpu_minutes"] is None
+    assert mixed["host_cpu_minutes"] > 0
+    assert distilled["file_mib"] == mixed["file_mib"]
+
+
 def test_everything_for_people_and_for_programs(program: Program) -> None:
     result = program("plan", "llama-3.2-3b")
     assert result.code == 0

@@ -6,6 +6,7 @@ import torch
 
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.hadamard import (
+    _signs,
     hadamard,
     hadamard_factors,
     has_hadamard,
@@ -39,6 +40,16 @@ def test_a_power_of_two_is_the_walsh_hadamard_transform(order: int) -> None:
         [(-1.0) ** (row & column).bit_count() for column in range(order)] for row in range(order)
     ]
     torch.testing.assert_close(hadamard(order), torch.tensor(signs) / order**0.5)
+
+
+def test_a_matrix_stays_on_the_cpu_whatever_device_asks_for_it_first() -> None:
+    """It is kept, and the next one to ask may compute elsewhere."""
+    _signs.cache_clear()
+    with torch.device("meta"):
+        rotate_product(torch.empty(2, 1536), (32, 48))
+    matrix = hadamard(96)
+    assert matrix.device.type == hadamard(48).device.type == "cpu"
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(96), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("order", [3, 6, 18, 34, 92])

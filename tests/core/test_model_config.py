@@ -6,6 +6,7 @@ import pytest
 from llama_edge.core.errors import ConfigError
 from llama_edge.core.model_config import LinearRopeScaling, ModelConfig, RopeScaling
 from llama_edge.core.recipe import Recipe, Rotation, RotationLearning, Rounding
+from llama_edge.quantize import W4A8_DISTILLED as DISTILLED
 from tests.conftest import DEBUG_CONFIG
 
 
@@ -186,3 +187,50 @@ def test_learning_needs_rotations_and_text_and_rounded_activations() -> None:
         replace(LEARNED, rounding=Rounding.NEAREST)
     with pytest.raises(ConfigError, match="activation_bits 8 is needed"):
         replace(LEARNED, activation_bits=None)
+
+
+def test_a_recipe_with_distillation_is_read_as_it_was_written() -> None:
+    written = json.loads(json.dumps(DISTILLED.to_json()))
+    assert written["distillation"]["scale_rate"] == 2e-4
+    assert Recipe.from_json(written) == DISTILLED
+    written.pop("distillation")  # a recipe from before there was any
+    assert Recipe.from_json(written).distillation is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0; a whole number of at least 1"),
+        ({"sequences": 1.5}, r"sequences is 1\.5"),
+        ({"max_epochs": 0}, "max_epochs is 0"),
+        ({"texts": -1}, "texts is -1"),
+        ({"warm_up": -1}, "warm_up is -1; a whole number of at least 0"),
+        ({"scale_rate": 0}, "scale_rate is 0; a positive number"),
+        ({"scale_rate": -1e-4}, r"scale_rate is -0\.0001; a number from 0 to 0\.1"),
+        ({"norm_rate": 1.0}, r"norm_rate is 1\.0; a number from 0 to 0\.1"),
+        ({"rotation_rate": float("nan")}, "rotation_rate is nan"),
+        ({"averaging": 1}, "averaging is 1; a number from 0 to below 1"),
+        ({"strange": 1}, "strange"),
+    ],
+)
+def test_distillation_that_trains_nothing_is_refused(
+    change: dict[str, object], message: str
+) -> None:
+    written = DISTILLED.to_json()
+    written["distillation"].update(change)
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_json(written)
+
+
+def test_distillation_needs_text() -> None:
+    with pytest.raises(ConfigError, match="goes with rounding gptq; it is nearest"):
+        replace(DISTILLED, rounding=Rounding.NEAREST, extra_bytes=0.0)
+
+
+def test_what_a_recipe_has_not_is_not_written() -> None:
+    """So that earlier versions read it."""
+    written = replace(DISTILLED, distillation=None).to_json()
+    assert "distillation" not in written
+    assert Recipe.from_json(written).distillation is None
+    assert Recipe.from_json({**written, "distillation": None}).distillation is None
+    assert DISTILLED.to_json()["distillation"]["steps"] > 0

@@ -19,12 +19,15 @@ from llama_edge.pipeline.quantize import check_calibration, check_calibration_de
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.text_cache import TextCache
 from llama_edge.quantize import (
+    W4A8_DISTILLED,
     W4A8_GPTQ,
     W4A8_META_SPINQUANT,
     W4A8_MIXED,
     W4A8_RTN,
     W4A8_SPINQUANT,
 )
+from llama_edge.quantize.calibration import SEQUENCES
+from llama_edge.quantize.distillation import SAVE_EVERY as DISTILL_EVERY
 from llama_edge.quantize.kept import keep
 from llama_edge.quantize.learned_rotations import SAVE_EVERY
 from llama_edge.quantize.stage import hash_weights
@@ -301,17 +304,54 @@ def test_learned_rotations_are_what_is_rounded(short_model: Checkpoint, tmp_path
     assert not torch.equal(found.quantized(name).codes, plain.quantized(name).codes)
 
 
+def distilled(steps: int) -> Recipe:
+    assert W4A8_DISTILLED.distillation is not None
+    distillation = dataclasses.replace(
+        W4A8_DISTILLED.distillation, steps=steps, sequences=2, texts=2, warm_up=1
+    )
+    return dataclasses.replace(W4A8_DISTILLED, distillation=distillation)
+
+
+def test_a_distilled_recipe_has_more_texts_and_resumes(
+    short_model: Checkpoint, tmp_path: Path, fresh_cache: Path
+) -> None:
+    recipe, text = distilled(DISTILL_EVERY + 2), "write calibration text"
+    quantize_with_cache(short_model, W4A8_GPTQ, (), tmp_path, SilentProgress())
+    stopped = Counted("distill", DISTILL_EVERY + 1)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_cache(short_model, recipe, (), tmp_path, stopped)
+    # The first text is the one that other recipes have.
+    full = "run in full precision"
+    quantize = "quantize (w4a8-distilled)"
+    assert stopped.names == [text, FORWARD, BACK, quantize, full, "distill"]
+    again = Counted()
+    found = quantize_with_cache(short_model, recipe, (), tmp_path, again)
+    assert again.names == [quantize, full, "distill"]
+    assert again.skipped == [(quantize, 14), ("distill", DISTILL_EVERY)]
+    assert found.calibration is not None
+    assert found.calibration.origin == "self-generated, seeds 0 to 1"
+    assert (found.calibration.sequences, found.calibration.length) == (2 * SEQUENCES, 48)
+    resumed = contents(found.root)
+    shutil.rmtree(fresh_cache / "quantized")
+    undisturbed = quantize_with_cache(short_model, recipe, (), tmp_path, SilentProgress())
+    assert contents(undisturbed.root) == resumed
+
+
 def test_a_device_that_would_not_be_used_is_refused() -> None:
     check_calibration_device(W4A8_RTN, Device.CPU)
     check_calibration_device(W4A8_SPINQUANT, Device.CPU)
-    with pytest.raises(UsageError, match="--device cuda: recipe w4a8-rtn does not calibrate"):
-        check_calibration_device(W4A8_RTN, Device.CUDA)
+    for device in (Device.CUDA, Device.MPS):
+        with pytest.raises(
+            UsageError, match=f"--device {device.value}: recipe w4a8-rtn does not calibrate"
+        ):
+            check_calibration_device(W4A8_RTN, device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_device_that_is_not_there_is_refused() -> None:
+@pytest.mark.parametrize("recipe", [W4A8_SPINQUANT, W4A8_DISTILLED], ids=lambda one: one.name)
+def test_a_device_that_is_not_there_is_refused(recipe: Recipe) -> None:
     with pytest.raises(MissingComponentError, match="finds no CUDA device"):
-        check_calibration_device(W4A8_SPINQUANT, Device.CUDA)
+        check_calibration_device(recipe, Device.CUDA)
 
 
 def test_text_that_would_not_be_used_is_refused() -> None:

@@ -20,7 +20,7 @@ from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.pipeline.quantize import check_calibration
 from llama_edge.pipeline.quantized import quantize_with_cache
 from llama_edge.pipeline.text_cache import MAX_FILE_BYTES, TextCache, calibration_texts
-from llama_edge.quantize import W4A8_GPTQ, W4A8_META_QAT, W4A8_RTN
+from llama_edge.quantize import W4A8_DISTILLED, W4A8_GPTQ, W4A8_META_QAT, W4A8_RTN
 from llama_edge.quantize.stage import hash_weights
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
@@ -131,6 +131,17 @@ def test_another_recipe_and_a_fine_tune_take_it(
     recipe = replace(W4A8_GPTQ, name="other", group_size=16)
     quantize_with_cache(model, recipe, TextCache(written), Path(), stages)
     assert stages.names[1:] == ["quantize (other)"]
+
+
+def test_a_recipe_of_several_texts_is_refused() -> None:
+    file = TextCache(Path("text.safetensors"))
+    message = "--text-cache text.safetensors: keeps one text, and for recipe w4a8-distilled .* 3; "
+    with pytest.raises(UsageError, match=message):
+        check_calibration(W4A8_DISTILLED, file)
+    check_calibration(W4A8_DISTILLED, (Path("own.txt"),))
+    assert W4A8_DISTILLED.distillation is not None
+    distillation = replace(W4A8_DISTILLED.distillation, texts=1)
+    check_calibration(replace(W4A8_DISTILLED, distillation=distillation), file)
 
 
 def test_a_model_that_cannot_write_its_own_takes_it(

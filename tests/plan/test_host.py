@@ -15,18 +15,27 @@ from llama_edge.plan.host import (
     RATES,
     HostRates,
     host_cost,
+    is_planned,
     stage_seconds,
     weights_of,
 )
 from llama_edge.plan.host_rows import HOST_ROWS, HostRow
 from llama_edge.plan.plan import planned_config
-from llama_edge.quantize import RECIPES, W4A8_GPTQ, W4A8_MIXED, W4A8_RTN, W4A8_SPINQUANT
+from llama_edge.quantize import (
+    RECIPES,
+    W4A8_DISTILLED,
+    W4A8_GPTQ,
+    W4A8_MIXED,
+    W4A8_RTN,
+    W4A8_SPINQUANT,
+)
 from llama_edge.quantize.measured import read_measurements
 
 ROWS = pytest.mark.parametrize(
     "row", HOST_ROWS, ids=lambda row: f"{row.model}-{row.backend}-{row.gate_tokens}"
 )
 BACKENDS = pytest.mark.parametrize("backend", RATES)
+PLANNED = [recipe for recipe in RECIPES.values() if is_planned(recipe)]
 
 
 @ROWS
@@ -91,7 +100,7 @@ def test_more_tokens_and_more_weights_cost_more() -> None:
     assert 8 < (calibrated.cpu_minutes - small.cpu_minutes) / minutes < 10
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", PLANNED, ids=lambda recipe: recipe.name)
 @BACKENDS
 def test_the_stages_are_the_whole_cost_but_the_start(recipe: Recipe, backend: str) -> None:
     config = SHAPES["llama-3.2-1b"].config
@@ -116,6 +125,7 @@ def test_only_what_a_recipe_has_is_planned() -> None:
         "measure sensitivity, forward",
         "measure sensitivity, back",
     ]
+    assert stages(W4A8_DISTILLED) == []
 
 
 def test_rates_are_positive() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
+from llama_edge.core.errors import MissingComponentError
 from llama_edge.core.recipe import Device
 from llama_edge.models.reference import KVCache, Reference
 from llama_edge.models.sources import FullPrecisionSource
@@ -61,22 +62,42 @@ def test_a_processor_without_bfloat16_multiplies_float32(
     assert arithmetic.is_native is (products is torch.bfloat16)
 
 
-def test_what_does_not_fit_is_done_in_smaller_batches() -> None:
+@pytest.mark.parametrize(
+    ("device", "asked", "products"),
+    [
+        (Device.CUDA, "torch.cuda.is_available", torch.bfloat16),
+        (Device.MPS, "torch.backends.mps.is_available", torch.float32),
+    ],
+)
+def test_a_gpu_multiplies_what_was_tried_on_it(
+    device: Device, asked: str, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, lambda: True)
+    arithmetic = arithmetic_on(device)
+    assert (arithmetic.device.type, arithmetic.products) == (device.value, products)
+    assert arithmetic.is_native
+    monkeypatch.setattr(asked, lambda: False)
+    with pytest.raises(MissingComponentError, match=f"--device {device.value}: "):
+        arithmetic_on(device)
+
+
+def test_what_does_not_fit_is_done_in_smaller_batches(full: RuntimeError) -> None:
     done: list[int] = []
 
     def work(rows: slice) -> None:
         if rows.stop - rows.start > 3:
-            raise torch.OutOfMemoryError
+            raise full
         done.extend(range(rows.start, rows.stop))
 
     in_batches(11, 8, work)
     assert done == list(range(11))
 
 
-def test_a_row_that_does_not_fit_is_an_error() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("another")])
+def test_a_row_that_does_not_fit_is_an_error(error: RuntimeError) -> None:
     def work(rows: slice) -> None:
         del rows
-        raise torch.OutOfMemoryError
+        raise error
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         in_batches(2, 2, work)

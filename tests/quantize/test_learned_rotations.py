@@ -22,6 +22,7 @@ from llama_edge.quantize.resume import LearningPlace, load_state, save_state, st
 from llama_edge.quantize.rotate import RotationMatrices, apply_rotations, choose_rotations
 from llama_edge.quantize.straight_through import ResidentWeights, RotationLoss, resident
 from tests.conftest import DEBUG_CONFIG, MemoryWeights
+from tests.quantize.no_float64 import NoFloat64
 from tests.quantize.test_sequential import tokens
 
 ITERATIONS = 3 * SAVE_EVERY
@@ -134,6 +135,20 @@ def test_everything_lies_on_the_device_of_the_weights(debug_checkpoint: Checkpoi
     gradients = torch.autograd.grad(loss(r1, r2, tokens(1).to(meta)), (r1, r2))
     assert [gradient.shape for gradient in gradients] == [r1.shape, r2.shape]
     assert all(gradient.device == meta for gradient in gradients)
+
+
+@torch.no_grad()
+def test_matrices_may_stay_on_the_cpu_where_the_device_has_no_float64(
+    debug_checkpoint: Checkpoint,
+) -> None:
+    """As on Apple's GPU; the "meta" device stands for it."""
+    meta, matrices = torch.device("meta"), start_of(debug_checkpoint)
+    with NoFloat64():
+        loss = RotationLoss(resident(debug_checkpoint, meta), matrices.r4)
+        found = loss(matrices.r1, torch.stack(list(matrices.r2)), tokens(1).to(meta))
+        with pytest.raises(AssertionError):
+            torch.zeros(1, dtype=torch.float64, device=meta)
+    assert found.device == meta
 
 
 def test_weights_that_bfloat16_holds_are_kept_in_it_to_the_same_bits() -> None:

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_edge.core.errors import ConfigError, UnknownNameError, UsageError
-from llama_edge.core.recipe import MAX_SEED, Recipe, RotationLearning, Rounding
+from llama_edge.core.recipe import MAX_SEED, Distillation, Recipe, RotationLearning, Rounding
 from llama_edge.quantize import (
     RECIPES,
+    W4A8_DISTILLED,
     W4A8_GPTQ,
     W4A8_META_QAT,
     W4A8_MIXED,
@@ -55,8 +56,9 @@ Write = Callable[[object], Path]
 def test_a_file_has_the_fields_of_a_recipe() -> None:
     names = {field.encode_name for field in msgspec.structs.fields(RecipeFile)}
     assert names - {"$schema", "base"} == {field.name for field in fields(Recipe)}
-    learning = recipe_schema()["$defs"]["Learning"]["properties"]
-    assert list(learning) == [field.name for field in fields(RotationLearning)]
+    for name, kind in (("Learning", RotationLearning), ("Training", Distillation)):
+        found = recipe_schema()["$defs"][name]["properties"]
+        assert list(found) == [field.name for field in fields(kind)]
 
 
 @pytest.mark.parametrize("recipe", FREE, ids=lambda one: one.name)
@@ -138,6 +140,37 @@ def test_a_field_of_the_learning_that_is_not_right(write: Write) -> None:
         read_recipe(write(value))
     value = {**WHOLE, "rotation_learning": {**learning, "steps": 1}}
     with pytest.raises(ConfigError, match="rotation_learning: contains unknown field steps; the f"):
+        read_recipe(write(value))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sequences": 0}, r"distillation\.sequences is 0; needed: at least 1: .* one step sees"),
+        ({"steps": 1.5}, r"distillation\.steps is 1\.5; needed: an integer of at least 1"),
+        ({"scale_rate": 0}, r"distillation\.scale_rate is 0; needed: a number above 0"),
+        ({"norm_rate": 0.2}, r"distillation\.norm_rate is 0\.2; needed: from 0 to 0\.1"),
+        ({"averaging": 1}, r"distillation\.averaging is 1; needed: from 0 to below 1"),
+        ({"momentum": 0}, "distillation: contains unknown field momentum; the fields are steps, "),
+    ],
+)
+def test_a_field_of_the_distillation_that_is_not_right(
+    change: dict[str, object], message: str, write: Write
+) -> None:
+    value = {**recipe_file(W4A8_DISTILLED), "name": "mine"}
+    assert read_recipe(write(value)) == replace(W4A8_DISTILLED, name="mine")
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(write({**value, "distillation": {**value["distillation"], **change}}))
+
+
+def test_a_distillation_that_is_not_wanted(write: Write) -> None:
+    value: dict[str, object] = {"base": "w4a8-distilled", "name": "mine", "summary": "s"}
+    value["distillation"] = None
+    expected = replace(W4A8_DISTILLED, name="mine", summary="s", distillation=None)
+    assert read_recipe(write(value)) == expected
+    del value["distillation"]
+    value |= {"rounding": "nearest", "extra_bytes": 0}
+    with pytest.raises(ConfigError, match="distillation needs calibration text"):
         read_recipe(write(value))
 
 
