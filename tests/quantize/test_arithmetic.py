@@ -81,6 +81,7 @@ def test_a_gpu_multiplies_what_was_tried_on_it(
         arithmetic_on(device)
 
 
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError(), RuntimeError("MPS: out of memory")])
 def test_what_does_not_fit_is_done_in_smaller_batches(full: RuntimeError) -> None:
     done: list[int] = []
 
