@@ -98,10 +98,15 @@ def _upper_factor(hessian_II: Tensor, order: Tensor) -> Tensor | None:
     return None if failed else lower.flip(0, 1).to(hessian_II.device)
 
 
-def output_chunks(outputs: int) -> Iterator[slice]:
-    """Rows of a matrix that are worked on together: they do not depend on each other."""
-    for start in range(0, outputs, _OUTPUTS):
-        yield slice(start, min(start + _OUTPUTS, outputs))
+def output_chunks(weight_OI: Tensor) -> Iterator[slice]:
+    """Rows of a matrix that are worked on together: they do not depend on each other.
+
+    A GPU takes all at once: each step of it costs the same for many rows as for few.
+    """
+    outputs = len(weight_OI)
+    size = _OUTPUTS if weight_OI.device.type == "cpu" else outputs
+    for start in range(0, outputs, size):
+        yield slice(start, min(start + size, outputs))
 
 
 def gptq_codes(weight_OI: Tensor, curvature: Curvature, scales_OG: Tensor, bits: int) -> Tensor:
@@ -118,7 +123,7 @@ def gptq_codes(weight_OI: Tensor, curvature: Curvature, scales_OG: Tensor, bits:
     groups = curvature.order // (columns // scales_OG.shape[1])
     back = torch.argsort(curvature.order)
     factor = curvature.factor.to(curvature.products)
-    for rows in output_chunks(outputs):
+    for rows in output_chunks(weight_OI):
         weight_IO = weight_OI[rows].T[curvature.order]
         scales_IO = scales_OG[rows].float().T[groups]
         found = _rounded(weight_IO, scales_IO, curvature.factor, factor, bits)

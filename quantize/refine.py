@@ -44,7 +44,7 @@ def refine(
     """
     codes, scales = torch.empty_like(codes_OI), torch.empty_like(scales_OG)
     factor = curvature.hessian.to(curvature.products)
-    for rows in output_chunks(len(weight_OI)):
+    for rows in output_chunks(weight_OI):
         descent = _Descent(curvature.hessian, factor, codes_OI[rows], scales_OG[rows], bits)
         descent.start(weight_OI[rows])
         for left in reversed(range(sweeps)):
