@@ -15,10 +15,12 @@ from torch import Tensor
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import CalibrationRecord
 from llama_edge.core.regular import MAX_TEXT_BYTES, decode_text, plain_newlines, read_regular
+from llama_edge.models.weights import block_linear_shapes
 from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration_prompts import PROMPTS, CalibrationPrompt
 from llama_edge.quantize.text_writer import continue_prompts
@@ -27,6 +29,9 @@ from llama_edge.text.tokenizer import Tokenizer
 #: Tokens of one sequence. Many short sequences cost less than few long ones and kept more: on
 #: SmolLM2, 32 x 256 against 16 x 512.
 LENGTH: Final = 256
+#: Of a model with so many weights in its linears: each token costs it more, and rounding less.
+LARGE: Final = 500_000_000
+LENGTH_OF_LARGE: Final = 192
 SEQUENCES: Final = len(PROMPTS)
 #: Fewer tokens than a group of weights say nothing about it.
 MIN_TOKENS: Final = 32
@@ -51,12 +56,20 @@ class CalibrationSet:
         )
 
 
+def sequence_length(config: ModelConfig) -> int:
+    """Tokens of one sequence that a model of this shape writes."""
+    shapes = block_linear_shapes(config).values()
+    linears = config.num_hidden_layers * sum(rows * columns for rows, columns in shapes)
+    length = LENGTH if linears < LARGE else LENGTH_OF_LARGE
+    return min(length, config.max_position_embeddings)
+
+
 def generate_calibration(
     checkpoint: Checkpoint,
     seed: int,
     progress: Progress,
     arithmetic: Arithmetic,
-    length: int = LENGTH,
+    length: int | None = None,
 ) -> CalibrationSet:
     """Let the full-precision model continue each of our prompts at temperature 1.
 
@@ -65,9 +78,10 @@ def generate_calibration(
         seed: Decides what is sampled.
         progress: Told how far it is.
         arithmetic: Of products, and where they are computed.
-        length: Tokens of a sequence; a prompt takes at most half of them.
+        length: Tokens of a sequence, of which a prompt takes at most half; `sequence_length` when
+            None.
     """
-    length = min(length, checkpoint.config.max_position_embeddings)
+    length = sequence_length(checkpoint.config) if length is None else length
     prompts = _encode_prompts(checkpoint, length // 2)
     rows = continue_prompts(checkpoint, prompts, length, seed, arithmetic, progress)
     return CalibrationSet(tokens=rows, origin=f"self-generated, seed {seed}")

@@ -35,8 +35,6 @@ _TABLES: Final = 2
 _LAYERS: Final = 2
 #: Of weights that our Core ML interpreter keeps in float32 (`runtimes.coreml`).
 _KEPT_MIB: Final = 640.0
-#: Of a calibration set: 32 sequences of 256.
-_CALIBRATION_TOKENS: Final = 8192
 #: What recipes were timed on, SmolLM2-135M: weights in linears.
 _TIMED_LINEARS: Final = 106_168_320
 
@@ -166,7 +164,7 @@ def host_cost(
     seconds = FIXED_CPU_S + rate * (table + linears) / 1e6
     if recipe.rounding is Rounding.GPTQ:
         widest = max(columns for _, columns in _linear_shapes(config))
-        memory = max(memory, _calibration_mib(config.hidden_size, layer, widest))
+        memory = max(memory, _calibration_mib(config, layer, widest))
         seconds += 60 * _recipe_cpu_minutes(recipe) * linears / _TIMED_LINEARS
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)
 
@@ -219,8 +217,11 @@ def _recipe_cpu_minutes(recipe: Recipe) -> float:
     return median(measured[name].cpu_minutes for name in alike)
 
 
-def _calibration_mib(hidden: int, layer: int, widest: int) -> float:
-    """GPTQ: the Hessian of the widest input and its inverse, and the text in two networks."""
-    hessians = 2 * 8 * widest**2
-    states = 4 * _CALIBRATION_TOKENS * (4 * hidden + 2 * widest)
+def _calibration_mib(config: ModelConfig, layer: int, widest: int) -> float:
+    """GPTQ: the Hessian of the widest input and its factors, and the text in two networks."""
+    from llama_edge.quantize.calibration import SEQUENCES, sequence_length
+
+    hessians = 5 * 4 * widest**2
+    tokens = SEQUENCES * sequence_length(config)
+    states = 4 * tokens * (4 * config.hidden_size + 2 * widest)
     return _BASE_MIB + (hessians + states + 4 * _LAYERS * layer) / _MIB

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,13 +6,17 @@ import torch
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model_shapes import get_shape
 from llama_edge.core.progress import SilentProgress
 from llama_edge.quantize.arithmetic import EXACT
 from llama_edge.quantize.calibration import (
+    LENGTH,
+    LENGTH_OF_LARGE,
     SEQUENCES,
     CalibrationSet,
     generate_calibration,
     read_calibration,
+    sequence_length,
 )
 from llama_edge.quantize.calibration_prompts import PROMPTS
 from llama_edge.text.tokenizer import Tokenizer
@@ -44,6 +49,14 @@ def test_the_seed_decides_what_is_written(
     assert again.record() == generated.record()
     assert other.record().sha256 != generated.record().sha256
     assert torch.equal(other.tokens[:, :8], generated.tokens[:, :8])
+
+
+def test_large_models_write_shorter_sequences(debug_checkpoint: Checkpoint) -> None:
+    one_billion = get_shape("llama-3.2-1b").config
+    assert sequence_length(one_billion) == LENGTH_OF_LARGE < LENGTH
+    assert sequence_length(replace(one_billion, max_position_embeddings=100)) == 100
+    small = replace(debug_checkpoint.config, max_position_embeddings=4096)
+    assert sequence_length(small) == LENGTH
 
 
 def test_the_user_s_own_text_is_cut_into_windows(
