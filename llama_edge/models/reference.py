@@ -194,12 +194,16 @@ class Reference:
         wanted = rounded(self._name(layer, "input_layernorm"))
         return self.value(wanted, {self.stream(layer): x_TD})
 
+    def _angles(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of RoPE for so many positions."""
+        return rope_tables(self.config, start, count)
+
     def queries_keys_values(
         self, layer: int, normed_TD: Tensor, start: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """QKV, RoPE from position `start` on, and R3: (N, T, H), (K, T, H), (K, T, H)."""
         known = {rounded(self._name(layer, "input_layernorm")): normed_TD}
-        known[COS], known[SIN] = rope_tables(self.config, start, normed_TD.shape[-2])
+        known[COS], known[SIN] = self._angles(start, normed_TD.shape[-2])
         queries, keys, values = (
             self.value(name, known) for name in self.network.in_layer(layer)["attention"].inputs
         )

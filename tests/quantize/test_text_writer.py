@@ -8,8 +8,9 @@ import transformers
 
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.progress import SilentProgress
+from llama_edge.models.sources import FullPrecisionSource
 from llama_edge.quantize import text_writer
-from llama_edge.quantize.arithmetic import EXACT
+from llama_edge.quantize.arithmetic import EXACT, Arithmetic
 from llama_edge.quantize.text_writer import continue_prompts
 from tests.checkpoint_writers import write_huggingface
 
@@ -39,6 +40,19 @@ def test_each_token_is_where_its_chance_falls(debug_checkpoint: Checkpoint, tmp_
             before = float(theirs[step, token - 1]) if token else 0.0
             # Weights and cache are bfloat16.
             assert before - 0.01 <= float(drawn[step]) <= float(theirs[step, token]) + 0.01
+
+
+def test_everything_is_on_the_device(debug_checkpoint: Checkpoint) -> None:
+    """The "meta" device refuses, like a GPU, tensors that are elsewhere."""
+    meta, config = torch.device("meta"), debug_checkpoint.config
+    full = FullPrecisionSource(config, debug_checkpoint.weights)
+    source = text_writer._ResidentSource(full, meta, tied=config.tie_word_embeddings)
+    arithmetic = Arithmetic(device=meta, products=torch.bfloat16)
+    writer = text_writer._Writer(config, source, arithmetic, LENGTH)
+    writer.start(len(PROMPTS))
+    writer.position = 5
+    tokens = torch.zeros(len(PROMPTS), 1, dtype=torch.int64, device=meta)
+    assert writer.logits(tokens).device == meta
 
 
 def test_sequences_that_do_not_fit_together_are_the_same(
