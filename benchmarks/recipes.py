@@ -1,14 +1,15 @@
 """What each step of the recipes buys and costs on SmolLM2-135M.
 
     python benchmarks/recipes.py [STEP...] [--json FILE] [--write]
-        [--seeds N | --calibration FILE... | --in-domain]
+        [--seeds N | --calibration FILE... | --in-domain] [--device cuda]
 
 Every step quantizes the same checkpoint with the same calibration text in a process of its own, so
 that CPU seconds and peak memory are its own. The quantized network then runs in the eager reference
 with the activations that the recipe is for (int8 per token, or none), over text that calibration
 never saw: docstrings of Python's standard library, manual pages, and the gate's prompts in eight
 languages. `--seeds` repeats calibrated steps with other text of the model's own, and shows means
-with standard errors.
+with standard errors. `--device` calibrates, and distils, where `export --device` does; the
+distilled step, which takes hours on a CPU, runs only when it is named.
 `--in-domain` calibrates on docstrings of other modules instead of what the model writes itself. The
 noise floor is the network's distance from itself when its embedding is disturbed by 1e-6. `--write`
 puts the rows of named recipes where `llama-edge recipes` reads them.
@@ -123,6 +124,7 @@ STEPS: Final[Mapping[str, Recipe]] = {
     "+ learned R1 R2": RECIPES["w4a8-spinquant"],
     "weight-only": RECIPES["w4-hadamard"],
     "mixed precision": RECIPES["w4a8-mixed"],
+    "+ distilled": RECIPES["w4a8-distilled"],
 }
 
 
@@ -178,20 +180,26 @@ def peak_rss_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure_step(step: str, tokens: Path, seed: int) -> Row:
+def texts_of(recipe: Recipe) -> int:
+    """How many texts of the model's own it takes."""
+    return 1 if recipe.distillation is None else recipe.distillation.texts
+
+
+def measure_step(step: str, tokens: Path, seed: int, device: Device) -> Row:
     """Quantize and measure in this process."""
     recipe = STEPS[step]
     checkpoint = load_checkpoint(MODEL)
     calibration = None
     if recipe.rounding is Rounding.GPTQ:
-        calibration = CalibrationSet(tokens=load_file(tokens)["tokens"], origin="benchmark")
+        rows = load_file(tokens)["tokens"][: texts_of(recipe) * SEQUENCES]
+        calibration = CalibrationSet(tokens=rows, origin="benchmark")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "quantized")
         folder.mkdir()
         kept = Path(scratch, "kept")
         kept.mkdir()
         began = time.process_time()
-        place = WorkPlace(folder=kept)
+        place = WorkPlace(folder=kept, device=device)
         quantized = quantize_checkpoint(
             checkpoint, recipe, folder, SilentProgress(), calibration, place
         )
@@ -262,28 +270,33 @@ def _joined(parts: Sequence[Comparison]) -> Divergence:
     return summarize(concatenate(parts))
 
 
-def calibration_tokens(texts: Sequence[Path], seed: int, path: Path) -> float:
+def calibration_tokens(
+    texts: Sequence[Path], seeds: Sequence[int], path: Path, device: Device
+) -> float:
     """Write the text that all steps share, as much of it as the model's own; CPU seconds for it."""
     checkpoint = load_checkpoint(MODEL)
     began = time.process_time()
     if texts:
-        found = read_calibration(checkpoint, texts)
-        spread = max(1, len(found.tokens) // SEQUENCES)
-        calibration = replace(found, tokens=found.tokens[::spread][:SEQUENCES].contiguous())
+        found = read_calibration(checkpoint, texts).tokens
+        spread = max(1, len(found) // SEQUENCES)
+        tokens = found[::spread][:SEQUENCES]
     else:
-        calibration = generate_calibration(
-            checkpoint, seed, SilentProgress(), arithmetic_on(Device.CPU)
+        arithmetic = arithmetic_on(device)
+        written = (
+            generate_calibration(checkpoint, seed, SilentProgress(), arithmetic) for seed in seeds
         )
-    save_file({"tokens": calibration.tokens}, path)
+        tokens = torch.cat([text.tokens for text in written])
+    save_file({"tokens": tokens.contiguous()}, path)
     return time.process_time() - began
 
 
-def run_steps(steps: Sequence[str], tokens: Path, seed: int) -> Iterator[Row]:
+def run_steps(steps: Sequence[str], tokens: Path, seed: int, device: Device) -> Iterator[Row]:
     """Each step in a child, so that its peak memory is its own; once if calibration is not used."""
     for step in steps:
         if seed and STEPS[step].rounding is not Rounding.GPTQ:
             continue
         command = [sys.executable, __file__, step, "--tokens", str(tokens), "--seed", str(seed)]
+        command += ["--device", device.value]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         yield Row(**json.loads(output.splitlines()[-1]))
 
@@ -343,6 +356,7 @@ def main() -> None:
     origin.add_argument("--calibration", type=Path, action="append", default=[])
     origin.add_argument("--in-domain", action="store_true", help="other modules' docstrings")
     origin.add_argument("--seeds", type=int, default=1, help="how many calibration texts to write")
+    parser.add_argument("--device", type=Device, choices=list(Device), default=Device.CPU)
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--write", action="store_true", help="update quantize/measured.json")
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
@@ -352,11 +366,16 @@ def main() -> None:
         parser.error(f"unknown steps: {', '.join(sorted(unknown))}")
     if arguments.seeds < 1:
         parser.error(f"--seeds must be 1 or more; got {arguments.seeds}")
+    device = arguments.device
+    own_text = not (arguments.calibration or arguments.in_domain)
+    if arguments.write and not (own_text and device is Device.CPU):
+        parser.error("--write: `llama-edge recipes` shows the model's own text, and a CPU's time")
     if arguments.tokens:
-        print(
-            json.dumps(asdict(measure_step(arguments.steps[0], arguments.tokens, arguments.seed)))
-        )
+        row = measure_step(arguments.steps[0], arguments.tokens, arguments.seed, device)
+        print(json.dumps(asdict(row)))
         return
+    steps = arguments.steps or [step for step in STEPS if STEPS[step].distillation is None]
+    count = max(texts_of(STEPS[step]) for step in steps)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder, "tokens.safetensors")
@@ -366,15 +385,16 @@ def main() -> None:
             texts[0].write_text(in_domain(), encoding="utf-8")
         calibration_s = 0.0
         for seed in range(arguments.seeds):
-            calibration_s += calibration_tokens(texts, seed, tokens) / arguments.seeds
-            for row in run_steps(arguments.steps or list(STEPS), tokens, seed):
+            own = range(count * seed, count * (seed + 1))
+            calibration_s += calibration_tokens(texts, own, tokens, device) / arguments.seeds
+            for row in run_steps(steps, tokens, seed, device):
                 rows.append(row)
                 print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
                 if arguments.json:
                     kept = json.dumps([asdict(r) for r in rows], indent=2)
                     arguments.json.write_text(kept + "\n")
     show(rows, calibration_s)
-    if arguments.write and not texts:  # what `recipes` shows is the default calibration's
+    if arguments.write:
         write_measured(rows, calibration_s)
 
 
