@@ -30,13 +30,28 @@ from llama_edge.quantize.kept import explained, is_kept, keep
 
 #: Activations above this many bytes are in a temporary file that the system may write out.
 SPILL_BYTES: Final = 512 * 2**20
+#: Of free memory on a GPU, what activations leave to everything else: each buffer a tenth at most.
+_ROOM: Final = 10
+_CPU: Final = torch.device("cpu")
 
 
 def activation_buffer(
-    shape: Sequence[int], path: Path, dtype: torch.dtype = torch.float32
+    shape: Sequence[int],
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = _CPU,
 ) -> Tensor:
-    """Uninitialized activations: in memory, or in the file `path` where they are large."""
+    """Uninitialized activations: on the device where it has much more room, else on the CPU.
+
+    Args:
+        shape: Theirs.
+        path: The file that they are in where they are large and on the CPU.
+        dtype: Theirs.
+        device: Where they are computed.
+    """
     count = math.prod(shape)
+    if device.type == "cuda" and _ROOM * dtype.itemsize * count <= torch.cuda.mem_get_info()[0]:
+        return torch.empty(*shape, dtype=dtype, device=device)
     if dtype.itemsize * count <= SPILL_BYTES:
         return torch.empty(*shape, dtype=dtype)
     return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
@@ -253,7 +268,7 @@ class KeptLayers:
         """
         if self.folder is None:
             return
-        rows = {str(index): stream for index, stream in enumerate(streams)}
+        rows = {str(index): stream.cpu() for index, stream in enumerate(streams)}
         with explained(self.folder, "a finished layer cannot be kept"):
             keep(self._layer_file(layer), dict(_tensors(entries)))
             keep(self._activations_file(layer), rows)

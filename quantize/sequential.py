@@ -207,7 +207,7 @@ class _CalibrationPass:
         stream = self._start(0)
 
         def embed(rows: slice) -> None:
-            stream[rows] = self._model.embed(self._tokens[rows]).cpu()
+            stream[rows] = self._model.embed(self._tokens[rows])
 
         in_batches(len(stream), self.at_once, embed)
 
@@ -234,7 +234,9 @@ class _CalibrationPass:
             if fits and buffer.data_ptr() not in used:
                 return buffer
         place = self._scratch / f"activations-{len(self._buffers)}"
-        self._buffers.append(activation_buffer((*self._tokens.shape, width), place, dtype))
+        shape = (*self._tokens.shape, width)
+        device = self._model.arithmetic.device
+        self._buffers.append(activation_buffer(shape, place, dtype, device))
         return self._buffers[-1]
 
     def advance(self, step: _Step) -> None:
@@ -253,7 +255,7 @@ class _CalibrationPass:
                     # What linears alone use is kept as they multiply it.
                     dtype = arithmetic.products if is_rounded(name) else torch.float32
                     self._values[name] = self._free(value.shape[-1], dtype)
-                self._values[name][rows] = value.to("cpu", self._values[name].dtype)
+                self._values[name][rows] = value.to(self._values[name].dtype)
 
         in_batches(len(self._tokens), self.at_once, compute)
 
