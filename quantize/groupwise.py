@@ -12,9 +12,16 @@ from torch import Tensor
 from llama_edge.core.errors import QuantizeError
 from llama_edge.core.packing import MAX_SCALE, MIN_SCALE, QuantizedTensor
 
-#: Elements that are rounded at a time: torchao makes several float32 copies, and a 3B model's
-#: embedding has 1.6 GB.
-_PIECE: Final = 2**18
+#: Elements that are worked on at a time, so that their copies stay in the caches; on a GPU, so that
+#: it is not the calls that take the time.
+_ON_CPU: Final = 2**18
+_ON_GPU: Final = 2**25
+
+
+def rows_at_once(weight_OI: Tensor) -> int:
+    """Rows of a matrix that are worked on at a time."""
+    elements = _ON_CPU if weight_OI.device.type == "cpu" else _ON_GPU
+    return max(1, elements // weight_OI.shape[1])
 
 
 def choose_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
@@ -69,8 +76,8 @@ def round_to_nearest(name: str, weight_OI: Tensor, scales_OG: Tensor, bits: int)
     check_scales(name, weight_OI, scales_OG)
     rows, columns = weight_OI.shape
     group_size = columns // scales_OG.shape[1]
-    codes = torch.empty(rows, columns, dtype=torch.int8)
-    step = max(1, _PIECE // columns)
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=weight_OI.device)
+    step = rows_at_once(weight_OI)
     for start in range(0, rows, step):
         piece = slice(start, start + step)
         codes[piece] = quantize_affine(

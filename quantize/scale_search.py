@@ -8,20 +8,18 @@ from torch import Tensor
 from llama_edge.core.packing import MIN_SCALE
 from llama_edge.core.recipe import Scales
 from llama_edge.formats.quantized_checkpoint import Layout
-from llama_edge.quantize.groupwise import check_scales, choose_scales
+from llama_edge.quantize.groupwise import check_scales, choose_scales, rows_at_once
 
 #: Candidates relative to the scale that clips nothing. Below 0.6 clipping always lost more on
 #: normal and on heavy-tailed groups of 32; above 1 rounding only grows.
 LOWEST: Final = 0.6
 CANDIDATES: Final = 24
-#: Elements whose scales are searched at a time, so that they stay in the caches.
-_PIECE: Final = 2**18
 
 
 def search_scales(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:
     """One positive scale per group, bfloat16 (O, G), with the least squared rounding error."""
-    rows = max(1, _PIECE // weight_OI.shape[1])
-    return torch.cat([_search(piece, bits, group_size) for piece in torch.split(weight_OI, rows)])
+    pieces = torch.split(weight_OI, rows_at_once(weight_OI))
+    return torch.cat([_search(piece, bits, group_size) for piece in pieces])
 
 
 def _search(weight_OI: Tensor, bits: int, group_size: int) -> Tensor:

@@ -180,15 +180,15 @@ class _Measurement:
         network, found = self._model.network, dict[str, list[float]]()
         groups = network.linears_by_input(layer)
         for linears, hessian in zip(groups, before.hessians, strict=True):
-            columns = Curvature.of(linears[0].weight, hessian.total().div_(tokens)).costs().cpu()
+            columns = Curvature.of(linears[0].weight, hessian.total().div_(tokens)).costs()
             for node in linears:
-                rows = before.squares[node.weight].cpu() / tokens
+                rows = before.squares[node.weight] / tokens
                 if not rows.isfinite().all():
                     raise QuantizeError(
                         f"{node.weight}: gradients on the calibration text are not finite; the "
                         "weights are damaged or overflow float32"
                     )
-                weight = self._weights.matrix(node.weight)
+                weight = self._weights.matrix(node.weight).to(columns.device)
                 found[node.weight] = [
                     0.5 * float(rows @ (_squared_errors(node.weight, weight, layout) @ columns))
                     for layout in self._layouts
