@@ -31,7 +31,7 @@ from llama_edge.text.tokenizer import Tokenizer
 LENGTH: Final = 256
 #: Of a model with so many weights in its linears: each token costs it more, and rounding less.
 LARGE: Final = 500_000_000
-LENGTH_OF_LARGE: Final = 192
+LENGTH_OF_LARGE: Final = 144
 SEQUENCES: Final = len(PROMPTS)
 #: Fewer tokens than a group of weights say nothing about it.
 MIN_TOKENS: Final = 32

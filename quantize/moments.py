@@ -48,38 +48,31 @@ class Drift:
     what W gives on x_full.
 
     Args:
-        weight_OI: W, of all linears that multiply x, float32.
+        width: I.
+        device: Where it is.
     """
 
-    def __init__(self, weight_OI: Tensor) -> None:
-        outputs, width = weight_OI.shape
-        self._weight = weight_OI
-        #: W D where the outputs are fewer than half the inputs, which is less to sum; else D
-        self._is_narrow = 2 * outputs < width
-        rows = outputs if self._is_narrow else width
-        self._sum = torch.zeros(rows, width, device=weight_OI.device)
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sum = torch.zeros(width, width, device=device)
 
     def add(self, x_MI: Tensor, full_MI: Tensor) -> None:
         """Inputs of like size."""
         difference = full_MI - x_MI
-        if self._is_narrow:
-            difference = difference @ self._weight.to(x_MI.dtype).T
         for rows in _tiles(len(self._sum)):
-            for columns in _tiles(x_MI.shape[1]):
+            for columns in _tiles(len(self._sum)):
                 _add_products(self._sum[rows, columns], difference[:, rows], x_MI[:, columns])
 
-    def made_up_for(self, lower_II: Tensor, products: torch.dtype) -> Tensor:
+    def made_up_for(self, weight_OI: Tensor, lower_II: Tensor, products: torch.dtype) -> Tensor:
         """The moved weights, float32 (O, I).
 
         Args:
+            weight_OI: W, of all linears that multiply x, float32.
             lower_II: Cholesky factor of `H + ridge`.
             products: What factors of a large product are rounded to.
         """
-        moved = torch.cholesky_solve(self._sum.T.to(lower_II.device), lower_II).T
-        moved = moved.to(self._weight.device)
-        if not self._is_narrow:
-            moved = (self._weight.to(products) @ moved.to(products)).float()
-        return moved + self._weight
+        moves = torch.cholesky_solve(self._sum.T.to(lower_II.device), lower_II).T
+        moves = moves.to(weight_OI.device, products)
+        return (weight_OI.to(products) @ moves).float().add_(weight_OI)
 
 
 def _tiles(size: int) -> Iterator[slice]:

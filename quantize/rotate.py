@@ -164,11 +164,12 @@ class RotatedWeights:
         if name == node.bias:
             column = weight.to(self._matrices.r1)[:, None]
             return self._rotate_outputs(node, column)[:, 0].float()
-        if self._mixes_rows(node):
+        if self._matrices.r1_signs is None or self._mixes_rows(node):
             return self._rotate(name, weight.to(self._matrices.r1)).float()
         turned = torch.empty_like(weight, dtype=torch.float32)
-        for rows, out in zip(torch.split(weight, _ROWS), torch.split(turned, _ROWS), strict=True):
-            out.copy_(self._rotate(name, rows.to(self._matrices.r1)))
+        for start in range(0, len(weight), _ROWS):
+            rows = slice(start, start + _ROWS)
+            turned[rows] = self._rotate(name, weight[rows].to(self._matrices.r1))
         return turned
 
     def _mixes_rows(self, node: Node) -> bool:

@@ -86,7 +86,7 @@ def hadamard(order: int) -> Tensor:
 
 def _scale(order: int) -> Tensor:
     """Of the entries +-1 of an orthogonal matrix, float32."""
-    return torch.ones(()) / math.sqrt(order)
+    return torch.ones((), device="cpu") / math.sqrt(order)
 
 
 def times_hadamard(x: Tensor) -> Tensor:

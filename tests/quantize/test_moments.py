@@ -37,21 +37,20 @@ def test_tiles_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hessian_error(inputs(160, seed=0)) < 5e-3
 
 
-@pytest.mark.parametrize("outputs", [24, 80, 200], ids=["narrow", "not quite", "wide"])
 @pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
 def test_moved_weights_are_those_of_the_definition(
-    outputs: int, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    products: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moments, "_TILE", 48)
     x = inputs(160, seed=0).to(products)
     full = (x + 0.1 * inputs(160, seed=1)).to(products)
-    weight = torch.randn(outputs, 160, generator=torch.Generator().manual_seed(2))
-    drift = Drift(weight)
+    weight = torch.randn(200, 160, generator=torch.Generator().manual_seed(2))
+    drift = Drift(160, CPU)
     for both in zip(torch.split(x, 400), torch.split(full, 400), strict=True):
         for some, wanted in of_like_size(*both):
             drift.add(some, wanted)
     damped = x.double().T @ x.double() + 500 * torch.eye(160, dtype=torch.float64)
     moved = weight.double() @ (full.double() - x.double()).T @ x.double() @ damped.inverse()
-    found = drift.made_up_for(torch.linalg.cholesky(damped).float(), products) - weight
+    found = drift.made_up_for(weight, torch.linalg.cholesky(damped).float(), products) - weight
     tolerance = 1e-3 if products is torch.float32 else 2e-2
     assert float((found - moved).norm() / moved.norm()) < tolerance
