@@ -9,14 +9,12 @@ real size has run the whole gate: its tokens cost what SmolLM2's cost.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from math import log
 from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Job
 from llama_edge.core.recipe import Recipe, Rounding
-from llama_edge.quantize import RECIPES
-from llama_edge.quantize.measured import read_measurements
 
 #: Tokens that the gate runs, prompts and what is decoded after them, of SmolLM2's tokenizer.
 GATE_TOKENS: Final = 1420
@@ -35,8 +33,6 @@ _TABLES: Final = 2
 _LAYERS: Final = 2
 #: Of weights that our Core ML interpreter keeps in float32 (`runtimes.coreml`).
 _KEPT_MIB: Final = 640.0
-#: What recipes were timed on, SmolLM2-135M: weights in linears.
-_TIMED_LINEARS: Final = 106_168_320
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +41,9 @@ class HostRates:
 
     #: CPU seconds for each million weights: quantize, lower, read back, and the gate's first token
     weight_cpu_s: float
-    #: for each million weights and thousand tokens that the gate runs
+    #: for each thousand tokens that the gate runs: for each million weights, and for each layer
     token_cpu_s: float
+    layer_cpu_s: float
     #: resident memory next to the program's own: MiB, and in sizes of the file
     runtime_mib: float
     runtime_files: float
@@ -58,14 +55,23 @@ class HostRates:
 
 RATES: Final[Mapping[str, HostRates]] = {
     "executorch": HostRates(
-        weight_cpu_s=0.0427, token_cpu_s=0.280, runtime_mib=664.0, runtime_files=1.673
+        weight_cpu_s=0.0469,
+        token_cpu_s=0.0971,
+        layer_cpu_s=0.805,
+        runtime_mib=664.0,
+        runtime_files=1.673,
     ),
     "onnx": HostRates(
-        weight_cpu_s=0.0386, token_cpu_s=0.240, runtime_mib=196.0, runtime_files=1.824
+        weight_cpu_s=0.0422,
+        token_cpu_s=0.0841,
+        layer_cpu_s=0.697,
+        runtime_mib=196.0,
+        runtime_files=1.824,
     ),
     "coreml": HostRates(
-        weight_cpu_s=0.0585,
-        token_cpu_s=0.788,
+        weight_cpu_s=0.0701,
+        token_cpu_s=0.276,
+        layer_cpu_s=2.29,
         runtime_mib=286.0,
         runtime_files=1.720,
         token_mib=0.29,
@@ -96,14 +102,35 @@ SHARES: Final = (
     StageShare(stage="parity and fidelity, end to end", of_weights=0.2, of_tokens=0.5),
     StageShare(stage="sample answers", of_weights=0.1, of_tokens=0.1),
 )
-#: CPU minutes of the stages of recipes that calibrate, on `_TIMED_LINEARS`, in their order; what a
-#: recipe took in all (`quantize.measured`) is shared out among those that it has.
-CALIBRATION_MINUTES: Final[Mapping[str, float]] = {
-    "write calibration text": 2.0,
-    "learn rotations": 11.3,
-    "measure sensitivity, forward": 0.2,
-    "measure sensitivity, back": 0.6,
-    _QUANTIZE: 3.5,
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationCost:
+    """CPU seconds of one stage of `w4a8-mixed`, on the models of `CALIBRATED_LINEARS`.
+
+    Between and beyond them it grows by a power of the linears, which the two decide.
+    """
+
+    small: float
+    #: None: not measured, and taken to grow as the linears do
+    large: float | None
+
+    def seconds(self, linears: int) -> float:
+        """Of a model with so many weights in linears."""
+        first, last = CALIBRATED_LINEARS
+        power = 1.0 if self.large is None else log(self.large / self.small) / log(last / first)
+        return float(self.small * (linears / first) ** power)
+
+
+#: Weights in linears: SmolLM2-135M's and Llama 3.2 1B's.
+CALIBRATED_LINEARS: Final = (106_168_320, 973_078_528)
+#: In their order.
+CALIBRATION: Final[Mapping[str, CalibrationCost]] = {
+    "write calibration text": CalibrationCost(small=137.0, large=232.0),
+    "learn rotations": CalibrationCost(small=678.0, large=None),
+    "measure sensitivity, forward": CalibrationCost(small=6.0, large=36.0),
+    "measure sensitivity, back": CalibrationCost(small=25.0, large=237.0),
+    _QUANTIZE: CalibrationCost(small=120.0, large=700.0),
 }
 
 
@@ -160,12 +187,12 @@ def host_cost(
     memory += rates.token_mib * gate_tokens
     if rates.keeps_weights:
         memory += min(4 * (table + linears) / _MIB, _KEPT_MIB)
-    rate = rates.weight_cpu_s + rates.token_cpu_s * gate_tokens / 1000
-    seconds = FIXED_CPU_S + rate * (table + linears) / 1e6
+    seconds = FIXED_CPU_S + rates.weight_cpu_s * (table + linears) / 1e6
+    seconds += _token_cpu_s(rates, config, table + linears) * gate_tokens / 1000
     if recipe.rounding is Rounding.GPTQ:
         widest = max(columns for _, columns in _linear_shapes(config))
         memory = max(memory, _calibration_mib(config, layer, widest))
-        seconds += 60 * _recipe_cpu_minutes(recipe) * linears / _TIMED_LINEARS
+        seconds += sum(_calibration_seconds(recipe, linears).values())
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)
 
 
@@ -181,18 +208,13 @@ def stage_seconds(job: Job) -> dict[str, float]:
     backend = job.backend or next(iter(RATES))
     rates = RATES[backend]
     table, linears = weights_of(job.config)
-    numbers = (table + linears) / 1e6
-    found = dict.fromkeys(CALIBRATION_MINUTES, 0.0)
-    if recipe.rounding is Rounding.GPTQ:
-        runs = {stage for stage in CALIBRATION_MINUTES if _runs(stage, recipe)}
-        scale = 60 * _recipe_cpu_minutes(recipe) * linears / _TIMED_LINEARS
-        scale /= sum(CALIBRATION_MINUTES[stage] for stage in runs)
-        found |= {stage: scale * CALIBRATION_MINUTES[stage] for stage in runs}
+    found = _calibration_seconds(recipe, linears) if recipe.rounding is Rounding.GPTQ else {}
+    of_weights = rates.weight_cpu_s * (table + linears) / 1e6
+    of_tokens = _token_cpu_s(rates, job.config, table + linears) * GATE_TOKENS / 1000
     for share in SHARES:
         if job.backend is not None or share.stage == _QUANTIZE:
-            seconds = rates.weight_cpu_s * share.of_weights
-            seconds += rates.token_cpu_s * share.of_tokens * GATE_TOKENS / 1000
-            found[share.stage] = found.get(share.stage, 0.0) + seconds * numbers
+            seconds = share.of_weights * of_weights + share.of_tokens * of_tokens
+            found[share.stage] = found.get(share.stage, 0.0) + seconds
     named = {_QUANTIZE: recipe.name, "lower": backend, "write": backend}
     return {
         f"{stage} ({named[stage]})" if stage in named else stage: seconds
@@ -201,20 +223,23 @@ def stage_seconds(job: Job) -> dict[str, float]:
     }
 
 
+def _token_cpu_s(rates: HostRates, config: ModelConfig, weights: int) -> float:
+    """Of a thousand tokens in the gate."""
+    return rates.token_cpu_s * weights / 1e6 + rates.layer_cpu_s * config.num_hidden_layers
+
+
+def _calibration_seconds(recipe: Recipe, linears: int) -> dict[str, float]:
+    """By stage, of a recipe that calibrates."""
+    return {
+        stage: cost.seconds(linears) for stage, cost in CALIBRATION.items() if _runs(stage, recipe)
+    }
+
+
 def _runs(stage: str, recipe: Recipe) -> bool:
-    """Whether a recipe that calibrates has this one of `CALIBRATION_MINUTES`."""
+    """Whether a recipe that calibrates has this stage."""
     if stage == "learn rotations":
         return recipe.rotation_learning is not None
     return bool(recipe.extra_bytes) or not stage.startswith("measure sensitivity")
-
-
-def _recipe_cpu_minutes(recipe: Recipe) -> float:
-    """As measured on SmolLM2; of a recipe that was not, the median of those of its rounding."""
-    measured = read_measurements().recipes
-    if recipe.name in measured:
-        return measured[recipe.name].cpu_minutes
-    alike = [name for name in measured if RECIPES[name].rounding is recipe.rounding]
-    return median(measured[name].cpu_minutes for name in alike)
 
 
 def _calibration_mib(config: ModelConfig, layer: int, widest: int) -> float:

@@ -8,6 +8,8 @@ from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import Job
 from llama_edge.core.recipe import Recipe
 from llama_edge.plan.host import (
+    CALIBRATED_LINEARS,
+    CALIBRATION,
     CPU_BAND,
     FIXED_CPU_S,
     GATE_TOKENS,
@@ -29,7 +31,6 @@ from llama_edge.quantize import (
     W4A8_RTN,
     W4A8_SPINQUANT,
 )
-from llama_edge.quantize.measured import read_measurements
 
 ROWS = pytest.mark.parametrize(
     "row", HOST_ROWS, ids=lambda row: f"{row.model}-{row.backend}-{row.gate_tokens}"
@@ -75,17 +76,28 @@ def rows_of(backend: str, *, short: bool) -> list[HostRow]:
     ]
 
 
+def tokens_cost(row: HostRow, rates: HostRates) -> float:
+    """Of the gate, CPU seconds for each million weights."""
+    config = planned_config(row.model)
+    layers = 1e6 * config.num_hidden_layers / sum(weights_of(config))
+    return row.gate_tokens / 1000 * (rates.token_cpu_s + rates.layer_cpu_s * layers)
+
+
 @BACKENDS
-def test_time_is_fitted_on_short_gates_of_large_models_and_a_whole_one_of_a_small(
-    backend: str,
-) -> None:
+def test_weights_are_fitted_on_short_gates_and_tokens_on_whole_ones(backend: str) -> None:
+    rates = RATES[backend]
     first, second = rows_of(backend, short=True)
     short = (rate(first) * rate(second)) ** 0.5
-    (whole,) = rows_of(backend, short=False)
-    per_token = (rate(whole) - short) / (whole.gate_tokens - first.gate_tokens)
-    rates = RATES[backend]
-    assert rates.token_cpu_s == pytest.approx(1000 * per_token, rel=0.01)
-    assert rates.weight_cpu_s == pytest.approx(short - first.gate_tokens * per_token, rel=0.01)
+    assert rates.weight_cpu_s == pytest.approx(short - tokens_cost(first, rates), rel=0.01)
+    for row in rows_of(backend, short=False):
+        found = rates.weight_cpu_s + tokens_cost(row, rates)
+        assert found == pytest.approx(rate(row), rel=0.02)
+
+
+def test_a_layer_costs_the_share_that_was_measured_on_one_backend() -> None:
+    assert len(rows_of("executorch", short=False)) == 2
+    shares = [rates.layer_cpu_s / rates.token_cpu_s for rates in RATES.values()]
+    assert shares == pytest.approx([shares[0]] * len(shares), rel=0.01)
 
 
 def test_more_tokens_and_more_weights_cost_more() -> None:
@@ -94,10 +106,19 @@ def test_more_tokens_and_more_weights_cost_more() -> None:
     big = host_cost(large, W4A8_RTN, "executorch", 1900 << 20)
     assert small.memory_mib < big.memory_mib
     assert small.cpu_minutes < big.cpu_minutes
-    calibrated = host_cost(config, W4A8_GPTQ, "executorch", 800 << 20)
-    # Nine times SmolLM2's linears.
-    minutes = read_measurements().recipes[W4A8_GPTQ.name].cpu_minutes
-    assert 8 < (calibrated.cpu_minutes - small.cpu_minutes) / minutes < 10
+    calibrated, mixed = (
+        host_cost(config, recipe, "executorch", 800 << 20) for recipe in (W4A8_GPTQ, W4A8_MIXED)
+    )
+    assert small.cpu_minutes < calibrated.cpu_minutes < mixed.cpu_minutes
+
+
+@pytest.mark.parametrize(("model", "which"), [("smollm2-135m", "small"), ("llama-3.2-1b", "large")])
+def test_calibration_takes_what_was_measured(model: str, which: str) -> None:
+    config = planned_config(model)
+    planned = stage_seconds(Job(config=config, recipe=W4A8_MIXED))
+    assert weights_of(config)[1] in CALIBRATED_LINEARS
+    for stage in ("write calibration text", "measure sensitivity, back"):
+        assert planned[stage] == pytest.approx(getattr(CALIBRATION[stage], which))
 
 
 @pytest.mark.parametrize("recipe", PLANNED, ids=lambda recipe: recipe.name)
