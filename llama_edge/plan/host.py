@@ -22,7 +22,7 @@ GATE_TOKENS: Final = 1420
 FIXED_CPU_S: Final = 10.0
 #: How far the plan is off at most, on the exports that were measured.
 CPU_BAND: Final = 0.12
-MEMORY_BAND: Final = 0.12
+MEMORY_BAND: Final = 0.13
 
 _MIB: Final = 2**20
 _QUANTIZE: Final = "quantize"
@@ -126,11 +126,11 @@ class CalibrationCost:
 CALIBRATED_LINEARS: Final = (106_168_320, 973_078_528)
 #: In their order.
 CALIBRATION: Final[Mapping[str, CalibrationCost]] = {
-    "write calibration text": CalibrationCost(small=137.0, large=232.0),
+    "write calibration text": CalibrationCost(small=137.0, large=203.0),
     "learn rotations": CalibrationCost(small=678.0, large=None),
-    "measure sensitivity, forward": CalibrationCost(small=6.0, large=36.0),
-    "measure sensitivity, back": CalibrationCost(small=25.0, large=237.0),
-    _QUANTIZE: CalibrationCost(small=120.0, large=700.0),
+    "measure sensitivity, forward": CalibrationCost(small=6.0, large=31.0),
+    "measure sensitivity, back": CalibrationCost(small=25.0, large=194.0),
+    _QUANTIZE: CalibrationCost(small=120.0, large=683.0),
 }
 
 
