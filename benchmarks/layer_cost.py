@@ -32,7 +32,7 @@ from llama_edge.core.progress import SilentProgress
 from llama_edge.core.recipe import Rounding
 from llama_edge.models.weights import weight_shapes
 from llama_edge.quantize import DEFAULT_RECIPE, W4A8_RTN
-from llama_edge.quantize.calibration import LENGTH, SEQUENCES, CalibrationSet
+from llama_edge.quantize.calibration import SEQUENCES, CalibrationSet, sequence_length
 from llama_edge.quantize.recipe_file import find_recipe
 from llama_edge.quantize.resume import WorkPlace
 from llama_edge.quantize.stage import quantize_checkpoint
@@ -101,7 +101,8 @@ def measure(shape: str, layers: int, recipe_name: str, tokens: int) -> tuple[flo
     calibration = None
     if recipe.rounding is Rounding.GPTQ:
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randint(0, VOCABULARY, (tokens // LENGTH, LENGTH), generator=generator)
+        length = sequence_length(SHAPES[shape])
+        rows = torch.randint(0, VOCABULARY, (tokens // length, length), generator=generator)
         calibration = CalibrationSet(tokens=rows, origin="random")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "quantized")
@@ -143,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--recipes", nargs="+", default=[W4A8_RTN.name, DEFAULT_RECIPE])
-    parser.add_argument("--tokens", type=int, default=LENGTH * SEQUENCES)
+    parser.add_argument("--tokens", type=int, help="by default as many as the model would write")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> None:
         print(json.dumps(measure(shape, int(layers), recipe, int(tokens))))
         return
     rows = [
-        benchmark(shape, recipe, arguments.tokens)
+        benchmark(shape, recipe, arguments.tokens or SEQUENCES * sequence_length(SHAPES[shape]))
         for shape in arguments.shapes
         for recipe in arguments.recipes
     ]
