@@ -89,10 +89,12 @@ class _Writer(FastReference):
         end = self.position + 1
         self._keys[layer][:, :, self.position : end] = keys
         self._values[layer][:, :, self.position : end] = values
+        # Heads that share keys are as many positions of one head: all of them see every key.
+        together = queries.reshape(*keys.shape[:2], -1, keys.shape[-1])
         out = F.scaled_dot_product_attention(
-            queries, self._keys[layer][:, :, :end], self._values[layer][:, :, :end], enable_gqa=True
+            together, self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
         )
-        return out.transpose(-3, -2).flatten(-2).float()
+        return out.reshape(len(out), 1, -1).float()
 
 
 @torch.no_grad()
