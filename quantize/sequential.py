@@ -9,7 +9,7 @@ holds one layer's weights and the activations between two linears; large activat
 Shape legend: N sequences, T tokens, D hidden, I in_features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -40,9 +40,6 @@ from llama_edge.quantize.scale_search import recipe_scales
 #: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits
 #: the calibration text's own noise.
 DRIFT_RIDGE: Final = 0.3
-#: Outputs for each input from which on drift is made up for. down_proj has fewer: there it gained
-#: nothing on SmolLM2 that can be told from chance, and took a fifth of the time at 1B.
-DRIFT_OUTPUTS: Final = 0.5
 #: Tokens whose products are summed between two readings of the sums.
 _TOKENS: Final = 4096
 
@@ -342,14 +339,23 @@ def round_blocks(
             kept.keep(layer, entries, (artifact.stream, wanted.stream))
 
 
+def makes_up_for_drift(linears: Sequence[Node]) -> bool:
+    """Whether linears that share an input are corrected for its drift.
+
+    Not where the outputs are few: in down_proj it gained nothing on SmolLM2 that can be told from
+    chance, and took a fifth of the time at 1B.
+    """
+    shapes = [linear.shapes[linear.weight] for linear in linears]
+    return 2 * sum(rows for rows, _ in shapes) > shapes[0][1]
+
+
 def _moments(
     artifact: _CalibrationPass, wanted: _CalibrationPass, step: _Step, arithmetic: Arithmetic
 ) -> _Moments:
     """Of the inputs of the step's linears."""
-    shapes = [linear.shapes[linear.weight] for linear in step.linears]
-    outputs, width = sum(rows for rows, _ in shapes), shapes[0][1]
+    width = artifact.input_of(step).shape[-1]
     hessian = Hessian(width, arithmetic.device)
-    drift = Drift(width, arithmetic.device) if outputs > DRIFT_OUTPUTS * width else None
+    drift = Drift(width, arithmetic.device) if makes_up_for_drift(step.linears) else None
     pieces = (
         torch.split(inputs.view(-1, width), _TOKENS)
         for inputs in (artifact.input_of(step), wanted.input_of(step))

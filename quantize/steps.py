@@ -15,6 +15,7 @@ from llama_edge.core.progress import Step, layer_name
 from llama_edge.formats.quantized_checkpoint import Layout, matrix_shape, stored_names
 from llama_edge.models.network import Node, network_of
 from llama_edge.models.weights import float_shapes
+from llama_edge.quantize.sequential import makes_up_for_drift
 
 #: For each weight: a search of its group's scale, and rounding to nearest.
 _SEARCH: Final = 800.0
@@ -22,13 +23,16 @@ _NEAREST: Final = 400.0
 #: For each weight of a linear that GPTQ rounds: the update of the next columns.
 _UPDATE: Final = 1600.0
 #: For each logit: a label that is drawn from all of them, and its gradient.
-_LOGIT: Final = 900.0
-#: For each I^3: the inverse's Cholesky factor, and the solution for drift.
-_FACTOR: Final = 1.0
-_SOLVE: Final = 1.0
+_LOGIT: Final = 400.0
+#: For each I^3: a Cholesky factor, and the solution for drift with a factor of its own.
+_FACTOR: Final = 0.35
+_SOLVE: Final = 1.35
+#: For each O I^2: GPTQ and two sweeps after it, in bfloat16.
+_ROUND: Final = 0.6
 #: Calibration text runs in full precision and rounded. It gives half a Hessian, and a drift.
 _PASSES: Final = 2
-_MOMENTS: Final = 1.5
+_HESSIAN: Final = 0.5
+_DRIFT: Final = 1.0
 #: A multiply-add in bfloat16, as calibration text runs.
 _HALF: Final = 0.25
 
@@ -71,15 +75,15 @@ def _gptq_work(config: ModelConfig, sequences: int, length: int) -> dict[str, fl
     for before, linears in zip((groups[-1], *groups[:-1]), groups, strict=True):
         for node in linears:
             rows, columns = _shape(node)
-            products = rows * columns * columns * 1.5
-            work[node.part] = (_SEARCH + _UPDATE) * rows * columns + products
-            work[node.part] += _FACTOR * columns**3
+            work[node.part] = (_SEARCH + _UPDATE + _ROUND * columns) * rows * columns
         columns = _shape(linears[0])[1]
+        drifts = makes_up_for_drift(linears)
         run = sum(rows * width for rows, width in map(_shape, before))
         if before is groups[0]:  # queries, keys and values: attention is between
             run += attention
-        products = _PASSES * run + _MOMENTS * columns**2
-        work[linears[0].part] += _HALF * tokens * products + _SOLVE * columns**3
+        products = _PASSES * run + (_HESSIAN + _DRIFT * drifts) * columns**2
+        work[linears[0].part] += _HALF * tokens * products
+        work[linears[0].part] += (_FACTOR + _SOLVE * drifts) * columns**3
     return work
 
 
@@ -96,10 +100,10 @@ def back_steps(config: ModelConfig, tokens: int, layouts: int) -> list[Step]:
     for linears in network_of(config).linears_by_input(0):
         for node in linears:
             rows, columns = _shape(node)
-            work += 2 * tokens * rows * columns + layouts * _SEARCH * rows * columns
-            work += _FACTOR * columns**3
-        work += tokens * _shape(linears[0])[1] ** 2
-    head = tokens * config.head_rows * (2 * config.hidden_size + _LOGIT)
+            work += (2 * _HALF * tokens + layouts * _SEARCH) * rows * columns
+        columns = _shape(linears[0])[1]
+        work += _HALF * _HESSIAN * tokens * columns**2 + _FACTOR * columns**3
+    head = tokens * config.head_rows * (2 * _HALF * config.hidden_size + _LOGIT)
     names = (layer_name(layer, layers) for layer in reversed(range(layers)))
     return [Step("head", head), *(Step(name, work) for name in names)]
 
