@@ -126,11 +126,11 @@ class CalibrationCost:
 CALIBRATED_LINEARS: Final = (106_168_320, 973_078_528)
 #: In their order.
 CALIBRATION: Final[Mapping[str, CalibrationCost]] = {
-    "write calibration text": CalibrationCost(small=137.0, large=203.0),
+    "write calibration text": CalibrationCost(small=65.0, large=165.0),
     "learn rotations": CalibrationCost(small=678.0, large=None),
-    "measure sensitivity, forward": CalibrationCost(small=6.0, large=31.0),
-    "measure sensitivity, back": CalibrationCost(small=25.0, large=194.0),
-    _QUANTIZE: CalibrationCost(small=120.0, large=683.0),
+    "measure sensitivity, forward": CalibrationCost(small=3.5, large=31.0),
+    "measure sensitivity, back": CalibrationCost(small=14.7, large=194.0),
+    _QUANTIZE: CalibrationCost(small=121.0, large=683.0),
 }
 
 
