@@ -40,6 +40,8 @@ from llama_edge.quantize.scale_search import recipe_scales
 #: Ridge of the correction for drift, relative to the Hessian's mean diagonal. Without one it fits
 #: the calibration text's own noise.
 DRIFT_RIDGE: Final = 0.3
+#: Inputs from which on a linear counts as wide, when it is decided about drift.
+WIDE: Final = 4096
 #: Tokens whose products are summed between two readings of the sums.
 _TOKENS: Final = 4096
 
@@ -342,11 +344,12 @@ def round_blocks(
 def makes_up_for_drift(linears: Sequence[Node]) -> bool:
     """Whether linears that share an input are corrected for its drift.
 
-    Not where the outputs are few: in down_proj it gained nothing on SmolLM2 that can be told from
-    chance, and took a fifth of the time at 1B.
+    Not where many inputs have few outputs, as in down_proj of large models: there it would take a
+    fifth of the time.
     """
     shapes = [linear.shapes[linear.weight] for linear in linears]
-    return 2 * sum(rows for rows, _ in shapes) > shapes[0][1]
+    outputs, columns = sum(rows for rows, _ in shapes), shapes[0][1]
+    return columns < WIDE or 2 * outputs > columns
 
 
 def _moments(

@@ -7,15 +7,18 @@ import torch
 from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.errors import QuantizeError
+from llama_edge.core.model_shapes import SHAPES
 from llama_edge.core.progress import SilentProgress
 from llama_edge.core.quantized import QuantizedCheckpoint
 from llama_edge.core.recipe import Recipe, Rotation, Rounding
+from llama_edge.models.network import network_of
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
 from llama_edge.quantize import RECIPES, W4_HADAMARD, W4A8_GPTQ, W4A8_HADAMARD, W4A8_RTN
 from llama_edge.quantize.calibration import CalibrationSet
+from llama_edge.quantize.sequential import makes_up_for_drift
 from llama_edge.quantize.stage import quantize_checkpoint
-from tests.conftest import MemoryWeights
+from tests.conftest import DEBUG_CONFIG, MemoryWeights
 
 
 def tokens(seed: int, sequences: int = 6) -> torch.Tensor:
@@ -134,3 +137,13 @@ def test_activations_that_overflow_are_named(debug_checkpoint: Checkpoint, tmp_p
     checkpoint = dataclasses.replace(debug_checkpoint, weights=weights)
     with pytest.raises(QuantizeError, match=r"layers\.1\.mlp\.gate_proj.*are not finite"):
         quantize(checkpoint, W4A8_GPTQ, tmp_path / "out")
+
+
+def test_drift_is_left_where_it_would_cost_most() -> None:
+    def corrected(name: str) -> list[str]:
+        groups = network_of(SHAPES[name].config).linears_by_input(0)
+        return [group[0].part for group in groups if makes_up_for_drift(group)]
+
+    assert corrected("llama-3.2-1b") == ["q_proj", "o_proj", "gate_proj"]
+    small = network_of(DEBUG_CONFIG).linears_by_input(0)
+    assert all(makes_up_for_drift(group) for group in small)
