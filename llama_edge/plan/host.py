@@ -2,9 +2,8 @@
 
 Fitted on exports that were measured (`plan.host_rows`), each number by a rule that a test repeats;
 `docs/plan.md` says how far the rows are off. Time is of one x86-64 core as those rows' machine has
-it: another machine is as much off as its cores are faster. A recipe that calibrates adds its
-measured minutes in proportion to the linears; none was timed at a real size, and no export of a
-real size has run the whole gate: its tokens cost what SmolLM2's cost.
+it: another machine is as much off as its cores are faster. A recipe that calibrates adds what its
+stages took on two models.
 """
 
 from collections.abc import Mapping
@@ -114,23 +113,31 @@ class CalibrationCost:
     small: float
     #: None: not measured, and taken to grow as the linears do
     large: float | None
+    #: whether it runs the whole text, whose length differs between the two
+    of_text: bool = False
 
-    def seconds(self, linears: int) -> float:
-        """Of a model with so many weights in linears."""
+    def seconds(self, linears: int, tokens: int) -> float:
+        """Of a model with so many weights in linears and so many tokens of text."""
         first, last = CALIBRATED_LINEARS
-        power = 1.0 if self.large is None else log(self.large / self.small) / log(last / first)
-        return float(self.small * (linears / first) ** power)
+        if self.large is None:
+            return self.small * linears / first
+        short, long = CALIBRATED_TOKENS if self.of_text else (tokens, tokens)
+        small, large = self.small / short, self.large / long
+        power = log(large / small) / log(last / first)
+        return float(tokens * small * (linears / first) ** power)
 
 
 #: Weights in linears: SmolLM2-135M's and Llama 3.2 1B's.
 CALIBRATED_LINEARS: Final = (106_168_320, 973_078_528)
+#: Of the text that they wrote.
+CALIBRATED_TOKENS: Final = (144 * 256, 144 * 144)
 #: In their order.
 CALIBRATION: Final[Mapping[str, CalibrationCost]] = {
-    "write calibration text": CalibrationCost(small=65.0, large=165.0),
+    "write calibration text": CalibrationCost(small=65.0, large=165.0, of_text=True),
     "learn rotations": CalibrationCost(small=678.0, large=None),
     "measure sensitivity, forward": CalibrationCost(small=3.5, large=31.0),
     "measure sensitivity, back": CalibrationCost(small=14.7, large=194.0),
-    _QUANTIZE: CalibrationCost(small=121.0, large=683.0),
+    _QUANTIZE: CalibrationCost(small=121.0, large=683.0, of_text=True),
 }
 
 
@@ -192,7 +199,7 @@ def host_cost(
     if recipe.rounding is Rounding.GPTQ:
         widest = max(columns for _, columns in _linear_shapes(config))
         memory = max(memory, _calibration_mib(config, layer, widest))
-        seconds += sum(_calibration_seconds(recipe, linears).values())
+        seconds += sum(_calibration_seconds(recipe, config, linears).values())
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)
 
 
@@ -208,7 +215,11 @@ def stage_seconds(job: Job) -> dict[str, float]:
     backend = job.backend or next(iter(RATES))
     rates = RATES[backend]
     table, linears = weights_of(job.config)
-    found = _calibration_seconds(recipe, linears) if recipe.rounding is Rounding.GPTQ else {}
+    found = (
+        _calibration_seconds(recipe, job.config, linears)
+        if recipe.rounding is Rounding.GPTQ
+        else {}
+    )
     of_weights = rates.weight_cpu_s * (table + linears) / 1e6
     of_tokens = _token_cpu_s(rates, job.config, table + linears) * GATE_TOKENS / 1000
     for share in SHARES:
@@ -228,11 +239,20 @@ def _token_cpu_s(rates: HostRates, config: ModelConfig, weights: int) -> float:
     return rates.token_cpu_s * weights / 1e6 + rates.layer_cpu_s * config.num_hidden_layers
 
 
-def _calibration_seconds(recipe: Recipe, linears: int) -> dict[str, float]:
+def _calibration_seconds(recipe: Recipe, config: ModelConfig, linears: int) -> dict[str, float]:
     """By stage, of a recipe that calibrates."""
+    tokens = _text_tokens(config)
     return {
-        stage: cost.seconds(linears) for stage, cost in CALIBRATION.items() if _runs(stage, recipe)
+        stage: cost.seconds(linears, tokens)
+        for stage, cost in CALIBRATION.items()
+        if _runs(stage, recipe)
     }
+
+
+def _text_tokens(config: ModelConfig) -> int:
+    from llama_edge.quantize.calibration import SEQUENCES, sequence_length
+
+    return SEQUENCES * sequence_length(config)
 
 
 def _runs(stage: str, recipe: Recipe) -> bool:
@@ -244,9 +264,6 @@ def _runs(stage: str, recipe: Recipe) -> bool:
 
 def _calibration_mib(config: ModelConfig, layer: int, widest: int) -> float:
     """GPTQ: the Hessian of the widest input and its factors, and the text in two networks."""
-    from llama_edge.quantize.calibration import SEQUENCES, sequence_length
-
     hessians = 5 * 4 * widest**2
-    tokens = SEQUENCES * sequence_length(config)
-    states = 4 * tokens * (4 * config.hidden_size + 2 * widest)
+    states = 4 * _text_tokens(config) * (4 * config.hidden_size + 2 * widest)
     return _BASE_MIB + (hessians + states + 4 * _LAYERS * layer) / _MIB

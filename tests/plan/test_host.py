@@ -149,6 +149,14 @@ def test_only_what_a_recipe_has_is_planned() -> None:
     assert stages(W4A8_DISTILLED) == []
 
 
+def test_calibration_at_3b_is_within_half_of_what_was_measured() -> None:
+    """Nothing was fitted on it: `benchmarks/scale.py --recipe w4a8-mixed`, docs/scale.md."""
+    planned = stage_seconds(Job(config=SHAPES["llama-3.2-3b"].config, recipe=W4A8_MIXED))
+    sensitivity = planned["measure sensitivity, forward"] + planned["measure sensitivity, back"]
+    assert 1 / 1.5 < sensitivity / 587 < 1.5
+    assert 1 / 1.5 < planned["quantize (w4a8-mixed)"] / 1832 < 1.5
+
+
 def test_rates_are_positive() -> None:
     for rates in RATES.values():
         assert isinstance(rates, HostRates)
