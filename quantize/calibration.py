@@ -20,7 +20,7 @@ from llama_edge.core.packing import tensor_sha256
 from llama_edge.core.progress import Progress
 from llama_edge.core.quantized import CalibrationRecord
 from llama_edge.core.regular import MAX_TEXT_BYTES, decode_text, plain_newlines, read_regular
-from llama_edge.models.weights import block_linear_shapes
+from llama_edge.models.weights import block_linear_weights
 from llama_edge.quantize.arithmetic import Arithmetic
 from llama_edge.quantize.calibration_prompts import PROMPTS, CalibrationPrompt
 from llama_edge.quantize.text_writer import continue_prompts
@@ -58,8 +58,7 @@ class CalibrationSet:
 
 def sequence_length(config: ModelConfig) -> int:
     """Tokens of one sequence that a model of this shape writes."""
-    shapes = block_linear_shapes(config).values()
-    linears = config.num_hidden_layers * sum(rows * columns for rows, columns in shapes)
+    linears = config.num_hidden_layers * block_linear_weights(config)
     length = LENGTH if linears < LARGE else LENGTH_OF_LARGE
     return min(length, config.max_position_embeddings)
 

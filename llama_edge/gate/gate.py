@@ -30,7 +30,7 @@ from llama_edge.gate.samples import SAMPLE_QUESTIONS, Sample, write_samples
 from llama_edge.gate.tolerances import Tolerances
 from llama_edge.models.reference import Reference
 from llama_edge.models.sources import DequantizedSource, FullPrecisionSource
-from llama_edge.models.weights import block_linear_shapes
+from llama_edge.models.weights import block_linear_weights
 from llama_edge.runtimes.child import ChildRuntime
 from llama_edge.text.contract import TextContract, rebuild_text_contract
 from llama_edge.text.tokenizer import Tokenizer
@@ -259,7 +259,7 @@ def _block_steps(config: ModelConfig, prompts: Sequence[Prompt]) -> list[Step]:
 def _end_to_end_steps(config: ModelConfig, prompts: Sequence[Prompt]) -> list[Step]:
     """All texts through one layer after the other, then each through the artifact."""
     tokens = sum(len(prompt.sequence) for prompt in prompts)
-    numbers = config.num_hidden_layers * _layer_numbers(config)
+    numbers = config.num_hidden_layers * block_linear_weights(config)
     numbers += config.vocab_size * config.hidden_size
     steps = map(_run_step, prompts)
     return [
@@ -270,9 +270,5 @@ def _end_to_end_steps(config: ModelConfig, prompts: Sequence[Prompt]) -> list[St
 
 def _layer_steps(config: ModelConfig, tokens: int) -> list[Step]:
     layers = config.num_hidden_layers
-    work = tokens * _layer_numbers(config)
+    work = tokens * block_linear_weights(config)
     return [Step(layer_name(layer, layers), work) for layer in range(layers)]
-
-
-def _layer_numbers(config: ModelConfig) -> int:
-    return sum(rows * columns for rows, columns in block_linear_shapes(config).values())

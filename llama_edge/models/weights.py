@@ -23,6 +23,11 @@ def block_linear_shapes(config: ModelConfig) -> Mapping[str, tuple[int, int]]:
     }
 
 
+def block_linear_weights(config: ModelConfig) -> int:
+    """How many weights the linears of one block have."""
+    return sum(rows * columns for rows, columns in block_linear_shapes(config).values())
+
+
 def block_linear_names(config: ModelConfig) -> Iterator[str]:
     """Every block linear's weight name, layer by layer."""
     network = network_of(config)

@@ -149,18 +149,13 @@ class HostCost:
     cpu_minutes: float
 
 
-def _linear_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    """(O, I) of one block's linears."""
-    # Here, because it imports torch, and `llama-edge --help` reads this file's constants.
-    from llama_edge.models.weights import block_linear_shapes
-
-    return tuple(block_linear_shapes(config).values())
-
-
 def weights_of(config: ModelConfig) -> tuple[int, int]:
     """Numbers in the table, and in all linears."""
-    layer = sum(rows * columns for rows, columns in _linear_shapes(config))
-    return config.vocab_size * config.hidden_size, layer * config.num_hidden_layers
+    # Here, because it imports torch, and `llama-edge --help` reads this file's constants.
+    from llama_edge.models.weights import block_linear_weights
+
+    linears = config.num_hidden_layers * block_linear_weights(config)
+    return config.vocab_size * config.hidden_size, linears
 
 
 def is_planned(recipe: Recipe) -> bool:
@@ -197,7 +192,9 @@ def host_cost(
     seconds = FIXED_CPU_S + rates.weight_cpu_s * (table + linears) / 1e6
     seconds += _token_cpu_s(rates, config, table + linears) * gate_tokens / 1000
     if recipe.rounding is Rounding.GPTQ:
-        widest = max(columns for _, columns in _linear_shapes(config))
+        from llama_edge.models.weights import block_linear_shapes
+
+        widest = max(columns for _, columns in block_linear_shapes(config).values())
         memory = max(memory, _calibration_mib(config, layer, widest))
         seconds += sum(_calibration_seconds(recipe, config, linears).values())
     return HostCost(memory_mib=memory, cpu_minutes=seconds / 60)

@@ -12,7 +12,7 @@ from typing import Final
 
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.model_shapes import SHAPES
-from llama_edge.models.weights import block_linear_shapes, weight_shapes
+from llama_edge.models.weights import block_linear_shapes, block_linear_weights, weight_shapes
 from llama_edge.plan.estimate import ArtifactSize, Workload
 
 PROMPT: Final = 64
@@ -25,8 +25,7 @@ _GUARD_GROUP: Final = 256
 
 def _linear_weights(config: ModelConfig) -> int:
     """In the linears of all blocks."""
-    one = sum(rows * columns for rows, columns in block_linear_shapes(config).values())
-    return one * config.num_hidden_layers
+    return config.num_hidden_layers * block_linear_weights(config)
 
 
 def _table_weights(config: ModelConfig) -> int:

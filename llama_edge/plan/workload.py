@@ -5,7 +5,7 @@ from dataclasses import replace
 from llama_edge.core.artifact import KVCacheDtype
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.recipe import Recipe, Rotation, Rounding
-from llama_edge.models.weights import block_linear_shapes
+from llama_edge.models.weights import block_linear_weights
 from llama_edge.plan.estimate import Workload
 from llama_edge.plan.sizes import artifact_size
 
@@ -40,7 +40,7 @@ def bundle_workload(
         kv_cache: How keys and values are kept.
         context: Tokens that they hold.
     """
-    linears = sum(rows * columns for rows, columns in block_linear_shapes(config).values())
+    linears = block_linear_weights(config)
     rotations = config.intermediate_size * sum(config.down_proj_rotation or ())
     layers = config.num_hidden_layers
     is_int8 = recipe.activation_bits is not None and backend != "coreml"
