@@ -180,18 +180,13 @@ def peak_rss_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def texts_of(recipe: Recipe) -> int:
-    """How many texts of the model's own it takes."""
-    return 1 if recipe.distillation is None else recipe.distillation.texts
-
-
 def measure_step(step: str, tokens: Path, seed: int, device: Device) -> Row:
     """Quantize and measure in this process."""
     recipe = STEPS[step]
     checkpoint = load_checkpoint(MODEL)
     calibration = None
     if recipe.rounding is Rounding.GPTQ:
-        rows = load_file(tokens)["tokens"][: texts_of(recipe) * SEQUENCES]
+        rows = load_file(tokens)["tokens"][: recipe.texts * SEQUENCES]
         calibration = CalibrationSet(tokens=rows, origin="benchmark")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "quantized")
@@ -375,7 +370,7 @@ def main() -> None:
         print(json.dumps(asdict(row)))
         return
     steps = arguments.steps or [step for step in STEPS if STEPS[step].distillation is None]
-    count = max(texts_of(STEPS[step]) for step in steps)
+    count = max(STEPS[step].texts for step in steps)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder, "tokens.safetensors")

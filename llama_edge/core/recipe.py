@@ -249,6 +249,11 @@ class Recipe:
                 "so activation_bits 8 is needed; they are in floating point"
             )
 
+    @property
+    def texts(self) -> int:
+        """How many texts the model writes itself where it calibrates and none is given."""
+        return 1 if self.distillation is None else self.distillation.texts
+
     def _check_distillation(self) -> None:
         if self.distillation and self.rounding is not Rounding.GPTQ:
             raise ConfigError(

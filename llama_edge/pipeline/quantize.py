@@ -111,11 +111,10 @@ def check_calibration(recipe: Recipe, texts: Texts) -> None:
             f"{_option(texts)}: recipe {recipe.name} {_kind(recipe)} and reads no text; leave it "
             "out, or choose a recipe with GPTQ"
         )
-    count = 1 if recipe.distillation is None else recipe.distillation.texts
-    if isinstance(texts, TextCache) and count > 1:
+    if isinstance(texts, TextCache) and recipe.texts > 1:
         raise UsageError(
             f"{_option(texts)}: keeps one text, and for recipe {recipe.name} the model writes "
-            f"{count}; leave it out, or give text of your own with --calibration"
+            f"{recipe.texts}; leave it out, or give text of your own with --calibration"
         )
 
 

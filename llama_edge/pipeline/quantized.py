@@ -130,10 +130,9 @@ def _self_generated(
     checkpoint: Checkpoint, source: str, recipe: Recipe, arithmetic: Arithmetic, progress: Progress
 ) -> CalibrationSet:
     """As many texts as the recipe wants, each of the next seed and cached for itself."""
-    count = 1 if recipe.distillation is None else recipe.distillation.texts
-    seeds = range(recipe.seed, recipe.seed + count)
+    seeds = range(recipe.seed, recipe.seed + recipe.texts)
     texts = [_self_generated_text(checkpoint, source, seed, arithmetic, progress) for seed in seeds]
-    if count == 1:
+    if len(texts) == 1:
         return texts[0]
     tokens = torch.cat([text.tokens for text in texts])
     return CalibrationSet(tokens=tokens, origin=f"self-generated, seeds {seeds[0]} to {seeds[-1]}")
