@@ -105,6 +105,7 @@ def transposed_times(x: Tensor) -> Tensor:
     return (_known(first).T.to(x) @ turned.view(first, -1)).view(x.shape).mul_(_scale(order).to(x))
 
 
+@cache
 def _kronecker_orders(order: int) -> tuple[int, int]:
     """Orders (a, b) of `kron(hadamard(a), hadamard(b))`, which is `hadamard(order)`."""
     if order.bit_count() == 1:
