@@ -16,8 +16,9 @@ from llama_edge.core.artifact import ActivationQuantization
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.recipe import Device
 from llama_edge.models.blocks import Attention, split_heads
-from llama_edge.models.network import Node
+from llama_edge.models.network import COS, SIN, Node
 from llama_edge.models.reference import Reference
+from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import MatrixSource
 from llama_edge.quantize.device import check_device, is_out_of_memory
 
@@ -119,6 +120,11 @@ class FastReference(Reference):
     ) -> None:
         super().__init__(config, source, activation)
         self.arithmetic = arithmetic
+
+    def angles(self, length: int) -> dict[str, Tensor]:
+        """RoPE's tables of the first positions, on the device, as `value` takes them."""
+        cos, sin = rope_tables(self.config, 0, length)
+        return {COS: cos.to(self.arithmetic.device), SIN: sin.to(self.arithmetic.device)}
 
     def _linear(self, x: Tensor, node: Node) -> Tensor:
         products, bias = self.arithmetic.products, self.bias(node)

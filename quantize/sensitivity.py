@@ -26,9 +26,8 @@ from llama_edge.core.errors import QuantizeError
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress, Step, layer_name
 from llama_edge.formats.quantized_checkpoint import Layout
-from llama_edge.models.network import COS, SIN, Node, network_of
+from llama_edge.models.network import Node, network_of
 from llama_edge.models.reference import rounded
-from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource, MatrixSource
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.gptq import Curvature
@@ -199,9 +198,8 @@ class _Measurement:
 
 def _entering(model: FastReference, layer: int, x_BTD: Tensor) -> dict[str, Tensor]:
     """What a block starts from, on the device."""
-    device = model.arithmetic.device
-    cos, sin = rope_tables(model.config, 0, x_BTD.shape[1])
-    return {model.stream(layer): x_BTD.to(device), COS: cos.to(device), SIN: sin.to(device)}
+    entering = x_BTD.to(model.arithmetic.device)
+    return {model.stream(layer): entering, **model.angles(x_BTD.shape[1])}
 
 
 def _head_gradients(model: FastReference, hidden: Iterable[Tensor], seed: int) -> list[Tensor]:

@@ -26,7 +26,6 @@ from llama_edge.formats.quantized_checkpoint import Layout, QuantizedEntry
 from llama_edge.models.blocks import Linear
 from llama_edge.models.network import COS, SIN, Network, Node
 from llama_edge.models.reference import is_rounded, rounded
-from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import CachedSource, FullPrecisionSource
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference, ProductSource, in_batches
 from llama_edge.quantize.device import factoring_device
@@ -202,9 +201,7 @@ class _CalibrationPass:
         self._buffers: list[Tensor] = []
         #: values (N, T, width) by name
         self._values: dict[str, Tensor] = {}
-        cos, sin = rope_tables(model.config, 0, tokens_NT.shape[1])
-        device = model.arithmetic.device
-        self._angles = {COS: cos.to(device), SIN: sin.to(device)}
+        self._angles = model.angles(tokens_NT.shape[1])
         #: sequences that are computed together
         self.at_once = model.arithmetic.sequences_at_once(tokens_NT.shape[1])
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from llama_edge.core.checkpoint import Checkpoint
 from llama_edge.core.model_config import ModelConfig
 from llama_edge.core.progress import Progress
+from llama_edge.models.network import COS, SIN
 from llama_edge.models.reference import KVCache
-from llama_edge.models.rope import rope_tables
 from llama_edge.models.sources import FullPrecisionSource, MatrixSource
 from llama_edge.models.weight_names import EMBEDDING, LM_HEAD
 from llama_edge.quantize.arithmetic import Arithmetic, FastReference
@@ -63,8 +63,7 @@ class _Writer(FastReference):
         self.position = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        cos, sin = rope_tables(config, 0, length)
-        self._tables = cos.to(arithmetic.device), sin.to(arithmetic.device)
+        self._tables = self.angles(length)
 
     def start(self, sequences: int) -> None:
         """Forget what was written."""
@@ -79,7 +78,7 @@ class _Writer(FastReference):
         self.position = 0
 
     def _angles(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._tables
+        cos, sin = self._tables[COS], self._tables[SIN]
         return cos[start : start + count], sin[start : start + count]
 
     def attend(self, layer: int, normed_TD: Tensor, cache: KVCache) -> Tensor:
